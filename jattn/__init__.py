@@ -1,0 +1,23 @@
+"""jattn: attention for JAX that can be read, trusted and shipped.
+
+    weights = softmax over keys of ( score(query, key) + bias, where mask allows )
+    output  = weights @ value
+
+Axes, the same letters everywhere (annotations, einsums, comments):
+
+    b batch · t query position · s key position · h query head · k key/value head
+    d feature of query and key · e feature of value · m model width
+
+Arrays are laid out ``*b t h d``. A mask is ``True`` where a query **may** attend to a key.
+"""
+
+from jattn import masks as masks
+from jattn import scores as scores
+from jattn.attention import additive_attention as additive_attention
+from jattn.attention import attention as attention
+from jattn.attention import attention_weights as attention_weights
+from jattn.attention import dot_product_attention as dot_product_attention
+from jattn.kernel_regression import nadaraya_watson as nadaraya_watson
+from jattn.pooling import masked_softmax as masked_softmax
+
+__version__ = "0.1.0"

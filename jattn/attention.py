@@ -1,0 +1,324 @@
+"""The public functions: check the arguments, choose an implementation, call it."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jattn import checks, masks
+from jattn.mask_types import Lengths, Mask, as_mask
+from jattn.pooling import ScoreFn, logits, masked_softmax, pool, repeat_heads
+from jattn.scores import Additive, DotProduct
+
+# Functions that return a pair on request are annotated "| Any", so that a type checker leaves both uses in peace.
+Output = Float[Array, "*b t h e"]
+Weights = Float[Array, "*b h t s"]
+
+
+def attention(
+    query: Float[Array, "*b t h c"],
+    key: Float[Array, "*b s k d"],
+    value: Float[Array, "*b s k e"],
+    *,
+    score: ScoreFn | None = None,
+    mask: Mask | Bool[Array, "..."] | None = None,
+    bias: Float[Array, "..."] | None = None,
+    scale: float | Float[Array, ""] | None = None,
+    logits_soft_cap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: PRNGKeyArray | None = None,
+    head_gates: Float[Array, "..."] | None = None,
+    return_weights: bool = False,
+    implementation: Literal["dense"] | None = None,
+) -> Output | Any:
+    """Attention with any score: each query's average of the values, weighted by how well its keys match.
+
+    ``weights = softmax over keys of (score(query, key) + bias, where mask allows);  output = weights @ value``
+
+    In this order: score with its scale, bias, soft cap, mask, softmax, dropout, gates. The softmax is in float32 or
+    wider. A query that may attend to nothing gives zeros, with zero gradients.
+
+    Args:
+        query: ``*b t h d``.
+        key: ``*b s k d``, with as many heads as query or a divisor of them: of h / k = g query heads in a group, heads
+            0 to g - 1 use key and value head 0.
+        value: ``*b s k e``; its width may differ from the others'.
+        score: how well a key matches a query, a value of `jattn.scores` or any function from ``*b t h d`` and
+            ``*b s h d`` to ``*b h t s``; by default ``DotProduct(scale)``.
+        mask: who may attend to whom, a value of `jattn.masks` or a boolean array that broadcasts to ``*b h t s``,
+            ``True`` where a query may attend to a key.
+        bias: added to the scaled scores; broadcasts to ``*b h t s``.
+        scale: of the default score, ``1 / sqrt(d)`` by default.
+        logits_soft_cap: keeps the logits within (-c, c) by ``c tanh(logits / c)``.
+        dropout_rate: share of the weights to drop, the others being scaled up, in [0, 1).
+        dropout_rng: the randomness for it, a ``jax.random.key``. The same rng drops the same weights.
+        head_gates: a factor on each head's output, ``h`` or ``*b h``.
+        return_weights: also return the weights ``*b h t s``, from before dropout.
+        implementation: ``"dense"``, the only one, which builds the matrix of weights.
+
+    Returns:
+        The output ``*b t h e`` in value's dtype; with return_weights also the weights, in float32 or wider.
+
+    Raises:
+        ValueError: naming the argument that doesn't fit.
+
+    Example:
+
+        >>> import jax
+        >>> from jattn.masks import causal
+        >>> query = key = value = jax.random.normal(jax.random.key(0), (2, 5, 8, 16))
+        >>> output, weights = attention(query, key, value, mask=causal(), return_weights=True)
+        >>> output.shape, weights.shape
+        ((2, 5, 8, 16), (2, 8, 5, 5))
+
+    Source: Vaswani et al., Attention Is All You Need, 2017; grouped queries: Ainslie et al., GQA, 2023; the soft cap:
+    Gemma 2, 2024.
+    """
+    checks.one_of("implementation", implementation, (None, "dense"))
+    query, key, value = checks.query_key_value(query, key, value)
+    score, mask, bias = _check_logits(query, key, score, mask, bias, scale, logits_soft_cap)
+    checks.dropout(dropout_rate, dropout_rng, rng_name="dropout_rng")
+    if head_gates is not None:
+        head_gates = checks.head_gates(head_gates, query.shape[:-3], query.shape[-2])
+    pooled = pool(
+        query,
+        key,
+        value,
+        score=score,
+        mask=mask,
+        bias=bias,
+        logits_soft_cap=logits_soft_cap,
+        dropout_rate=dropout_rate,
+        dropout_rng=dropout_rng,
+        head_gates=head_gates,
+    )
+    return (pooled.output, pooled.weights) if return_weights else pooled.output
+
+
+def dot_product_attention(
+    query: Float[Array, "*b t h d"],
+    key: Float[Array, "*b s k d"],
+    value: Float[Array, "*b s k e"],
+    bias: Float[Array, "..."] | None = None,
+    mask: Mask | Bool[Array, "..."] | None = None,
+    *,
+    scale: float | Float[Array, ""] | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: Int[Array, "*b"] | None = None,
+    key_value_seq_lengths: Int[Array, "*b"] | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: Literal["xla"] | None = None,
+    return_residual: bool = False,
+) -> Output | Any:
+    """Scaled dot-product attention with the signature of ``jax.nn.dot_product_attention``: a drop-in for it.
+
+    What differs: a query that may attend to nothing gives zeros instead of an average of all values; the residual is
+    float32 and has its gradient; value may have a width of its own; mask may also be a value of `jattn.masks`.
+
+    Args:
+        query: ``*b t h d``.
+        key: ``*b s k d``; k divides h.
+        value: ``*b s k e``.
+        bias: broadcasts to ``*b h t s``.
+        mask: boolean, broadcasts to ``*b h t s``, ``True`` where a query may attend to a key.
+        scale: ``1 / sqrt(d)`` by default.
+        is_causal: query i sees the keys up to i, aligned top-left.
+        query_seq_lengths: integers ``*b``; the output of later queries is zero.
+        key_value_seq_lengths: integers ``*b``; later keys are padding.
+        local_window_size: how many keys to see on each side of one's own position, or (left, right).
+        implementation: None or ``"xla"``.
+        return_residual: also return the logarithm of the sum of the exponentials under the softmax.
+
+    Returns:
+        The output ``*b t h e`` in value's dtype; with return_residual also the log-sum-exp ``*b t h`` in float32 or
+        wider, minus infinity for a query with nothing to attend to.
+
+    Raises:
+        ValueError: naming the argument that doesn't fit.
+
+    Example:
+
+        >>> import jax
+        >>> x = jax.random.normal(jax.random.key(0), (2, 5, 8, 16))
+        >>> ours = dot_product_attention(x, x, x, is_causal=True)
+        >>> bool(jnp.allclose(ours, jax.nn.dot_product_attention(x, x, x, is_causal=True), atol=1e-5))
+        True
+    """
+    if implementation == "cudnn":
+        raise ValueError(
+            "implementation must be None or 'xla'. Got 'cudnn', which jattn does not call. For cuDNN's kernel use "
+            "jax.nn.dot_product_attention."
+        )
+    checks.one_of("implementation", implementation, (None, "xla"))
+    query, key, value = checks.query_key_value(query, key, value)
+    t, s, batch = query.shape[-3], key.shape[-3], query.shape[:-3]
+    rules = [] if mask is None else [as_mask(mask)]
+    if is_causal:
+        rules.append(masks.causal())
+    if local_window_size is not None:
+        left, right = (local_window_size,) * 2 if isinstance(local_window_size, int) else local_window_size
+        rules.append(masks.sliding_window(left, right))
+    if key_value_seq_lengths is not None:
+        rules.append(_sequence_lengths("key_value_seq_lengths", key_value_seq_lengths, s, batch))
+    if query_seq_lengths is not None:
+        real = _sequence_lengths("query_seq_lengths", query_seq_lengths, t, batch).as_array(1, t)
+        rules.append(masks.dense(jnp.swapaxes(real, -1, -2)))
+    combined = None
+    for rule in rules:
+        combined = rule if combined is None else combined & rule
+    score, combined, bias = _check_logits(query, key, None, combined, bias, scale, None)
+    pooled = pool(query, key, value, score=score, mask=combined, bias=bias)
+    return (pooled.output, pooled.log_sum_exp) if return_residual else pooled.output
+
+
+def attention_weights(
+    query: Float[Array, "*b t h c"],
+    key: Float[Array, "*b s k d"],
+    *,
+    score: ScoreFn | None = None,
+    mask: Mask | Bool[Array, "..."] | None = None,
+    bias: Float[Array, "..."] | None = None,
+    scale: float | Float[Array, ""] | None = None,
+    logits_soft_cap: float | None = None,
+    heads: int | slice | Sequence[int] | None = None,
+    queries: int | slice | Sequence[int] | None = None,
+) -> Weights:
+    """The weights of `attention` for chosen heads and queries, without computing the others.
+
+    Args:
+        query, key, score, mask, bias, scale, logits_soft_cap: as in `attention`; mask and bias for all queries.
+        heads: which query heads: an integer, a slice or a list; all by default.
+        queries: which query positions, likewise.
+
+    Returns:
+        ``*b h t s`` in float32 or wider, with h and t the chosen heads and queries; both axes are always kept.
+
+    Raises:
+        ValueError: naming the argument that doesn't fit.
+
+    Example (where does the last token of an example look, in head 3?):
+
+        >>> import jax
+        >>> from jattn.masks import causal
+        >>> x = jax.random.normal(jax.random.key(0), (2, 5, 8, 16))
+        >>> attention_weights(x, x, mask=causal(), heads=3, queries=-1).shape
+        (2, 1, 1, 5)
+    """
+    query = checks.floating("query", query, "*b t h d", 3)
+    key = checks.floating("key", key, "*b s h d", 3)
+    checks.same_batch(query, key)
+    checks.grouped_heads(query, key)
+    score, mask, bias = _check_logits(query, key, score, mask, bias, scale, logits_soft_cap)
+    *_, t, h, _ = query.shape
+    chosen_heads = checks.selection("heads", heads, h)
+    rows = checks.selection("queries", queries, t)
+    allowed = None
+    if mask is not None:
+        allowed = _take(mask(jnp.asarray(rows), jnp.arange(key.shape[-3])), chosen_heads, axis=-3)
+    if bias is not None:
+        bias = _take(_take(bias, chosen_heads, axis=-3), rows, axis=-2)
+    query = query[..., rows, :, :][..., chosen_heads, :]
+    key = repeat_heads(key, h)[..., chosen_heads, :]
+    x = logits(query, key, score=score, bias=bias, logits_soft_cap=logits_soft_cap)
+    return masked_softmax(x, allowed)
+
+
+def additive_attention(
+    query: Float[Array, "*b t c"],
+    key: Float[Array, "*b s d"],
+    value: Float[Array, "*b s e"],
+    w_query: Float[Array, "c n"],
+    w_key: Float[Array, "d n"],
+    w_value: Float[Array, "n"],
+    *,
+    mask: Mask | Bool[Array, "..."] | None = None,
+    return_weights: bool = False,
+) -> Float[Array, "*b t e"] | Any:
+    """Additive attention: queries and keys of different widths, compared by a small network.
+
+    ``score(query, key) = w_value . tanh(query @ w_query + key @ w_key)``
+
+    There is no head axis here; for heads, call `attention` with ``score=Additive(...)``.
+
+    Args:
+        query: ``*b t c``.
+        key: ``*b s d``.
+        value: ``*b s e``.
+        w_query, w_key, w_value: ``c n``, ``d n`` and ``n``, with n the hidden width.
+        mask: a value of `jattn.masks` or a boolean array that broadcasts to ``*b t s``.
+        return_weights: also return the weights ``*b t s``.
+
+    Returns:
+        The output ``*b t e``; with return_weights also the weights.
+
+    Raises:
+        ValueError: naming the argument that doesn't fit.
+
+    Example:
+
+        >>> query, key, value = jnp.ones((2, 3, 20)), jnp.ones((2, 10, 2)), jnp.ones((2, 10, 4))
+        >>> additive_attention(query, key, value, jnp.ones((20, 8)), jnp.ones((2, 8)), jnp.ones(8)).shape
+        (2, 3, 4)
+
+    Source: Bahdanau, Cho and Bengio, Neural Machine Translation by Jointly Learning to Align and Translate, 2015.
+    """
+    score = Additive(jnp.asarray(w_query), jnp.asarray(w_key), jnp.asarray(w_value))
+    output, weights = single_head_attention(query, key, value, score=score, mask=mask)
+    return (output, weights) if return_weights else output
+
+
+def single_head_attention(
+    query: Float[Array, "*b t c"],
+    key: Float[Array, "*b s d"],
+    value: Float[Array, "*b s e"],
+    *,
+    mask: Mask | Bool[Array, "..."] | None = None,
+    **rest: Any,
+) -> tuple[Float[Array, "*b t e"], Float[Array, "*b t s"]]:
+    """`attention` and its weights for arrays without a head axis; mask broadcasts to ``*b t s``."""
+    query = checks.floating("query", query, "*b t d", 2)[..., None, :]
+    key = checks.floating("key", key, "*b s d", 2)[..., None, :]
+    value = checks.floating("value", value, "*b s e", 2)[..., None, :]
+    if mask is not None and not isinstance(mask, Mask) and jnp.ndim(mask) > 2:
+        mask = jnp.expand_dims(mask, -3)
+    output, weights = attention(query, key, value, mask=mask, return_weights=True, **rest)
+    return output[..., 0, :], weights[..., 0, :, :]
+
+
+def _check_logits(
+    query: Array,
+    key: Array,
+    score: ScoreFn | None,
+    mask: Mask | Array | None,
+    bias: Array | None,
+    scale: float | Array | None,
+    logits_soft_cap: float | None,
+) -> tuple[ScoreFn, Mask | None, Array | None]:
+    *batch, t, h, _ = query.shape
+    s = key.shape[-3]
+    if score is None:
+        score = DotProduct(scale)
+    elif scale is not None:
+        raise ValueError(f"scale must be None when score is given, as a score has its own. Got {scale}.")
+    checks.score_widths(score, query, key)
+    if mask is not None:
+        mask = as_mask(mask)
+        mask.check(t, s, tuple(batch), h)
+    if bias is not None:
+        bias = checks.bias(bias, (*batch, h, t, s))
+    if logits_soft_cap is not None:
+        checks.positive("logits_soft_cap", logits_soft_cap)
+    return score, mask, bias
+
+
+def _sequence_lengths(name: str, valid_lens: Array, n: int, batch: tuple[int, ...]) -> Mask:
+    rule = Lengths(jnp.asarray(valid_lens), False, name)
+    rule.check(1, n, batch)
+    return rule
+
+
+def _take(x: Array, indices: np.ndarray, axis: int) -> Array:
+    """Entries of an axis that may be missing or of length 1, where there is nothing to choose from."""
+    return x if x.ndim < -axis or x.shape[axis] == 1 else jnp.take(x, indices, axis=axis)

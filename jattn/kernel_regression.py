@@ -1,0 +1,92 @@
+"""Nadaraya-Watson kernel regression: attention whose score is the logarithm of a kernel of the distance."""
+
+from typing import Any, Literal
+
+from jaxtyping import Array, Bool, Float
+
+from jattn import checks
+from jattn.attention import single_head_attention
+from jattn.mask_types import Mask
+from jattn.scores import Boxcar, Constant, Epanechnikov, Gaussian, Number, Score, check_bandwidth
+
+Kernel = Literal["gaussian", "boxcar", "epanechnikov", "constant"]
+KERNELS = {"gaussian": Gaussian, "boxcar": Boxcar, "epanechnikov": Epanechnikov}
+
+
+def nadaraya_watson(
+    query: Float[Array, "..."],
+    key: Float[Array, "..."],
+    value: Float[Array, "..."],
+    *,
+    bandwidth: Number | Float[Array, "d"] = 1.0,
+    kernel: Kernel = "gaussian",
+    mask: Mask | Bool[Array, "..."] | None = None,
+    return_weights: bool = False,
+) -> Float[Array, "..."] | Any:
+    """The Nadaraya-Watson estimate: at each query, the average of the values, weighted by the kernel of the distance.
+
+    ``output(x) = sum_i K(|x - x_i| / bandwidth) y_i  /  sum_j K(|x - x_j| / bandwidth)``
+
+    A query that no key is within reach of (or that the mask leaves without keys) gives zero.
+
+    Args:
+        query: where to estimate: scalars ``t``, or features ``*b t d``.
+        key: where the values were observed: ``s``, or ``*b s d``.
+        value: what was observed: ``s``, ``*b s``, or ``*b s e``.
+        bandwidth: the unit of distance, positive; one number, or one per feature ``d``.
+        kernel: ``"gaussian"``, ``"boxcar"``, ``"epanechnikov"``, or ``"constant"`` (average pooling).
+        mask: a value of `jattn.masks` or a boolean array that broadcasts to ``*b t s``, ``True`` where an observation
+            may be used. ``~sliding_window(0, 0)`` leaves each point's own observation out.
+        return_weights: also return the weights ``*b t s``.
+
+    Returns:
+        ``t``, ``*b t`` or ``*b t e``, as value; with return_weights also the weights.
+
+    Raises:
+        ValueError: naming the argument that doesn't fit.
+
+    Example:
+
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([0.0, 1.0, 2.0, 3.0])
+        >>> nadaraya_watson(jnp.array([0.0, 1.5]), x, x**2, bandwidth=0.5).round(2)
+        Array([0.12, 2.54], dtype=float32)
+
+    Source: Nadaraya, On Estimating Regression, 1964; Watson, Smooth Regression Analysis, 1964.
+    """
+    checks.one_of("kernel", kernel, (*KERNELS, "constant"))
+    check_bandwidth(bandwidth)
+    score = Constant() if kernel == "constant" else KERNELS[kernel](bandwidth=bandwidth)
+    output, weights = kernel_average(query, key, value, score=score, mask=mask)
+    return (output, weights) if return_weights else output
+
+
+def kernel_average(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    score: Score,
+    mask: Mask | Bool[Array, "..."] | None = None,
+) -> tuple[Float[Array, "..."], Float[Array, "*b t s"]]:
+    """`nadaraya_watson` and its weights, with any score, which holds the bandwidth."""
+    query = checks.floating("query", query, "t, or *b t d", 1)
+    key = checks.floating("key", key, "s, or *b s d", 1)
+    value = checks.floating("value", value, "s, *b s, or *b s e", 1)
+    if key.ndim != query.ndim:
+        raise ValueError(
+            f"key must have as many axes as query. Got shapes {key.shape} and {query.shape}. Scalars are t and s, "
+            "features *b t d and *b s d."
+        )
+    if query.ndim == 1:
+        query, key = query[:, None], key[:, None]
+    if value.ndim not in (key.ndim - 1, key.ndim):
+        raise ValueError(
+            f"value must have the axes *b s or *b s e for a key of shape {key.shape}. Got shape {value.shape}. "
+            "For a batch of scalars, give query and key a feature axis: query[..., None]."
+        )
+    scalar = value.ndim == key.ndim - 1
+    if scalar:
+        value = value[..., None]
+    output, weights = single_head_attention(query, key, value, score=score, mask=mask)
+    return (output[..., 0] if scalar else output), weights

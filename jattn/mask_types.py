@@ -1,0 +1,317 @@
+"""The masks themselves: the `Mask` type and one small rule for each function of `jattn.masks`."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from jattn.checks import broadcasts_to, is_concrete
+
+Rows = Int[Array, "t"]
+Cols = Int[Array, "s"]
+Extent = int | Int[Array, ""]
+_Structure = tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]
+
+
+class Mask:
+    """A rule that says which queries may attend to which keys. Made by the functions of `jattn.masks`.
+
+    Subclasses are frozen dataclasses that implement ``__call__`` and, where they can, ``span`` and ``check``. As a
+    pytree, a mask's integers and strings are structure, its arrays and other masks are children.
+    """
+
+    __array_ufunc__ = None  # numpy leaves ``array & mask`` to ``__rand__``
+
+    def __init_subclass__(cls) -> None:
+        jax.tree_util.register_pytree_node(cls, cls._flatten, cls._unflatten)
+
+    def _flatten(self) -> tuple[list[Any], _Structure]:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        static = {name: value for name, value in fields.items() if isinstance(value, int | str)}
+        data = {name: value for name, value in fields.items() if name not in static}
+        return list(data.values()), (tuple(data), tuple(static.items()))
+
+    @classmethod
+    def _unflatten(cls, structure: _Structure, values: Iterable[Any]) -> "Mask":
+        names, static = structure
+        mask = object.__new__(cls)
+        for name, value in (*zip(names, values, strict=True), *static):
+            object.__setattr__(mask, name, value)
+        return mask
+
+    def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
+        """Whether the queries at positions ``rows`` may attend to the keys at ``cols``.
+
+        Returns a boolean array that broadcasts to ``*b h t s``, with t = len(rows) and s = len(cols).
+        """
+        raise NotImplementedError
+
+    def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
+        """The keys [lo, hi) outside which no query in [start, stop) attends to anything, of ``s`` keys in all.
+
+        Integers where the mask is static, scalar arrays where it depends on data. The range may be wider than
+        necessary, never narrower.
+        """
+        return 0, s
+
+    def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
+        """Raise ValueError where this mask does not fit ``t`` queries and ``s`` keys (and batch and heads)."""
+
+    def as_array(self, t: int, s: int) -> Bool[Array, "*bh t s"]:
+        """The mask as a matrix with one row a query and one column a key, ``True`` where attention is allowed.
+
+        Masks with data have the axes ``*b 1`` (examples and heads) in front.
+
+            >>> print(Causal(0).as_array(4, 4).astype(int))
+            [[1 0 0 0]
+             [1 1 0 0]
+             [1 1 1 0]
+             [1 1 1 1]]
+        """
+        self.check(t, s)
+        allowed = self(jnp.arange(t), jnp.arange(s))
+        return jnp.broadcast_to(allowed, (*allowed.shape[:-2], t, s))
+
+    def __and__(self, other: "Mask | Array") -> "Mask":
+        return And(self, as_mask(other))
+
+    def __or__(self, other: "Mask | Array") -> "Mask":
+        return Or(self, as_mask(other))
+
+    def __invert__(self) -> "Mask":
+        return Not(self)
+
+    __rand__ = __and__
+    __ror__ = __or__
+
+
+def as_mask(mask: Mask | Bool[Array, "..."]) -> Mask:
+    """A mask as it is; a boolean array that broadcasts to ``*b h t s`` as a mask."""
+    if isinstance(mask, Mask):
+        return mask
+    array = jnp.asarray(mask)
+    if array.dtype != jnp.bool_:
+        raise ValueError(
+            f"mask must be boolean, True where a query may attend to a key. Got {array.dtype}. "
+            "Compare it (mask != 0), or pass an additive mask as bias."
+        )
+    if array.ndim < 2:
+        raise ValueError(
+            f"mask must have the axes t s, with heads and batch in front where it has them. Got shape "
+            f"{array.shape}. For one entry a key, write mask[None, :]."
+        )
+    return Dense(array)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Causal(Mask):
+    offset: int | Array
+
+    def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
+        return cols[None, :] <= rows[:, None] + _per_example(self.offset)
+
+    def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
+        return 0, _clip(stop + _largest(self.offset), s)
+
+    def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
+        _check_per_example("offset", self.offset, batch)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SlidingWindow(Mask):
+    left: int
+    right: int
+    offset: int | Array
+
+    def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
+        position = rows[:, None] + _per_example(self.offset)
+        return (position - self.left <= cols[None, :]) & (cols[None, :] <= position + self.right)
+
+    def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
+        first, last = -_largest(-self.offset), _largest(self.offset)
+        return _clip(start + first - self.left, s), _clip(stop + last + self.right, s)
+
+    def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
+        _check_per_example("offset", self.offset, batch)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lengths(Mask):
+    valid_lens: int | Array
+    per_query: bool
+    name: str  # what the caller knows it as
+
+    def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
+        if not self.per_query:
+            return cols[None, :] < _per_example(self.valid_lens)
+        return cols < jnp.take(self.valid_lens, rows, axis=-1)[..., None, :, None]
+
+    def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
+        if not self.per_query:
+            return 0, _clip(_largest(self.valid_lens), s)
+        rows = jnp.arange(self.valid_lens.shape[-1])  # type: ignore[union-attr]
+        return 0, _clip(_largest(jnp.where((start <= rows) & (rows < stop), self.valid_lens, 0)), s)
+
+    def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
+        if self.per_query:
+            _check_axes(self.name, jnp.asarray(self.valid_lens), batch, t, "queries")
+        else:
+            _check_per_example(self.name, self.valid_lens, batch)
+        if is_concrete(self.valid_lens):
+            values = np.asarray(self.valid_lens)
+            low, high = values.min(initial=s), values.max(initial=0)
+            if low < 0 or high > s:
+                raise ValueError(
+                    f"{self.name} must lie between 0 and the number of keys, {s}. Got {low if low < 0 else high}."
+                )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segments(Mask):
+    query_ids: Array
+    key_ids: Array
+
+    def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
+        query_ids = jnp.take(self.query_ids, rows, axis=-1)
+        key_ids = jnp.take(self.key_ids, cols, axis=-1)
+        return query_ids[..., None, :, None] == key_ids[..., None, None, :]
+
+    def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
+        # A key is in reach if its number lies between the smallest and the largest of the block's queries.
+        rows = jnp.arange(self.query_ids.shape[-1])
+        inside = (start <= rows) & (rows < stop)
+        limits = jnp.iinfo(self.query_ids.dtype)
+        low = jnp.min(jnp.where(inside, self.query_ids, limits.max), axis=-1, keepdims=True)
+        high = jnp.max(jnp.where(inside, self.query_ids, limits.min), axis=-1, keepdims=True)
+        reach = (low <= self.key_ids) & (self.key_ids <= high)
+        reach = jnp.any(reach, axis=tuple(range(reach.ndim - 1)))
+        first, last = jnp.argmax(reach), s - jnp.argmax(reach[::-1])
+        return jnp.where(reach.any(), first, 0), jnp.where(reach.any(), last, 0)
+
+    def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
+        _check_axes("query_ids", self.query_ids, batch, t, "queries")
+        _check_axes("key_ids", self.key_ids, batch, s, "keys")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dense(Mask):
+    array: Array
+
+    def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
+        array = self.array
+        if array.shape[-2] > 1:
+            array = jnp.take(array, rows, axis=-2)
+        if array.shape[-1] > 1:
+            array = jnp.take(array, cols, axis=-1)
+        return array
+
+    def as_array(self, t: int, s: int) -> Bool[Array, "*bh t s"]:
+        self.check(t, s)
+        return jnp.broadcast_to(self.array, (*self.array.shape[:-2], t, s))  # no gather
+
+    def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
+        full = (t, s) if batch is None or heads is None else (*batch, heads, t, s)
+        shape = self.array.shape[-2:] if batch is None else self.array.shape
+        if not broadcasts_to(shape, full):
+            raise ValueError(
+                f"mask must broadcast to {full}, the axes {'t s' if batch is None else '*b h t s'}. "
+                f"Got shape {self.array.shape}. A mask per example needs a head axis: mask[:, None]."
+            )
+
+
+class Pair(Mask):
+    """Two masks joined entry by entry."""
+
+    a: Mask
+    b: Mask
+    join: Callable[[Array, Array], Array]
+
+    def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
+        return self.join(self.a(rows, cols), self.b(rows, cols))
+
+    def as_array(self, t: int, s: int) -> Bool[Array, "*bh t s"]:
+        return self.join(self.a.as_array(t, s), self.b.as_array(t, s))
+
+    def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
+        self.a.check(t, s, batch, heads)
+        self.b.check(t, s, batch, heads)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class And(Pair):
+    a: Mask
+    b: Mask
+    join = staticmethod(jnp.logical_and)
+
+    def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
+        (lo_a, hi_a), (lo_b, hi_b) = self.a.span(start, stop, s), self.b.span(start, stop, s)
+        lo, hi = _largest(lo_a, lo_b), _smallest(hi_a, hi_b)
+        return lo, _largest(lo, hi)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Or(Pair):
+    a: Mask
+    b: Mask
+    join = staticmethod(jnp.logical_or)
+
+    def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
+        (lo_a, hi_a), (lo_b, hi_b) = self.a.span(start, stop, s), self.b.span(start, stop, s)
+        return _smallest(lo_a, lo_b), _largest(hi_a, hi_b)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Not(Mask):
+    mask: Mask
+
+    def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
+        return ~self.mask(rows, cols)
+
+    def as_array(self, t: int, s: int) -> Bool[Array, "*bh t s"]:
+        return ~self.mask.as_array(t, s)
+
+    def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
+        self.mask.check(t, s, batch, heads)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Numbers that are Python integers as long as nothing in them depends on data.
+
+
+def _per_example(x: int | Array) -> int | Array:
+    """One number per example as an array over ``*b h t s``."""
+    return x if jnp.ndim(x) == 0 else x[..., None, None, None]  # type: ignore[index]
+
+
+def _largest(*xs: int | Array) -> Extent:
+    if all(isinstance(x, int) for x in xs):
+        return max(xs)
+    return functools.reduce(jnp.maximum, map(jnp.max, xs))
+
+
+def _smallest(*xs: int | Array) -> Extent:
+    if all(isinstance(x, int) for x in xs):
+        return min(xs)
+    return functools.reduce(jnp.minimum, map(jnp.min, xs))
+
+
+def _clip(x: Extent, s: int) -> Extent:
+    return _smallest(_largest(x, 0), s)
+
+
+def _check_per_example(name: str, x: int | Array, batch: tuple[int, ...] | None) -> None:
+    if batch is not None and not broadcasts_to(jnp.shape(x), batch):
+        raise ValueError(f"{name} must be one number or one per example, {batch}. Got shape {jnp.shape(x)}.")
+
+
+def _check_axes(name: str, x: Array, batch: tuple[int, ...] | None, n: int, what: str) -> None:
+    if x.shape[-1] != n or not (batch is None or broadcasts_to(x.shape[:-1], batch)):
+        expected = (..., n) if batch is None else (*batch, n)
+        raise ValueError(
+            f"{name} must have one entry for each of the {n} {what}, shape {expected}. Got shape {x.shape}."
+        )

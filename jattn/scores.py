@@ -1,0 +1,216 @@
+"""How well a key matches a query.
+
+A score is a small frozen pytree, called as ``score(query, key)`` with ``query: *b t h d`` and ``key: *b s h d``, that
+gives the logits ``*b h t s`` in float32 or wider. Scores are in the log domain: that of a kernel smoother is the
+logarithm of its kernel, so that the softmax over keys is the kernel's own normalisation, and a key out of the kernel's
+reach scores minus infinity. Any function of that shape will do as a score; those below are the field's own.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jattn.checks import is_concrete
+
+Number = float | Float[Array, ""]
+
+
+class Score:
+    """What the scores below have in common: they can say which widths of query and key they accept."""
+
+    def __call__(self, query: Float[Array, "*b t h dq"], key: Float[Array, "*b s h dk"]) -> Float[Array, "*b h t s"]:
+        """The logits of every query with every key."""
+        raise NotImplementedError
+
+    def check(self, query_width: int, key_width: int) -> None:
+        """Raise ValueError where the score cannot compare features of these widths."""
+        if query_width != key_width:
+            raise ValueError(
+                f"key must have the query's width under {type(self).__name__}. Got query width {query_width} "
+                f"and key width {key_width}. Project one of them, or use the Additive score."
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class DotProduct(Score):
+    """The scaled dot product, ``scale * (query . key)``.
+
+    Args:
+        scale: what the products are multiplied by; ``1 / sqrt(d)`` by default.
+
+    Source: Vaswani et al., Attention Is All You Need, 2017, section 3.2.1.
+
+        >>> query, key = jnp.ones((1, 1, 4)), jnp.ones((2, 1, 4))
+        >>> DotProduct()(query, key)
+        Array([[[2., 2.]]], dtype=float32)
+    """
+
+    scale: Number | None = None
+
+    def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
+        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
+        dtype = jnp.promote_types(jnp.result_type(query, key), jnp.float32)
+        return jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=dtype) * scale
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Additive(Score):
+    """A small network on both, ``w_value . tanh(query @ w_query + key @ w_key)``, for widths that may differ.
+
+    Args:
+        w_query: ``c n``, from the query's width to the hidden width.
+        w_key: ``d n``, from the key's width.
+        w_value: ``n``, from the hidden width to the score.
+
+    Source: Bahdanau, Cho and Bengio, Neural Machine Translation by Jointly Learning to Align and Translate, 2015.
+
+        >>> score = Additive(w_query=jnp.eye(2), w_key=jnp.ones((3, 2)), w_value=jnp.ones(2))
+        >>> score(jnp.zeros((5, 1, 2)), jnp.ones((7, 1, 3))).shape
+        (1, 5, 7)
+    """
+
+    w_query: Float[Array, "c n"]
+    w_key: Float[Array, "d n"]
+    w_value: Float[Array, "n"]
+
+    def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
+        query, key, w_value = _at_least_float32(query @ self.w_query, key @ self.w_key, self.w_value)
+        query, key = _heads_first(query), _heads_first(key)
+        # A sum rather than a matmul: XLA fuses it, and the array *b h t s n is never written to memory.
+        return jnp.sum(jnp.tanh(query[..., :, None, :] + key[..., None, :, :]) * w_value, axis=-1)
+
+    def check(self, query_width: int, key_width: int) -> None:
+        hidden = jnp.shape(self.w_value)
+        for name, w, width in (("w_query", self.w_query, query_width), ("w_key", self.w_key, key_width)):
+            if jnp.shape(w) != (width, *hidden) or len(hidden) != 1:
+                raise ValueError(
+                    f"{name} must map the width {width} to the hidden width of w_value, which has shape {hidden}. "
+                    f"Got shape {jnp.shape(w)}."
+                )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Kernel(Score):
+    """A kernel of the scaled distance between query and key, ``log K(u)`` with ``u = |query - key| / bandwidth``.
+
+    Give the ``bandwidth``, or its reciprocal, the ``factor`` on the difference (the learnable form: it may pass
+    through zero, where every key counts the same). Either is one number or one per feature, ``d``.
+    """
+
+    bandwidth: Number | Float[Array, "d"] | None = None
+    factor: Number | Float[Array, "d"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.bandwidth is not None and self.factor is not None:
+            raise ValueError("bandwidth must be None when factor is given, as factor = 1 / bandwidth. Got both.")
+        check_bandwidth(self.bandwidth)
+
+    def squared_distance(
+        self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]
+    ) -> Float[Array, "*b h t s"]:
+        """The square of u, summed directly over the differences: exact, also for features far from zero."""
+        query, key = _at_least_float32(query, key)
+        difference = _heads_first(query)[..., :, None, :] - _heads_first(key)[..., None, :, :]
+        if self.factor is not None:
+            difference = difference * self.factor
+        elif self.bandwidth is not None:
+            difference = difference / self.bandwidth
+        return jnp.sum(difference**2, axis=-1)
+
+    def check(self, query_width: int, key_width: int) -> None:
+        super().check(query_width, key_width)
+        for name, scale in (("bandwidth", self.bandwidth), ("factor", self.factor)):
+            if scale is not None and jnp.shape(scale) not in ((), (query_width,)):
+                raise ValueError(
+                    f"{name} must be one number or one per feature, ({query_width},). Got shape {jnp.shape(scale)}."
+                )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gaussian(_Kernel):
+    """The Gaussian kernel, ``log K(u) = -u^2 / 2`` with ``u = |query - key| / bandwidth`` (its constant cancels).
+
+    Args:
+        bandwidth: the kernel's standard deviation, one number or one per feature; 1 by default.
+        factor: instead of it, what the difference is multiplied by.
+
+    Source: Nadaraya, On Estimating Regression, 1964; Watson, Smooth Regression Analysis, 1964.
+
+        >>> Gaussian(bandwidth=2.0)(jnp.zeros((1, 1, 1)), jnp.array([0.0, 2.0]).reshape(2, 1, 1))
+        Array([[[-0. , -0.5]]], dtype=float32)
+    """
+
+    def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
+        return -self.squared_distance(query, key) / 2
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Boxcar(_Kernel):
+    """The boxcar kernel: the mean over the keys within one bandwidth (``factor``: its reciprocal), edge included.
+
+    It is flat, so the gradient for query, key, bandwidth and factor is zero.
+
+        >>> Boxcar(bandwidth=2.0)(jnp.zeros((1, 1, 1)), jnp.array([0.0, 2.0, 3.0]).reshape(3, 1, 1))
+        Array([[[  0.,   0., -inf]]], dtype=float32)
+    """
+
+    def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
+        squared = self.squared_distance(query, key)
+        return jnp.where(squared <= 1, jnp.zeros_like(squared), -jnp.inf)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Epanechnikov(_Kernel):
+    """The Epanechnikov kernel, ``K(u) = max(0, 1 - u^2)`` with ``u = |query - key| / bandwidth``.
+
+    ``bandwidth`` and ``factor`` as in `Gaussian`.
+    Source: Epanechnikov, Non-Parametric Estimation of a Multivariate Probability Density, 1969.
+
+        >>> Epanechnikov()(jnp.zeros((1, 1, 1)), jnp.array([0.0, 1.0]).reshape(2, 1, 1))
+        Array([[[ -0., -inf]]], dtype=float32)
+    """
+
+    def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
+        squared = self.squared_distance(query, key)
+        inside = squared < 1
+        # The inner where keeps the logarithm's infinite slope at the edge out of the gradient.
+        return jnp.where(inside, jnp.log1p(-jnp.where(inside, squared, 0)), -jnp.inf)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant(Score):
+    """Every key the same: average pooling, over the keys that the mask allows.
+
+    >>> Constant()(jnp.ones((1, 1, 4)), jnp.ones((2, 1, 3)))
+    Array([[[0., 0.]]], dtype=float32)
+    """
+
+    def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
+        *b, t, h, _ = query.shape
+        return jnp.zeros((*b, h, t, key.shape[-3]), jnp.promote_types(jnp.result_type(query, key), jnp.float32))
+
+    def check(self, query_width: int, key_width: int) -> None:
+        pass
+
+
+def check_bandwidth(bandwidth: Number | Float[Array, "d"] | None) -> None:
+    """Raise ValueError where a bandwidth whose numbers are known is not positive."""
+    if bandwidth is not None and is_concrete(bandwidth) and not jnp.all(jnp.asarray(bandwidth) > 0):
+        raise ValueError(f"bandwidth must be positive. Got {bandwidth}.")
+
+
+def _at_least_float32(*arrays: Array) -> list[Array]:
+    dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    return [array.astype(dtype) for array in arrays]
+
+
+def _heads_first(x: Float[Array, "*b t h d"]) -> Float[Array, "*b h t d"]:
+    return jnp.moveaxis(x, -2, -3)
