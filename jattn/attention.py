@@ -184,7 +184,7 @@ def attention_weights(
     logits_soft_cap: float | None = None,
     heads: int | slice | Sequence[int] | None = None,
     queries: int | slice | Sequence[int] | None = None,
-) -> Weights:
+) -> Float[Array, "*b heads queries s"]:
     """The weights of `attention` for chosen heads and queries, without computing the others.
 
     Args:
