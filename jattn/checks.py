@@ -132,6 +132,19 @@ def width(name: str, x: Array, features: int) -> None:
         raise ValueError(f"{name} must have {features} features on its last axis. Got shape {x.shape}.")
 
 
+def tokens(name: str, x: Any, vocab_size: int) -> None:
+    """Integers that number the entries of a vocabulary; looked up out of range, they would give NaN."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"{name} must be integers, the numbers of tokens. Got {x.dtype}.")
+    if is_concrete(x) and x.size:
+        low, high = int(x.min()), int(x.max())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(
+                f"{name} must lie between 0 and {vocab_size - 1}, the vocabulary. Got {low if low < 0 else high}."
+            )
+
+
 def selection(name: str, chosen: Any, n: int) -> np.ndarray:
     """Indices into an axis of ``n`` entries, from None (all), an integer, a slice or a sequence of integers."""
     if chosen is None or isinstance(chosen, slice):

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jattn.mask_types import Causal, Lengths, Mask, Segments, SlidingWindow, as_mask
+from jattn.mask_types import Causal, Lengths, Mask, Segments, SlidingWindow
+from jattn.mask_types import as_mask as as_mask
 
 __all__ = [
     "Mask",

@@ -113,12 +113,12 @@ def logits(
     bias: Float[Array, "..."] | None = None,
     logits_soft_cap: float | None = None,
 ) -> Float[Array, "*b h t s"]:
-    """The scores, then the bias, then the soft cap ``c tanh(x / c)``."""
+    """The scores, then the bias, then the soft cap ``c tanh(x / c)``, which leaves minus infinity as it is."""
     x = score(query, key)
     if bias is not None:
         x = x + bias
     if logits_soft_cap is not None:
-        x = logits_soft_cap * jnp.tanh(x / logits_soft_cap)
+        x = jnp.where(x == -jnp.inf, x, logits_soft_cap * jnp.tanh(x / logits_soft_cap))
     return x
 
 

@@ -1,0 +1,8 @@
+"""Whole models, built from `jattn.nn`."""
+
+from jattn.models.classifier import DigitsClassifier as DigitsClassifier
+from jattn.models.recall import RecallClassifier as RecallClassifier
+from jattn.models.regression import AttentionRegressor as AttentionRegressor
+from jattn.models.regression import TransformerRegressor as TransformerRegressor
+from jattn.models.translation import DecoderState as DecoderState
+from jattn.models.translation import Seq2Seq as Seq2Seq

@@ -1,0 +1,348 @@
+"""Attention as Flax modules: they hold the parameters, project, and call `jattn.attention`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jattn import checks
+from jattn.attention import attention, single_head_attention
+from jattn.masks import Mask, dense, lengths
+from jattn.nn.positions import rotary
+from jattn.scores import Additive, DotProduct, Score
+
+Initializer = Callable[..., Array]
+default_kernel_init = nnx.initializers.lecun_normal()
+default_bias_init = nnx.initializers.zeros_init()
+
+
+class DotProductAttention(nnx.Module):
+    """Scaled dot-product attention without heads and without parameters, as in the textbook.
+
+    Args:
+        dropout_rate: share of the weights to drop in training, in [0, 1).
+        scale: what the products are multiplied by; ``1 / sqrt(d)`` by default.
+
+    Example (two examples, of which 2 and 6 keys are real):
+
+        >>> attend = DotProductAttention()
+        >>> query, key, value = jnp.ones((2, 1, 2)), jnp.ones((2, 10, 2)), jnp.ones((2, 10, 4))
+        >>> attend(query, key, value, valid_lens=jnp.array([2, 6])).shape
+        (2, 1, 4)
+    """
+
+    def __init__(self, dropout_rate: float = 0.0, *, scale: float | None = None) -> None:
+        checks.dropout(dropout_rate)
+        self.dropout_rate = dropout_rate
+        self.scale = scale
+        self.deterministic = False
+
+    def __call__(
+        self,
+        query: Float[Array, "*b t d"],
+        key: Float[Array, "*b s d"],
+        value: Float[Array, "*b s e"],
+        *,
+        valid_lens: Int[Array, "..."] | None = None,
+        mask: Mask | Bool[Array, "..."] | None = None,
+        return_weights: bool = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*b t e"] | Any:
+        """Pool the values.
+
+        Args:
+            query: ``*b t d``.
+            key: ``*b s d``.
+            value: ``*b s e``.
+            valid_lens: how many keys are real, one per example or one per query (two axes).
+            mask: a value of `jattn.masks` or a boolean array that broadcasts to ``*b t s``.
+            return_weights: also return the weights ``*b t s``, from before dropout.
+            rng: a ``jax.random.key`` for dropout in training.
+
+        Returns:
+            ``*b t e``; with return_weights also the weights.
+        """
+        return _pool_single_head(self, DotProduct(self.scale), query, key, value, valid_lens, mask, return_weights, rng)
+
+
+class AdditiveAttention(nnx.Module):
+    """Additive (Bahdanau) attention without heads: queries and keys may differ in width.
+
+    ``score(query, key) = w_v . tanh(W_q query + W_k key)``, the three of them parameters without bias: ``query``,
+    ``key`` and ``score``.
+
+    Args:
+        query_features: the query's width.
+        key_features: the key's width.
+        hidden_features: the width of the network that compares them.
+        dropout_rate: share of the weights to drop in training, in [0, 1).
+        kernel_init, dtype, param_dtype: as in ``flax.nnx.Linear``.
+        rngs: for the initial parameters.
+
+    Source: Bahdanau, Cho and Bengio, Neural Machine Translation by Jointly Learning to Align and Translate, 2015.
+
+    Example:
+
+        >>> attend = AdditiveAttention(20, 2, 8, rngs=nnx.Rngs(0))
+        >>> attend(jnp.ones((2, 1, 20)), jnp.ones((2, 10, 2)), jnp.ones((2, 10, 4))).shape
+        (2, 1, 4)
+    """
+
+    def __init__(
+        self,
+        query_features: int,
+        key_features: int,
+        hidden_features: int,
+        dropout_rate: float = 0.0,
+        *,
+        kernel_init: Initializer = default_kernel_init,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        checks.dropout(dropout_rate)
+        options: dict[str, Any] = dict(
+            use_bias=False, kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        self.query = nnx.Linear(query_features, hidden_features, **options)
+        self.key = nnx.Linear(key_features, hidden_features, **options)
+        self.score = nnx.Linear(hidden_features, 1, **options)
+        self.dropout_rate = dropout_rate
+        self.deterministic = False
+
+    def __call__(
+        self,
+        query: Float[Array, "*b t c"],
+        key: Float[Array, "*b s d"],
+        value: Float[Array, "*b s e"],
+        *,
+        valid_lens: Int[Array, "..."] | None = None,
+        mask: Mask | Bool[Array, "..."] | None = None,
+        return_weights: bool = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*b t e"] | Any:
+        """Pool the values; arguments and result as in `DotProductAttention`, query and key of their own widths."""
+        checks.width("query", query, self.query.in_features)
+        checks.width("key", key, self.key.in_features)
+        score = Additive(self.query.kernel[...], self.key.kernel[...], self.score.kernel[..., 0])
+        return _pool_single_head(self, score, query, key, value, valid_lens, mask, return_weights, rng)
+
+
+class MultiHeadAttention(nnx.Module):
+    """Multi-head attention: several attentions side by side, each on its own projection of the inputs.
+
+    ``output = sum over heads of attention(x W_q, x W_k, x W_v) W_o``
+
+    The parameters are those of ``flax.nnx.MultiHeadAttention``, name for name: ``query``, ``key``, ``value`` with
+    kernels ``m h d``, ``out`` with kernel ``h e m``, ``query_ln`` and ``key_ln`` where they are normalised.
+
+    Args:
+        num_heads: how many query heads, h.
+        in_features: the query's width, m.
+        num_kv_heads: how many key and value heads, k; a divisor of num_heads, which it is by default. Query heads
+            0 to h / k - 1 share key and value head 0.
+        qkv_features: ``h * d``, the width of all query heads together; in_features by default.
+        key_features, value_features: the widths of the key and value inputs; in_features by default.
+        value_head_features: e, the width of one value head; d by default.
+        out_features: the output's width; in_features by default.
+        use_bias: whether the projections have biases.
+        normalize_qk: whether to layer-normalise each query and key head (Dehghani et al., 2023).
+        qk_norm_epsilon: for it; Flax's value by default (PyTorch's LayerNorm has 1e-5).
+        rotary_base: rotate query and key heads by their positions (`jattn.nn.rotary`) with this base.
+        dropout_rate: share of the weights to drop in training, in [0, 1).
+        kernel_init, bias_init, dtype, param_dtype: as in ``flax.nnx.LinearGeneral``.
+        rngs: for the initial parameters.
+
+    Raises:
+        ValueError: if the heads don't divide the widths.
+
+    Source: Vaswani et al., Attention Is All You Need, 2017, section 3.2.2.
+
+    Example:
+
+        >>> attend = MultiHeadAttention(num_heads=5, in_features=100, rngs=nnx.Rngs(0))
+        >>> queries, keys = jnp.ones((2, 4, 100)), jnp.ones((2, 6, 100))
+        >>> output, weights = attend(queries, keys, valid_lens=jnp.array([3, 2]), return_weights=True)
+        >>> output.shape, weights.shape
+        ((2, 4, 100), (2, 5, 4, 6))
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        in_features: int,
+        *,
+        num_kv_heads: int | None = None,
+        qkv_features: int | None = None,
+        key_features: int | None = None,
+        value_features: int | None = None,
+        value_head_features: int | None = None,
+        out_features: int | None = None,
+        use_bias: bool = False,
+        normalize_qk: bool = False,
+        qk_norm_epsilon: float = 1e-6,
+        rotary_base: float | None = None,
+        dropout_rate: float = 0.0,
+        kernel_init: Initializer = default_kernel_init,
+        bias_init: Initializer = default_bias_init,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        qkv_features = in_features if qkv_features is None else qkv_features
+        out_features = in_features if out_features is None else out_features
+        checks.divides("num_heads", num_heads, "qkv_features", qkv_features)
+        checks.divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
+        checks.dropout(dropout_rate)
+        head = qkv_features // num_heads
+        value_head = head if value_head_features is None else value_head_features
+
+        def project(width: int | None, heads: int, features: int) -> nnx.LinearGeneral:
+            return nnx.LinearGeneral(in_features if width is None else width, (heads, features), **options)
+
+        def norm() -> nnx.LayerNorm | None:
+            if not normalize_qk:
+                return None
+            return nnx.LayerNorm(
+                head,
+                epsilon=qk_norm_epsilon,
+                use_bias=False,
+                use_fast_variance=False,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+
+        options: dict[str, Any] = dict(
+            use_bias=use_bias,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.query = project(in_features, num_heads, head)
+        self.key = project(key_features, num_kv_heads, head)
+        self.value = project(value_features, num_kv_heads, value_head)
+        self.query_ln = norm()
+        self.key_ln = norm()
+        self.out = nnx.LinearGeneral((num_heads, value_head), out_features, axis=(-2, -1), **options)
+        self.rotary_base = rotary_base
+        self.dropout_rate = dropout_rate
+        self.deterministic = False
+
+    def __call__(
+        self,
+        query: Float[Array, "*b t m"],
+        key: Float[Array, "*b s mk"] | None = None,
+        value: Float[Array, "*b s mv"] | None = None,
+        valid_lens: Int[Array, "..."] | None = None,
+        *,
+        mask: Mask | Bool[Array, "..."] | None = None,
+        head_gates: Float[Array, "..."] | None = None,
+        return_weights: bool = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*b t o"] | Any:
+        """Attend.
+
+        Args:
+            query: ``*b t m``.
+            key: ``*b s m``; query by default (self-attention).
+            value: ``*b s m``; key by default.
+            valid_lens: how many keys are real, one per example or one per query (two axes).
+            mask: a value of `jattn.masks` or a boolean array that broadcasts to ``*b h t s``.
+            head_gates: a factor on each head's output, ``h`` or ``*b h``.
+            return_weights: also return the weights ``*b h t s``, from before dropout.
+            rng: a ``jax.random.key`` for dropout in training.
+
+        Returns:
+            ``*b t m``; with return_weights also the weights.
+
+        Raises:
+            ValueError: naming the argument that doesn't fit.
+        """
+        key = query if key is None else key
+        value = key if value is None else value
+        for name, x, projection in (("query", query, self.query), ("key", key, self.key), ("value", value, self.value)):
+            checks.width(name, x, projection.in_features[0])
+        queries, keys, values = self.query(query), self.key(key), self.value(value)
+        if self.query_ln is not None and self.key_ln is not None:
+            queries, keys = self.query_ln(queries), self.key_ln(keys)
+        if self.rotary_base is not None:
+            queries, keys = rotary(queries, base=self.rotary_base), rotary(keys, base=self.rotary_base)
+        heads, weights = attention(
+            queries,
+            keys,
+            values,
+            mask=with_lengths(mask, valid_lens),
+            head_gates=head_gates,
+            return_weights=True,
+            **active_dropout(self, rng),
+        )
+        output = self.out(heads)
+        return (output, weights) if return_weights else output
+
+
+class WideMultiHeadSelfAttention(MultiHeadAttention):
+    """Multi-head self-attention in which every head has the full width, and the output maps heads * width back.
+
+    ``output = concat over heads of softmax(x W_q (x W_k)^T / sqrt(m)) x W_v, times W_o``, all with biases. It is
+    `MultiHeadAttention` with ``qkv_features = num_heads * features``.
+
+    Args:
+        features: m, the width of the input, of each head and of the output.
+        num_heads: how many heads.
+        options: the other arguments of `MultiHeadAttention`.
+
+    Example:
+
+        >>> attend = WideMultiHeadSelfAttention(8, num_heads=3, rngs=nnx.Rngs(0))
+        >>> attend(jnp.ones((2, 5, 8))).shape, attend.out.kernel.shape
+        ((2, 5, 8), (3, 8, 8))
+    """
+
+    def __init__(self, features: int, num_heads: int, *, rngs: nnx.Rngs, **options: Any) -> None:
+        super().__init__(
+            num_heads, features, qkv_features=num_heads * features, **{"use_bias": True, **options}, rngs=rngs
+        )
+
+    def __call__(self, x: Float[Array, "*b t m"], **options: Any) -> Float[Array, "*b t m"] | Any:  # type: ignore[override]
+        """Attend; ``valid_lens``, ``mask``, ``return_weights`` and ``rng`` as in `MultiHeadAttention`."""
+        return super().__call__(x, **options)
+
+
+def with_lengths(mask: Mask | Array | None, valid_lens: Array | None) -> Mask | Array | None:
+    """The mask, and the keys within the valid lengths."""
+    if valid_lens is None:
+        return mask
+    return lengths(valid_lens) if mask is None else lengths(valid_lens) & mask
+
+
+def active_dropout(module: Any, rng: PRNGKeyArray | None) -> dict[str, Any]:
+    """The dropout arguments of `attention` for a module in its present mode."""
+    if module.deterministic:
+        return {}
+    checks.dropout(module.dropout_rate, rng, rng_name="rng")
+    return {"dropout_rate": module.dropout_rate, "dropout_rng": rng}
+
+
+def _pool_single_head(
+    module: Any,
+    score: Score,
+    query: Array,
+    key: Array,
+    value: Array,
+    valid_lens: Array | None,
+    mask: Mask | Array | None,
+    return_weights: bool,
+    rng: PRNGKeyArray | None,
+) -> Array | Any:
+    if mask is not None and not isinstance(mask, Mask) and jnp.ndim(mask) > 2:
+        mask = dense(jnp.expand_dims(mask, -3))
+    output, weights = single_head_attention(
+        query, key, value, score=score, mask=with_lengths(mask, valid_lens), **active_dropout(module, rng)
+    )
+    return (output, weights) if return_weights else output

@@ -1,0 +1,249 @@
+"""PyTorch state dicts in and out: strict, lossless, one explicit map for each kind of module.
+
+A module's entries are named by the path of its attributes (``blocks.0.attention.query.weight``), and each kind of leaf
+has a map between its parameters and PyTorch's:
+
+    flax.nnx.Linear         kernel (in, out)                 weight (out, in)          bias (out)
+    flax.nnx.LinearGeneral  kernel (m, h, d) or (h, e, m)    weight (h d, m), (m, h e) bias (h d), (m)
+    flax.nnx.LayerNorm      scale, bias                      weight, bias
+    flax.nnx.Embed          embedding                        weight
+    GRU                     layers.i.input, layers.i.hidden  weight_ih_li, weight_hh_li, bias_ih_li, bias_hh_li
+    Wide...SelfAttention    query kernel (m, h, m)           query.i.weight (m, m), one Linear for each head i
+    any nnx.Param           itself                           the same name
+
+Nothing is dropped, cast or guessed: an entry that has no place, a place that has no entry and a shape that doesn't fit
+are one error that lists them all, and a parameter takes the dtype of its entry. Fixed observations of `NadarayaWatson`
+are data, not parameters, and stay where they are.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from jattn.nn.attention import WideMultiHeadSelfAttention
+from jattn.nn.recurrent import GRU
+
+if TYPE_CHECKING:
+    import torch
+
+Arrays = Sequence[np.ndarray]
+Module = TypeVar("Module", bound=nnx.Module)
+
+
+class Map(NamedTuple):
+    """Parameters that belong together, the entries that hold the same numbers, and the way from each to the other."""
+
+    parameters: tuple[nnx.Param, ...]
+    names: tuple[str, ...]
+    to_torch: Callable[[Arrays], Arrays]
+    from_torch: Callable[[Arrays], Arrays]
+
+    def entries(self) -> dict[str, np.ndarray]:
+        """The state dict's entries for the present numbers."""
+        arrays = self.to_torch([np.asarray(parameter[...]) for parameter in self.parameters])
+        return dict(zip(self.names, arrays, strict=True))
+
+
+def load_state_dict(
+    module: Module, state_dict: Mapping[str, Any], *, rename: Mapping[str, str] | None = None
+) -> Module:
+    """Put the numbers of a PyTorch state dict into ``module``, in place.
+
+    Args:
+        module: any module made of `jattn.nn` and ``flax.nnx`` parts.
+        state_dict: names to tensors (PyTorch's, NumPy's or JAX's).
+        rename: regular expressions to replacements, applied in turn to each name of the state dict, for models that
+            name things otherwise: ``{r"^layers\\.(\\d+)\\.self_attn\\.": r"blocks.\\1.attention."}``.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: if entries are unknown, missing or misshapen (one error that lists them all), or have a dtype that
+            JAX doesn't hold. The module is then as it was.
+
+    Example:
+
+        >>> linear = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> weight, bias = np.ones((3, 2), np.float32), np.ones(3, np.float32)
+        >>> load_state_dict(linear, {"weight": weight, "bias": bias})(jnp.ones(2))
+        Array([3., 3., 3.], dtype=float32)
+        >>> load_state_dict(linear, {"weights": weight, "bias": bias[:2]})
+        Traceback (most recent call last):
+        ValueError: state_dict must have exactly the entries of this Linear.
+          unknown: weights, shape (3, 2)
+          missing: weight, shape (3, 2)
+          misshapen: bias must have shape (3,). Got (2,)
+    """
+    arrays = _renamed(state_dict, rename or {})
+    maps = list(_maps(module, ""))
+    _check_entries(type(module).__name__, {name: a for m in maps for name, a in m.entries().items()}, arrays)
+    for m in maps:
+        values = m.from_torch([arrays[name] for name in m.names])
+        for parameter, value in zip(m.parameters, values, strict=True):
+            parameter.set_value(jnp.asarray(value))
+    return module
+
+
+def state_dict(module: nnx.Module) -> "dict[str, torch.Tensor]":
+    """The numbers of ``module`` as a PyTorch state dict, each tensor in its parameter's dtype.
+
+    Raises:
+        ImportError: if PyTorch is not installed.
+
+    Example:
+
+        >>> tensors = state_dict(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        >>> {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        {'weight': (3, 2), 'bias': (3,)}
+    """
+    return {name: to_tensor(array) for m in _maps(module, "") for name, array in m.entries().items()}
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A PyTorch tensor, or anything like an array, as a NumPy array with the same bits, bfloat16 included."""
+    if not hasattr(tensor, "detach"):
+        return np.asarray(tensor)
+    import torch
+
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:  # which NumPy knows through ml_dtypes only
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def to_tensor(array: Any) -> "torch.Tensor":
+    """An array as a PyTorch tensor of its own with the same bits, bfloat16 included."""
+    import torch
+
+    array = np.array(array)
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The maps, one for each kind of module.
+
+
+def _maps(module: nnx.Module, path: str) -> Iterator[Map]:
+    """The maps of a module and of all below it; ``path`` ends in a dot, or is empty."""
+    for kind, maps in _MAPS.items():
+        if isinstance(module, kind):
+            yield from maps(module, path)
+            return
+    for name, child in vars(module).items():
+        yield from _child_maps(child, path + name)
+
+
+def _child_maps(child: Any, name: str) -> Iterator[Map]:
+    if isinstance(child, nnx.Param):
+        yield _one_to_one(child, name, lambda x: x, lambda x: x)
+    elif isinstance(child, nnx.Module):
+        yield from _maps(child, f"{name}.")
+
+
+def _one_to_one(
+    parameter: nnx.Param,
+    name: str,
+    to_torch: Callable[[np.ndarray], np.ndarray],
+    from_torch: Callable[[np.ndarray], np.ndarray],
+) -> Map:
+    return Map((parameter,), (name,), lambda xs: [to_torch(xs[0])], lambda xs: [from_torch(xs[0])])
+
+
+def _linear(module: Any, weight: str, bias: str) -> Iterator[Map]:
+    """A kernel of any axes, flattened to (in, out) and transposed; PyTorch's Linear computes x W^T."""
+    shape = module.kernel.shape
+    n = len(module.in_features) if isinstance(module.in_features, tuple) else 1
+    width = int(np.prod(shape[:n]))
+    yield _one_to_one(module.kernel, weight, lambda x: x.reshape(width, -1).T, lambda x: x.T.reshape(shape))
+    if module.bias is not None:
+        bias_shape = module.bias.shape
+        yield _one_to_one(module.bias, bias, lambda x: x.reshape(-1), lambda x: x.reshape(bias_shape))
+
+
+def _linear_maps(module: Any, path: str) -> Iterator[Map]:
+    return _linear(module, f"{path}weight", f"{path}bias")
+
+
+def _norm_maps(module: Any, path: str) -> Iterator[Map]:
+    for parameter, name in ((module.scale, "weight"), (getattr(module, "bias", None), "bias")):
+        if parameter is not None:
+            yield from _child_maps(parameter, path + name)
+
+
+def _embed_maps(module: nnx.Embed, path: str) -> Iterator[Map]:
+    return _child_maps(module.embedding, f"{path}weight")
+
+
+def _gru_maps(module: GRU, path: str) -> Iterator[Map]:
+    for i, layer in enumerate(module.layers):
+        yield from _linear(layer.input, f"{path}weight_ih_l{i}", f"{path}bias_ih_l{i}")
+        yield from _linear(layer.hidden, f"{path}weight_hh_l{i}", f"{path}bias_hh_l{i}")
+
+
+def _wide_maps(module: WideMultiHeadSelfAttention, path: str) -> Iterator[Map]:
+    """One Linear for each head: kernel m h d as h matrices (d, m), bias h d as h vectors."""
+    for name, child in vars(module).items():
+        if name not in ("query", "key", "value"):
+            yield from _child_maps(child, path + name)
+            continue
+        heads = range(child.kernel.shape[1])
+        yield Map(
+            (child.kernel,),
+            tuple(f"{path}{name}.{i}.weight" for i in heads),
+            lambda xs: [xs[0][:, i].T for i in range(xs[0].shape[1])],
+            lambda xs: [np.stack([x.T for x in xs], axis=1)],
+        )
+        if child.bias is not None:
+            names = tuple(f"{path}{name}.{i}.bias" for i in heads)
+            yield Map((child.bias,), names, lambda xs: list(xs[0]), lambda xs: [np.stack(xs)])
+
+
+_MAPS: dict[type, Callable[[Any, str], Iterator[Map]]] = {
+    nnx.Linear: _linear_maps,
+    nnx.LinearGeneral: _linear_maps,
+    nnx.LayerNorm: _norm_maps,
+    nnx.RMSNorm: _norm_maps,
+    nnx.Embed: _embed_maps,
+    GRU: _gru_maps,
+    WideMultiHeadSelfAttention: _wide_maps,
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The contract of a state dict.
+
+
+def _renamed(state_dict: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for old, tensor in state_dict.items():
+        name = old
+        for pattern, replacement in rename.items():
+            name = re.sub(pattern, replacement, name)
+        if name in arrays:
+            raise ValueError(f"rename must give each entry a name of its own. Got {name} twice, once for {old}.")
+        arrays[name] = to_numpy(tensor)
+    return arrays
+
+
+def _check_entries(kind: str, expected: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> None:
+    problems = [f"unknown: {name}, shape {given[name].shape}" for name in given if name not in expected]
+    problems += [f"missing: {name}, shape {expected[name].shape}" for name in expected if name not in given]
+    for name in expected.keys() & given.keys():
+        if given[name].shape != expected[name].shape:
+            problems.append(f"misshapen: {name} must have shape {expected[name].shape}. Got {given[name].shape}")
+        dtype = given[name].dtype
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            problems.append(f"{dtype}: {name} would lose digits. Turn on jax_enable_x64, or convert it first")
+        elif not jnp.issubdtype(dtype, jnp.floating):
+            problems.append(f"{dtype}: {name} must be floating point")
+    if problems:
+        raise ValueError("\n  ".join([f"state_dict must have exactly the entries of this {kind}.", *problems]))

@@ -1,0 +1,1 @@
+"""Torch-free tests. A package, so that the tests can share `oracle` and `strategies`."""

@@ -1,0 +1,139 @@
+"""Masks inside jit, vmap and scan, and in blocks of queries and keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jattn import masks
+from jattn.masks import causal, dense, lengths, prefix, segments, sliding_window
+from tests import strategies
+
+T, S = 5, 7
+EACH = {
+    "causal": causal(offset=1),
+    "causal per example": causal(offset=jnp.array([0, 2])),
+    "window": sliding_window(1, 2),
+    "window per example": sliding_window(1, 2, offset=jnp.array([-1, 2])),
+    "lengths": lengths(jnp.array([3, 6])),
+    "lengths per query": lengths(jnp.array([[1, 2, 3, 4, 5], [7, 6, 0, 4, 3]])),
+    "segments": segments(jnp.array([[0, 0, 1, 1, 2], [0, 1, 1, 1, 1]]), jnp.arange(14).reshape(2, 7) // 4),
+    "dense": dense(jnp.arange(2 * T * S).reshape(2, 1, T, S) % 3 == 0),
+    "and": causal() & lengths(jnp.array([3, 6])),
+    "or": prefix(jnp.array([1, 3])) | causal(),
+    "not": ~(causal() | lengths(jnp.array([3, 6]))),
+}
+each = pytest.mark.parametrize("mask", EACH.values(), ids=EACH)
+
+
+def traced(function):
+    """The jitted function, and a list that grows whenever it is traced."""
+    traces = []
+
+    def counted(*args):
+        traces.append(args)
+        return function(*args)
+
+    return jax.jit(counted), traces
+
+
+@each
+def test_round_trip(mask):
+    leaves, structure = jax.tree.flatten(mask)
+    again = jax.tree.unflatten(structure, leaves)
+    assert type(again) is type(mask)
+    assert jax.tree.structure(again) == structure
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    np.testing.assert_array_equal(again.as_array(T, S), mask.as_array(T, S), strict=True)
+
+
+@each
+def test_jit_argument(mask):
+    expected = mask.as_array(T, S)
+    actual = jax.jit(lambda mask: mask.as_array(T, S))(mask)
+    np.testing.assert_array_equal(actual, expected, strict=True)
+
+
+@each
+def test_structure_does_not_depend_on_what_the_leaves_are(mask):
+    structure = jax.tree.structure(mask)
+    for leaf in (0, "a name", None, object()):
+        replaced = jax.tree.unflatten(structure, [leaf] * structure.num_leaves)
+        leaves = jax.tree.leaves(replaced, is_leaf=lambda x: x is None)
+        assert leaves == [leaf] * structure.num_leaves
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(lengths(jnp.array([3, 6])), lengths(jnp.array([1, 0])), id="lengths"),
+        pytest.param(prefix(jnp.array([3, 6])), prefix(jnp.array([1, 0])), id="prefix"),
+        pytest.param(causal(offset=jnp.array([3])), causal(offset=jnp.array([0])), id="causal"),
+        pytest.param(
+            segments(jnp.arange(5), jnp.arange(7)), segments(jnp.ones(5, int), jnp.ones(7, int)), id="segments"
+        ),
+        pytest.param(causal() & ~lengths(jnp.array([2])), causal() & ~lengths(jnp.array([5])), id="combination"),
+    ],
+)
+def test_new_data_does_not_recompile(first, second):
+    as_array, traces = traced(lambda mask: mask.as_array(T, S))
+    for mask in (first, second):
+        np.testing.assert_array_equal(as_array(mask), mask.as_array(T, S))
+    assert len(traces) == 1
+
+
+def test_python_integers_are_static():
+    as_array, traces = traced(lambda mask: mask.as_array(T, S))
+    for mask in (causal(offset=1), causal(offset=1), causal(offset=2)):
+        np.testing.assert_array_equal(as_array(mask), mask.as_array(T, S))
+    assert len(traces) == 2
+
+
+def test_made_under_vmap():
+    valid_lens = jnp.array([2, 0, 7])
+    actual = jax.vmap(lambda n: lengths(n).as_array(T, S))(valid_lens)
+    np.testing.assert_array_equal(actual, lengths(valid_lens).as_array(T, S)[:, 0], strict=True)
+
+
+@pytest.mark.parametrize("mask", [EACH["lengths"], EACH["and"], EACH["not"]], ids=["lengths", "and", "not"])
+def test_vmap_argument(mask):
+    expected = mask.as_array(T, S)[:, 0]
+    actual = jax.vmap(lambda mask: mask.as_array(T, S))(mask)
+    np.testing.assert_array_equal(actual, expected, strict=True)
+    axes = jax.tree.map(lambda _: 0, mask)
+    actual = jax.vmap(lambda mask: mask.as_array(T, S), in_axes=(axes,))(mask)
+    np.testing.assert_array_equal(actual, expected, strict=True)
+
+
+def test_scanned():
+    mask = causal() & lengths(jnp.array([3, 0, 6]))
+    _, actual = jax.lax.scan(lambda carry, mask: (carry, mask.as_array(T, S)), None, mask)
+    np.testing.assert_array_equal(actual, mask.as_array(T, S)[:, 0], strict=True)
+
+
+@each
+def test_block_of_rows_and_columns(mask):
+    rows, cols = np.array([3, 0, 4, 3]), np.array([6, 2, 2, 0, 5])
+    whole = np.asarray(mask.as_array(T, S))
+    block = np.broadcast_to(mask(jnp.asarray(rows), jnp.asarray(cols)), (*whole.shape[:-2], 4, 5))
+    np.testing.assert_array_equal(block, whole[..., rows[:, None], cols])
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(data=st.data())
+def test_any_mask_is_its_matrix(data):
+    b, t, s = 2, data.draw(st.sampled_from([1, 4])), data.draw(st.sampled_from([1, 6]))
+    mask, allowed = data.draw(strategies.combined(b, t, s))
+    mask.check(t, s, (b,), 3)
+    actual, allowed = np.asarray(mask.as_array(t, s)), np.broadcast_to(allowed, (b, 1, t, s))
+    np.testing.assert_array_equal(np.broadcast_to(actual, allowed.shape), allowed)
+    rows = data.draw(st.lists(st.integers(0, t - 1), min_size=3, max_size=3))
+    cols = data.draw(st.lists(st.integers(0, s - 1), min_size=2, max_size=2))
+    block = np.broadcast_to(mask(jnp.array(rows), jnp.array(cols)), (b, 1, 3, 2))
+    np.testing.assert_array_equal(block, allowed[..., np.array(rows)[:, None], cols])
+
+
+def test_masks_are_values_of_one_type():
+    assert all(isinstance(mask, masks.Mask) for mask in EACH.values())
