@@ -14,7 +14,10 @@ from jaxtyping import Array
 
 
 def is_concrete(x: Any) -> bool:
-    """Whether the numbers of ``x`` are known now, rather than when a compiled function runs."""
+    """Whether the numbers of ``x`` are known now, rather than when a compiled function runs.
+
+    Look at them with NumPy: under ``jit``, JAX's operations are traced even on numbers that are known.
+    """
     return not isinstance(x, jax.core.Tracer)
 
 
@@ -109,8 +112,8 @@ def dropout(rate: float, rng: Any = None, *, rng_name: str | None = None) -> Non
 
 
 def positive(name: str, x: Any) -> None:
-    """A number above 0, where it is known."""
-    if is_concrete(x) and not x > 0:
+    """A number, or several, above 0, where they are known."""
+    if is_concrete(x) and not np.all(np.asarray(x) > 0):
         raise ValueError(f"{name} must be positive. Got {x}.")
 
 
@@ -134,11 +137,11 @@ def width(name: str, x: Array, features: int) -> None:
 
 def tokens(name: str, x: Any, vocab_size: int) -> None:
     """Integers that number the entries of a vocabulary; looked up out of range, they would give NaN."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise ValueError(f"{name} must be integers, the numbers of tokens. Got {x.dtype}.")
-    if is_concrete(x) and x.size:
-        low, high = int(x.min()), int(x.max())
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"{name} must be integers, the numbers of tokens. Got {dtype}.")
+    if is_concrete(x) and jnp.size(x):
+        low, high = np.min(np.asarray(x)), np.max(np.asarray(x))
         if low < 0 or high >= vocab_size:
             raise ValueError(
                 f"{name} must lie between 0 and {vocab_size - 1}, the vocabulary. Got {low if low < 0 else high}."

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 from jattn import checks
 from jattn.attention import single_head_attention
 from jattn.mask_types import Mask
-from jattn.scores import Boxcar, Constant, Epanechnikov, Gaussian, Number, Score, check_bandwidth
+from jattn.scores import Boxcar, Constant, Epanechnikov, Gaussian, Number, Score
 
 Kernel = Literal["gaussian", "boxcar", "epanechnikov", "constant"]
 KERNELS = {"gaussian": Gaussian, "boxcar": Boxcar, "epanechnikov": Epanechnikov}
@@ -55,7 +55,7 @@ def nadaraya_watson(
     Source: Nadaraya, On Estimating Regression, 1964; Watson, Smooth Regression Analysis, 1964.
     """
     checks.one_of("kernel", kernel, (*KERNELS, "constant"))
-    check_bandwidth(bandwidth)
+    checks.positive("bandwidth", bandwidth)
     score = Constant() if kernel == "constant" else KERNELS[kernel](bandwidth=bandwidth)
     output, weights = kernel_average(query, key, value, score=score, mask=mask)
     return (output, weights) if return_weights else output

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jattn.checks import is_concrete
+from jattn import checks
 
 Number = float | Float[Array, ""]
 
@@ -107,7 +107,8 @@ class _Kernel(Score):
     def __post_init__(self) -> None:
         if self.bandwidth is not None and self.factor is not None:
             raise ValueError("bandwidth must be None when factor is given, as factor = 1 / bandwidth. Got both.")
-        check_bandwidth(self.bandwidth)
+        if self.bandwidth is not None:
+            checks.positive("bandwidth", self.bandwidth)
 
     def squared_distance(
         self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]
@@ -199,12 +200,6 @@ class Constant(Score):
 
     def check(self, query_width: int, key_width: int) -> None:
         pass
-
-
-def check_bandwidth(bandwidth: Number | Float[Array, "d"] | None) -> None:
-    """Raise ValueError where a bandwidth whose numbers are known is not positive."""
-    if bandwidth is not None and is_concrete(bandwidth) and not jnp.all(jnp.asarray(bandwidth) > 0):
-        raise ValueError(f"bandwidth must be positive. Got {bandwidth}.")
 
 
 def _at_least_float32(*arrays: Array) -> list[Array]:

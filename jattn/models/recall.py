@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn import checks
-from jattn.nn import LearnedPositions, TransformerBlock
+from jattn.nn import LearnedPositions, TransformerBlock, embedding
 from jattn.nn.dropout import split
 
 
@@ -50,7 +50,7 @@ class RecallClassifier(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
-        self.embedding = nnx.Embed(vocab_size, features, **options)
+        self.embedding = embedding(vocab_size, features, **options)
         self.positions = LearnedPositions(max_length, features, **options) if positions else None
         self.blocks = nnx.List(
             [

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn import checks
-from jattn.nn import GRU, AdditiveAttention, DotProductAttention
+from jattn.nn import GRU, AdditiveAttention, DotProductAttention, embedding
 
 
 class DecoderState(NamedTuple):
@@ -35,7 +35,7 @@ class Encoder(nnx.Module):
         dropout_rate: float,
         **options: Any,
     ) -> None:
-        self.embedding = nnx.Embed(vocab_size, embedding_features, **options)
+        self.embedding = embedding(vocab_size, embedding_features, **options)
         self.gru = GRU(embedding_features, hidden_features, num_layers, dropout_rate, **options)
 
     def __call__(
@@ -64,7 +64,7 @@ class Decoder(nnx.Module):
         **options: Any,
     ) -> None:
         n = hidden_features
-        self.embedding = nnx.Embed(vocab_size, embedding_features, **options)
+        self.embedding = embedding(vocab_size, embedding_features, **options)
         self.attention = DotProductAttention(scale=1.0) if score == "dot" else AdditiveAttention(n, n, n, **options)
         self.gru = GRU(embedding_features + n, n, num_layers, dropout_rate, **options)
         self.output = nnx.Linear(n, vocab_size, **options)

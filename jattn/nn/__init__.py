@@ -10,6 +10,8 @@ from jattn.nn.attention import DotProductAttention as DotProductAttention
 from jattn.nn.attention import MultiHeadAttention as MultiHeadAttention
 from jattn.nn.attention import WideMultiHeadSelfAttention as WideMultiHeadSelfAttention
 from jattn.nn.kernel_regression import NadarayaWatson as NadarayaWatson
+from jattn.nn.layers import embedding as embedding
+from jattn.nn.layers import layer_norm as layer_norm
 from jattn.nn.positions import LearnedPositions as LearnedPositions
 from jattn.nn.positions import SinusoidalPositions as SinusoidalPositions
 from jattn.nn.positions import rotary as rotary
@@ -17,4 +19,3 @@ from jattn.nn.positions import sinusoidal_positions as sinusoidal_positions
 from jattn.nn.recurrent import GRU as GRU
 from jattn.nn.transformer import FeedForward as FeedForward
 from jattn.nn.transformer import TransformerBlock as TransformerBlock
-from jattn.nn.transformer import layer_norm as layer_norm

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jattn import checks
+from jattn.nn.layers import embedding
 
 
 class LearnedPositions(nnx.Module):
@@ -25,7 +26,7 @@ class LearnedPositions(nnx.Module):
     """
 
     def __init__(self, max_length: int, features: int, *, rngs: nnx.Rngs, **options: Any) -> None:
-        self.embedding = nnx.Embed(max_length, features, rngs=rngs, **options)
+        self.embedding = embedding(max_length, features, rngs=rngs, **options)
 
     def __call__(self, x: Float[Array, "*b t m"]) -> Float[Array, "*b t m"]:
         """x with the vectors of positions 0 to t - 1 added. Raises ValueError if there are not that many."""

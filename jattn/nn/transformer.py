@@ -12,15 +12,9 @@ from jattn.masks import Mask, as_mask
 from jattn.masks import causal as causal_mask
 from jattn.nn.attention import Initializer, MultiHeadAttention, default_bias_init, default_kernel_init
 from jattn.nn.dropout import Dropout, split
+from jattn.nn.layers import layer_norm
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
-
-
-def layer_norm(features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """`flax.nnx.LayerNorm` as PyTorch has it: epsilon 1e-5, and the variance from the differences to the mean."""
-    return nnx.LayerNorm(
-        features, epsilon=1e-5, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-    )
 
 
 class FeedForward(nnx.Module):
