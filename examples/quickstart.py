@@ -183,7 +183,7 @@ def save_heads(path: Path, image: np.ndarray, label: int, weights: np.ndarray) -
         ylabel="patch",
     )
     figure.set_size_inches(11.5, 5)
-    figure.get_layout_engine().set(rect=(0.13, 0, 0.87, 1))
+    figure.set_layout_engine("constrained", rect=(0.13, 0, 0.87, 1))
     inset = figure.add_axes((0.01, 0.4, 0.1, 0.23))
     inset.imshow(image, cmap="gray_r")
     inset.set(xticks=np.arange(1.5, 8, 2), yticks=np.arange(1.5, 8, 2), title=f"a {label}")
