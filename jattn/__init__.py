@@ -14,6 +14,7 @@ Arrays are laid out ``*b t h d``. A mask is ``True`` where a query **may** atten
 from jattn import masks as masks
 from jattn import models as models
 from jattn import nn as nn
+from jattn import plots as plots
 from jattn import scores as scores
 from jattn import torch_weights as torch_weights
 from jattn.attention import additive_attention as additive_attention

@@ -158,8 +158,7 @@ def dot_product_attention(
     if is_causal:
         rules.append(masks.causal())
     if local_window_size is not None:
-        left, right = (local_window_size,) * 2 if isinstance(local_window_size, int) else local_window_size
-        rules.append(masks.sliding_window(left, right))
+        rules.append(masks.sliding_window(*checks.window("local_window_size", local_window_size)))
     if key_value_seq_lengths is not None:
         rules.append(_sequence_lengths("key_value_seq_lengths", key_value_seq_lengths, s, batch))
     if query_seq_lengths is not None:
@@ -206,10 +205,7 @@ def attention_weights(
         >>> attention_weights(x, x, mask=causal(), heads=3, queries=-1).shape
         (2, 1, 1, 5)
     """
-    query = checks.floating("query", query, "*b t h d", 3)
-    key = checks.floating("key", key, "*b s h d", 3)
-    checks.same_batch(query, key)
-    checks.grouped_heads(query, key)
+    query, key = checks.query_and_key(query, key)
     score, mask, bias = _check_logits(query, key, score, mask, bias, scale, logits_soft_cap)
     *_, t, h, _ = query.shape
     chosen_heads = checks.selection("heads", heads, h)
@@ -275,15 +271,24 @@ def single_head_attention(
     value: Float[Array, "*b s e"],
     *,
     mask: Mask | Bool[Array, "..."] | None = None,
+    valid_lens: Int[Array, "..."] | None = None,
     **rest: Any,
 ) -> tuple[Float[Array, "*b t e"], Float[Array, "*b t s"]]:
     """`attention` and its weights for arrays without a head axis; mask broadcasts to ``*b t s``."""
-    query = checks.floating("query", query, "*b t d", 2)[..., None, :]
-    key = checks.floating("key", key, "*b s d", 2)[..., None, :]
-    value = checks.floating("value", value, "*b s e", 2)[..., None, :]
-    if mask is not None and not isinstance(mask, Mask) and jnp.ndim(mask) > 2:
-        mask = jnp.expand_dims(mask, -3)
-    output, weights = attention(query, key, value, mask=mask, return_weights=True, **rest)
+    query, key, value = checks.query_key_value(query, key, value, heads=False)
+    if mask is not None and not isinstance(mask, Mask):
+        shape = (*query.shape[:-1], key.shape[-2])
+        if not checks.broadcasts_to(jnp.shape(mask), shape):
+            raise ValueError(f"mask must broadcast to {shape}, the axes *b t s. Got shape {jnp.shape(mask)}.")
+        mask = as_mask(mask if jnp.ndim(mask) == 2 else jnp.expand_dims(mask, -3))
+    output, weights = attention(
+        query[..., None, :],
+        key[..., None, :],
+        value[..., None, :],
+        mask=masks.with_lengths(mask, valid_lens),
+        return_weights=True,
+        **rest,
+    )
     return output[..., 0, :], weights[..., 0, :, :]
 
 
@@ -299,22 +304,25 @@ def _check_logits(
     *batch, t, h, _ = query.shape
     s = key.shape[-3]
     if score is None:
+        if scale is not None:
+            checks.scalar("scale", scale)
         score = DotProduct(scale)
     elif scale is not None:
         raise ValueError(f"scale must be None when score is given, as a score has its own. Got {scale}.")
-    checks.score_widths(score, query, key)
+    checks.score(score, query, key)
     if mask is not None:
         mask = as_mask(mask)
         mask.check(t, s, tuple(batch), h)
     if bias is not None:
         bias = checks.bias(bias, (*batch, h, t, s))
     if logits_soft_cap is not None:
+        checks.scalar("logits_soft_cap", logits_soft_cap)
         checks.positive("logits_soft_cap", logits_soft_cap)
     return score, mask, bias
 
 
 def _sequence_lengths(name: str, valid_lens: Array, n: int, batch: tuple[int, ...]) -> Mask:
-    rule = Lengths(jnp.asarray(valid_lens), False, name)
+    rule = Lengths(checks.integers(name, valid_lens), False, name)
     rule.check(1, n, batch)
     return rule
 

@@ -4,7 +4,6 @@ Each error says what the argument must be, what it was, and, where there is one,
 checked always; numbers only where they are known, that is, not while a function is being traced.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,43 +38,68 @@ def floating(name: str, x: Any, axes: str, min_ndim: int) -> Array:
     return x
 
 
-def query_key_value(query: Any, key: Any, value: Any) -> tuple[Array, Array, Array]:
-    """The three arrays of an attention, found to belong together."""
-    query = floating("query", query, "*b t h d", 3)
-    key = floating("key", key, "*b s h d", 3)
-    value = floating("value", value, "*b s h e", 3)
-    same_batch(query, key, value)
-    if value.shape[-3] != key.shape[-3]:
+def query_key_value(query: Any, key: Any, value: Any, *, heads: bool = True) -> tuple[Array, Array, Array]:
+    """The three arrays of an attention, with or without head axes, found to belong together."""
+    query, key = query_and_key(query, key, heads=heads)
+    value = floating("value", value, "*b s h e" if heads else "*b s e", 2 + heads)
+    _same_batch("value", value, query, heads)
+    position = -3 if heads else -2
+    if value.shape[position] != key.shape[position]:
         raise ValueError(
-            f"value must have one entry for each key. Got {value.shape[-3]} values (shape {value.shape}) "
-            f"and {key.shape[-3]} keys (shape {key.shape})."
+            f"value must have one entry for each key. Got {value.shape[position]} values (shape {value.shape}) "
+            f"and {key.shape[position]} keys (shape {key.shape})."
         )
-    if value.shape[-2] != key.shape[-2]:
+    if heads and value.shape[-2] != key.shape[-2]:
         raise ValueError(
             f"value must have as many heads as key. Got value heads {value.shape[-2]} and key heads {key.shape[-2]}."
         )
-    grouped_heads(query, key)
     return query, key, value
 
 
-def same_batch(query: Array, *others: Array) -> None:
-    """The leading axes of key and value must be those of query."""
-    for name, x in zip(("key", "value"), others, strict=False):
-        if x.shape[:-3] != query.shape[:-3]:
-            raise ValueError(
-                f"{name} must have query's batch axes {query.shape[:-3]}, in front of its last three. "
-                f"Got shape {x.shape} (query has shape {query.shape})."
-            )
+def query_and_key(query: Any, key: Any, *, heads: bool = True) -> tuple[Array, Array]:
+    """The two arrays that a score compares."""
+    query = floating("query", query, "*b t h d" if heads else "*b t d", 2 + heads)
+    key = floating("key", key, "*b s h d" if heads else "*b s d", 2 + heads)
+    _same_batch("key", key, query, heads)
+    if heads:
+        _grouped_heads(query, key)
+    return query, key
 
 
-def grouped_heads(query: Array, key: Array) -> None:
-    """The key heads must divide the query heads."""
+def _same_batch(name: str, x: Array, query: Array, heads: bool) -> None:
+    own = 3 if heads else 2
+    if x.shape[:-own] != query.shape[:-own]:
+        raise ValueError(
+            f"{name} must have query's batch axes {query.shape[:-own]}, in front of its last "
+            f"{'three' if heads else 'two'}. Got shape {x.shape} (query has shape {query.shape})."
+        )
+
+
+def _grouped_heads(query: Array, key: Array) -> None:
     h, k = query.shape[-2], key.shape[-2]
     if k == 0 or h % k:
         raise ValueError(
             f"key must have a number of heads that divides the query's {h}. Got {k}. The layout is *b s h d: "
             "if heads stand before positions, swap those two axes."
         )
+
+
+def integers(name: str, x: Any) -> int | Array:
+    """Integers: a Python one as it is, anything else as an array."""
+    if isinstance(x, int | np.integer) and not isinstance(x, bool):
+        return int(x)
+    array = jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"{name} must be integers. Got {array.dtype}.")
+    return array
+
+
+def integer_axis(name: str, x: Any) -> Array:
+    """Integers, one for each position."""
+    array = jnp.asarray(integers(name, x))
+    if array.ndim == 0:
+        raise ValueError(f"{name} must have one entry for each position. Got a single number.")
+    return array
 
 
 def bias(bias: Any, shape: tuple[int, ...]) -> Array:
@@ -107,8 +131,17 @@ def dropout(rate: float, rng: Any = None, *, rng_name: str | None = None) -> Non
     if rng_name is not None and rate > 0 and rng is None:
         raise ValueError(
             f"{rng_name} must be given when dropout_rate is above 0. Got None with dropout_rate {rate}. "
-            "Pass a jax.random.key, or turn dropout off."
+            "Pass a jax.random.key, or turn dropout off (a module's eval() does)."
         )
+    dtype = getattr(rng, "dtype", np.dtype(object))
+    if rng is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype != jnp.uint32:
+        raise ValueError(f"{rng_name or 'rng'} must be a jax.random.key. Got {rng}.")
+
+
+def scalar(name: str, x: Any) -> None:
+    """One number."""
+    if jnp.shape(x) != ():
+        raise ValueError(f"{name} must be one number. Got shape {jnp.shape(x)}.")
 
 
 def positive(name: str, x: Any) -> None:
@@ -160,8 +193,24 @@ def selection(name: str, chosen: Any, n: int) -> np.ndarray:
     return indices % n
 
 
-def score_widths(score: Callable[..., Any], query: Array, key: Array) -> None:
-    """Widths that the score can compare, where it can say."""
+def score(score: Any, query: Array, key: Array) -> None:
+    """A function of query and key, for widths that it can compare, where it can say."""
+    if not callable(score) or isinstance(score, type):
+        raise ValueError(
+            f"score must be a score, such as jattn.scores.Gaussian(), or a function of query and key. Got {score!r}."
+        )
     check = getattr(score, "check", None)
     if check is not None:
         check(query.shape[-1], key.shape[-1])
+
+
+def window(name: str, size: Any) -> tuple[int, int]:
+    """One count of keys for both sides, or one for each."""
+    sides = (size, size) if isinstance(size, int | np.integer) else size
+    if (
+        not isinstance(sides, tuple | list)
+        or len(sides) != 2
+        or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in sides)
+    ):
+        raise ValueError(f"{name} must be a non-negative integer, a number of keys, or (left, right). Got {size!r}.")
+    return int(sides[0]), int(sides[1])

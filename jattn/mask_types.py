@@ -220,7 +220,8 @@ class Dense(Mask):
         if not broadcasts_to(shape, full):
             raise ValueError(
                 f"mask must broadcast to {full}, the axes {'t s' if batch is None else '*b h t s'}. "
-                f"Got shape {self.array.shape}. A mask per example needs a head axis: mask[:, None]."
+                f"Got shape {self.array.shape}. Insert the axes it lacks: mask[:, None] for a mask *b t s, "
+                "mask[:, None, None] for a mask *b s of keys."
             )
 
 

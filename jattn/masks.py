@@ -12,12 +12,12 @@ Python integers in a mask are static under ``jit``; arrays are data, so that new
 """
 
 import operator
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from jattn import checks
 from jattn.mask_types import Causal, Lengths, Mask, Segments, SlidingWindow
 from jattn.mask_types import as_mask as as_mask
 
@@ -48,7 +48,7 @@ def causal(offset: int | Int[Array, "*b"] = 0) -> Mask:
          [1 1 1 0 0]
          [1 1 1 1 0]]
     """
-    return Causal(_integers("offset", offset))
+    return Causal(checks.integers("offset", offset))
 
 
 def causal_lower_right(t: int, s: int) -> Mask:
@@ -78,7 +78,7 @@ def sliding_window(left: int, right: int, *, offset: int | Int[Array, "*b"] = 0)
     for name, count in (("left", left), ("right", right)):
         if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 0:
             raise ValueError(f"{name} must be a non-negative integer, a number of keys. Got {count!r}.")
-    return SlidingWindow(int(left), int(right), _integers("offset", offset))
+    return SlidingWindow(int(left), int(right), checks.integers("offset", offset))
 
 
 def lengths(valid_lens: int | Int[Array, "..."], *, per_query: bool | None = None) -> Mask:
@@ -99,7 +99,7 @@ def lengths(valid_lens: int | Int[Array, "..."], *, per_query: bool | None = Non
         [[[[1 0 0 0]
            [1 1 1 0]]]]
     """
-    valid_lens = _integers("valid_lens", valid_lens)
+    valid_lens = checks.integers("valid_lens", valid_lens)
     ndim = jnp.ndim(valid_lens)
     if per_query is None:
         per_query = ndim >= 2
@@ -117,7 +117,7 @@ def prefix(n: int | Int[Array, "*b"]) -> Mask:
      [1 1 1 0]
      [1 1 1 1]]
     """
-    return Lengths(_integers("n", n), False, "n")
+    return Lengths(checks.integers("n", n), False, "n")
 
 
 def segments(query_ids: Int[Array, "*b t"], key_ids: Int[Array, "*b s"] | None = None) -> Mask:
@@ -132,8 +132,8 @@ def segments(query_ids: Int[Array, "*b t"], key_ids: Int[Array, "*b s"] | None =
           [0 0 1 1 1]
           [0 0 1 1 1]]]
     """
-    query_ids = _integer_axis("query_ids", query_ids)
-    key_ids = query_ids if key_ids is None else _integer_axis("key_ids", key_ids)
+    query_ids = checks.integer_axis("query_ids", query_ids)
+    key_ids = query_ids if key_ids is None else checks.integer_axis("key_ids", key_ids)
     return Segments(query_ids, key_ids)
 
 
@@ -147,17 +147,8 @@ def dense(array: Bool[Array, "..."]) -> Mask:
     return as_mask(array)
 
 
-def _integers(name: str, x: Any) -> int | Array:
-    if isinstance(x, int | np.integer) and not isinstance(x, bool):
-        return int(x)
-    array = jnp.asarray(x)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ValueError(f"{name} must be integers. Got {array.dtype}.")
-    return array
-
-
-def _integer_axis(name: str, x: Any) -> Array:
-    array = jnp.asarray(_integers(name, x))
-    if array.ndim == 0:
-        raise ValueError(f"{name} must have one entry for each position. Got a single number.")
-    return array
+def with_lengths(mask: Mask | Bool[Array, "..."] | None, valid_lens: Int[Array, "..."] | None) -> Mask | Array | None:
+    """The mask, and the keys within the valid lengths, where either is given."""
+    if valid_lens is None:
+        return mask
+    return lengths(valid_lens) if mask is None else lengths(valid_lens) & mask

@@ -115,6 +115,11 @@ def logits(
 ) -> Float[Array, "*b h t s"]:
     """The scores, then the bias, then the soft cap ``c tanh(x / c)``, which leaves minus infinity as it is."""
     x = score(query, key)
+    *b, t, h, _ = query.shape
+    if jnp.shape(x) != (*b, h, t, key.shape[-3]):
+        raise ValueError(
+            f"score must return the shape {(*b, h, t, key.shape[-3])}, the axes *b h t s. Got shape {jnp.shape(x)}."
+        )
     if bias is not None:
         x = x + bias
     if logits_soft_cap is not None:

@@ -24,7 +24,7 @@ def parity(request: pytest.FixtureRequest) -> Parity:
     def run(pair: str, *args: Any, **kwargs: Any) -> None:
         comparisons = compare(pair, *args, **kwargs)
         for comparison in comparisons:
-            request.node.user_properties.append(("parity", comparison))
+            request.node.user_properties.append(("parity", tuple(comparison)))  # as pytest-xdist can send it
         problems = [f"{c.pair} in {c.dtype}: {problem}" for c in comparisons for problem in c.problems]
         assert not problems, "\n".join(problems)
 

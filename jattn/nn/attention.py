@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn import checks
 from jattn.attention import attention, single_head_attention
-from jattn.masks import Mask, dense, lengths
+from jattn.masks import Mask, with_lengths
 from jattn.nn.positions import rotary
 from jattn.scores import Additive, DotProduct, Score
 
@@ -314,13 +314,6 @@ class WideMultiHeadSelfAttention(MultiHeadAttention):
         return super().__call__(x, **options)
 
 
-def with_lengths(mask: Mask | Array | None, valid_lens: Array | None) -> Mask | Array | None:
-    """The mask, and the keys within the valid lengths."""
-    if valid_lens is None:
-        return mask
-    return lengths(valid_lens) if mask is None else lengths(valid_lens) & mask
-
-
 def active_dropout(module: Any, rng: PRNGKeyArray | None) -> dict[str, Any]:
     """The dropout arguments of `attention` for a module in its present mode."""
     if module.deterministic:
@@ -340,9 +333,7 @@ def _pool_single_head(
     return_weights: bool,
     rng: PRNGKeyArray | None,
 ) -> Array | Any:
-    if mask is not None and not isinstance(mask, Mask) and jnp.ndim(mask) > 2:
-        mask = dense(jnp.expand_dims(mask, -3))
     output, weights = single_head_attention(
-        query, key, value, score=score, mask=with_lengths(mask, valid_lens), **active_dropout(module, rng)
+        query, key, value, score=score, mask=mask, valid_lens=valid_lens, **active_dropout(module, rng)
     )
     return (output, weights) if return_weights else output

@@ -1,0 +1,320 @@
+"""Every error of the functional core: it names the argument, says what it must be, and what it was."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jattn import (
+    additive_attention,
+    attention,
+    attention_weights,
+    dot_product_attention,
+    masked_softmax,
+    masks,
+    nadaraya_watson,
+    scores,
+)
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+B, T, S, H, D, E = 2, 5, 7, 4, 3, 6
+QUERY, KEY, VALUE = jnp.ones((B, T, H, D)), jnp.ones((B, S, 2, D)), jnp.ones((B, S, 2, E))
+
+
+def attend(query=QUERY, key=KEY, value=VALUE, **arguments):
+    return attention(query, key, value, **arguments)
+
+
+def drop_in(**arguments):
+    return dot_product_attention(QUERY, KEY, VALUE, **arguments)
+
+
+def weights(**arguments):
+    return attention_weights(QUERY, KEY, **arguments)
+
+
+def additive(query=QUERY[:, :, 0], key=KEY[:, :, 0], value=VALUE[:, :, 0], w_query=None, **arguments):
+    w_query = jnp.ones((D, 8)) if w_query is None else w_query
+    return additive_attention(query, key, value, w_query, jnp.ones((D, 8)), jnp.ones(8), **arguments)
+
+
+def regress(query=QUERY[:, :, 0], key=KEY[:, :, 0], value=VALUE[:, :, 0], **arguments):
+    return nadaraya_watson(query, key, value, **arguments)
+
+
+def softmax(mask):
+    return masked_softmax(jnp.zeros((B, H, T, S)), mask)
+
+
+ARRAYS = [
+    (lambda: attend(query=QUERY[0, 0]), "query must have the axes *b t h d. Got shape (4, 3)."),
+    (lambda: attend(key=KEY[0, 0]), "key must have the axes *b s h d. Got shape (2, 3)."),
+    (lambda: attend(value=VALUE[0, 0]), "value must have the axes *b s h e. Got shape (2, 6)."),
+    (
+        lambda: attend(query=QUERY.astype(int)),
+        "query must be floating point. Got int32. Convert it with .astype(jnp.float32).",
+    ),
+    (lambda: attend(key=KEY > 0), "key must be floating point. Got bool. Convert it with .astype(jnp.float32)."),
+    (lambda: attend(value=VALUE + 1j), "value must be floating point. Got complex64."),
+    (
+        lambda: attend(key=KEY[:1]),
+        "key must have query's batch axes (2,), in front of its last three. Got shape (1, 7, 2, 3) "
+        "(query has shape (2, 5, 4, 3)).",
+    ),
+    (lambda: attend(value=VALUE[0]), "value must have query's batch axes (2,), in front of its last three."),
+    (
+        lambda: attend(value=VALUE[:, 1:]),
+        "value must have one entry for each key. Got 6 values (shape (2, 6, 2, 6)) and 7 keys (shape (2, 7, 2, 3)).",
+    ),
+    (
+        lambda: attend(value=VALUE[:, :, :1]),
+        "value must have as many heads as key. Got value heads 1 and key heads 2.",
+    ),
+    (
+        lambda: attend(query=QUERY[:, :, :3]),
+        "key must have a number of heads that divides the query's 3. Got 2. The layout is *b s h d: if heads stand "
+        "before positions, swap those two axes.",
+    ),
+    (
+        lambda: attend(key=KEY[..., :2]),
+        "key must have the query's width under DotProduct. Got query width 3 and key width 2. Project one of them, "
+        "or use the Additive score.",
+    ),
+    (
+        lambda: attention_weights(QUERY[0, 0], KEY),
+        "query must have the axes *b t h d.",
+    ),
+    (lambda: attention_weights(QUERY, KEY[:1]), "key must have query's batch axes (2,)"),
+    (lambda: attention_weights(QUERY[:, :, :3], KEY), "key must have a number of heads that divides the query's 3."),
+    (
+        lambda: masked_softmax(jnp.zeros((2, 3), int)),
+        "logits must be floating point with the axes *b t s. Got shape (2, 3), int32.",
+    ),
+    (
+        lambda: masked_softmax(jnp.zeros(3)),
+        "logits must be floating point with the axes *b t s. Got shape (3,), float32.",
+    ),
+]
+
+NUMBER_MASK = "mask must be boolean, True where a query may attend to a key."
+MASKS = [
+    (
+        lambda: attend(mask=jnp.ones((T, S), int)),
+        f"{NUMBER_MASK} Got int32. Compare it (mask != 0), or pass an additive mask as bias.",
+    ),
+    (lambda: attend(mask=jnp.zeros((T, S))), f"{NUMBER_MASK} Got float32."),
+    (lambda: masks.causal() & jnp.ones((T, S)), f"{NUMBER_MASK} Got float32."),
+    (lambda: np.ones((T, S), np.uint8) | masks.causal(), f"{NUMBER_MASK} Got uint8."),
+    (lambda: masks.dense(jnp.ones((T, S))), f"{NUMBER_MASK} Got float32."),
+    (lambda: softmax(jnp.ones((T, S))), f"{NUMBER_MASK} Got float32."),
+    (lambda: drop_in(mask=jnp.ones((B, 1, T, S))), f"{NUMBER_MASK} Got float32."),
+    (
+        lambda: attend(mask=jnp.ones(S, bool)),
+        "mask must have the axes t s, with heads and batch in front where it has them. Got shape (7,). For one entry "
+        "a key, write mask[None, :].",
+    ),
+    (
+        lambda: attend(mask=jnp.ones((S, T), bool)),
+        "mask must broadcast to (2, 4, 5, 7), the axes *b h t s. Got shape (7, 5).",
+    ),
+    (
+        lambda: attend(mask=jnp.ones((B, T, S), bool)),
+        "Got shape (2, 5, 7). Insert the axes it lacks: mask[:, None] for a mask *b t s, mask[:, None, None] for a "
+        "mask *b s of keys.",
+    ),
+    (lambda: attend(mask=jnp.ones((1, B, H, T, S), bool)), "mask must broadcast to (2, 4, 5, 7)"),
+    (lambda: weights(mask=jnp.ones((T, T), bool)), "mask must broadcast to (2, 4, 5, 7), the axes *b h t s."),
+    (
+        lambda: drop_in(is_causal=True, mask=jnp.ones((1, 1, S, S), bool)),
+        "mask must broadcast to (2, 4, 5, 7), the axes *b h t s. Got shape (1, 1, 7, 7).",
+    ),
+    (
+        lambda: masks.dense(jnp.ones((T, T), bool)).as_array(T, S),
+        "mask must broadcast to (5, 7), the axes t s. Got shape (5, 5).",
+    ),
+    (
+        lambda: softmax(jnp.ones((3, 1, T, S), bool)),
+        "mask must broadcast to the shape of logits, (2, 4, 5, 7). Got shape (3, 1, 5, 7).",
+    ),
+    (lambda: softmax(masks.lengths(jnp.array([1, 2, 3]))), "mask must broadcast to the shape of logits, (2, 4, 5, 7)."),
+    (
+        lambda: attend(mask=masks.lengths(jnp.array([3, -1]))),
+        "valid_lens must lie between 0 and the number of keys, 7. Got -1.",
+    ),
+    (
+        lambda: attend(mask=masks.lengths(jnp.array([3, 8]))),
+        "valid_lens must lie between 0 and the number of keys, 7. Got 8.",
+    ),
+    (lambda: masks.lengths(6).as_array(T, 5), "valid_lens must lie between 0 and the number of keys, 5. Got 6."),
+    (
+        lambda: softmax(masks.causal() & ~masks.lengths(8)),
+        "valid_lens must lie between 0 and the number of keys, 7. Got 8.",
+    ),
+    (lambda: attend(mask=masks.prefix(8)), "n must lie between 0 and the number of keys, 7. Got 8."),
+    (
+        lambda: attend(mask=masks.lengths(jnp.array([1, 2, 3]))),
+        "valid_lens must be one number or one per example, (2,). Got shape (3,).",
+    ),
+    (
+        lambda: attend(mask=masks.lengths(jnp.ones((B, S), int))),
+        "valid_lens must have one entry for each of the 5 queries, shape (2, 5). Got shape (2, 7).",
+    ),
+    (
+        lambda: attend(mask=masks.causal(offset=jnp.zeros(3, int))),
+        "offset must be one number or one per example, (2,). Got shape (3,).",
+    ),
+    (
+        lambda: attend(mask=masks.sliding_window(1, 1, offset=jnp.zeros(3, int))),
+        "offset must be one number or one per example, (2,). Got shape (3,).",
+    ),
+    (
+        lambda: attend(mask=masks.segments(jnp.zeros((B, T), int))),
+        "key_ids must have one entry for each of the 7 keys, shape (2, 7). Got shape (2, 5).",
+    ),
+    (
+        lambda: attend(mask=masks.segments(jnp.zeros((3, T), int), jnp.zeros((3, S), int))),
+        "query_ids must have one entry for each of the 5 queries, shape (2, 5). Got shape (3, 5).",
+    ),
+    (lambda: masks.lengths(jnp.array([1.0])), "valid_lens must be integers. Got float32."),
+    (lambda: masks.lengths(2.0), "valid_lens must be integers. Got float32."),
+    (lambda: masks.lengths(True), "valid_lens must be integers. Got bool."),
+    (
+        lambda: masks.lengths(3, per_query=True),
+        "valid_lens must have a query axis when per_query=True. Got a single length.",
+    ),
+    (lambda: masks.prefix(jnp.array([1.0])), "n must be integers. Got float32."),
+    (lambda: masks.causal(1.5), "offset must be integers. Got float32."),
+    (lambda: masks.segments(jnp.array([0.0, 1.0])), "query_ids must be integers. Got float32."),
+    (lambda: masks.segments(jnp.array([0, 1]), jnp.array([True])), "key_ids must be integers. Got bool."),
+    (lambda: masks.segments(jnp.array(1)), "query_ids must have one entry for each position. Got a single number."),
+    (lambda: masks.sliding_window(-1, 2), "left must be a non-negative integer, a number of keys. Got -1."),
+    (lambda: masks.sliding_window(1, -2), "right must be a non-negative integer, a number of keys. Got -2."),
+    (lambda: masks.sliding_window(1.0, 2), "left must be a non-negative integer, a number of keys. Got 1.0."),
+]
+
+LOGITS = [
+    (
+        lambda: attend(bias=jnp.ones((T, S), bool)),
+        "bias must be floating point. Got bool. Pass a boolean array as mask.",
+    ),
+    (lambda: attend(bias=jnp.ones((T, S), int)), "bias must be floating point. Got int32."),
+    (
+        lambda: attend(bias=jnp.ones((B, T, S))),
+        "bias must broadcast to (2, 4, 5, 7), the axes *b h t s. Got shape (2, 5, 7).",
+    ),
+    (
+        lambda: weights(bias=jnp.ones((S, T))),
+        "bias must broadcast to (2, 4, 5, 7), the axes *b h t s. Got shape (7, 5).",
+    ),
+    (lambda: drop_in(bias=jnp.ones((3, 1, 1, S))), "bias must broadcast to (2, 4, 5, 7)"),
+    (
+        lambda: attend(score=scores.Constant(), scale=2.0),
+        "scale must be None when score is given, as a score has its own. Got 2.0.",
+    ),
+    (lambda: weights(score=scores.DotProduct(), scale=0.5), "scale must be None when score is given"),
+    (lambda: attend(logits_soft_cap=0.0), "logits_soft_cap must be positive. Got 0.0."),
+    (lambda: attend(logits_soft_cap=-30.0), "logits_soft_cap must be positive. Got -30.0."),
+    (lambda: weights(logits_soft_cap=jnp.nan), "logits_soft_cap must be positive. Got nan."),
+    (lambda: scores.Gaussian(bandwidth=0.0), "bandwidth must be positive. Got 0.0."),
+    (lambda: scores.Boxcar(bandwidth=jnp.array([1.0, -2.0])), "bandwidth must be positive. Got [ 1. -2.]."),
+    (lambda: scores.Epanechnikov(bandwidth=jnp.nan), "bandwidth must be positive. Got nan."),
+    (
+        lambda: scores.Gaussian(bandwidth=1.0, factor=1.0),
+        "bandwidth must be None when factor is given, as factor = 1 / bandwidth. Got both.",
+    ),
+    (
+        lambda: attend(score=scores.Gaussian(bandwidth=jnp.ones(2))),
+        "bandwidth must be one number or one per feature, (3,). Got shape (2,).",
+    ),
+    (
+        lambda: attend(score=scores.Boxcar(factor=jnp.ones((1, 3)))),
+        "factor must be one number or one per feature, (3,). Got shape (1, 3).",
+    ),
+    (
+        lambda: attend(key=KEY[..., :2], score=scores.Gaussian()),
+        "key must have the query's width under Gaussian. Got query width 3 and key width 2.",
+    ),
+    (
+        lambda: attend(score=scores.Additive(jnp.ones((D, 8)), jnp.ones((2, 8)), jnp.ones(8))),
+        "w_key must map the width 3 to the hidden width of w_value, which has shape (8,). Got shape (2, 8).",
+    ),
+]
+
+OTHERS = [
+    (lambda: attend(dropout_rate=1.0, dropout_rng=jax.random.key(0)), "dropout_rate must lie in [0, 1). Got 1.0."),
+    (lambda: attend(dropout_rate=-0.1), "dropout_rate must lie in [0, 1). Got -0.1."),
+    (
+        lambda: attend(dropout_rate=0.1),
+        "dropout_rng must be given when dropout_rate is above 0. Got None with dropout_rate 0.1. Pass a "
+        "jax.random.key, or turn dropout off (a module's eval() does).",
+    ),
+    (
+        lambda: attend(head_gates=jnp.ones(2)),
+        "head_gates must have one entry for each of the 4 heads, shape (4,) or (2, 4). Got shape (2,).",
+    ),
+    (lambda: attend(head_gates=jnp.ones((3, H))), "head_gates must have one entry for each of the 4 heads"),
+    (lambda: attend(implementation="flash"), "implementation must be one of None, 'dense'"),
+    (lambda: attend(implementation="flash"), "Got 'flash'."),
+    (lambda: drop_in(implementation="flash"), "implementation must be one of None, 'xla'. Got 'flash'."),
+    (
+        lambda: drop_in(implementation="cudnn"),
+        "implementation must be None or 'xla'. Got 'cudnn', which jattn does not call. For cuDNN's kernel use "
+        "jax.nn.dot_product_attention.",
+    ),
+    (
+        lambda: drop_in(key_value_seq_lengths=jnp.array([3, 8])),
+        "key_value_seq_lengths must lie between 0 and the number of keys, 7. Got 8.",
+    ),
+    (lambda: drop_in(query_seq_lengths=jnp.array([3, -1])), "query_seq_lengths must lie between 0 and the number of"),
+    (
+        lambda: drop_in(key_value_seq_lengths=jnp.array([1, 2, 3])),
+        "key_value_seq_lengths must be one number or one per example, (2,). Got shape (3,).",
+    ),
+    (lambda: weights(heads=4), "heads must lie between -4 and 3. Got 4."),
+    (lambda: weights(heads=[0, -5]), "heads must lie between -4 and 3. Got [0, -5]."),
+    (lambda: weights(queries=5), "queries must lie between -5 and 4. Got 5."),
+    (lambda: weights(queries=1.0), "queries must be an integer, a slice or a list of integers. Got 1.0."),
+    (lambda: weights(heads=[True, False, False, True]), "heads must be an integer, a slice or a list of integers."),
+    (lambda: weights(heads=[[0, 1]]), "heads must be an integer, a slice or a list of integers. Got [[0, 1]]."),
+    (lambda: additive(query=jnp.ones(D)), "query must have the axes *b t d. Got shape (3,)."),
+    (lambda: additive(value=jnp.ones((B, S, E), int)), "value must be floating point. Got int32."),
+    (
+        lambda: additive(w_query=jnp.ones((2, 8))),
+        "w_query must map the width 3 to the hidden width of w_value, which has shape (8,). Got shape (2, 8).",
+    ),
+    (lambda: additive(mask=jnp.ones((B, T, S))), f"{NUMBER_MASK} Got float32."),
+    (
+        lambda: regress(kernel="cosine"),
+        "kernel must be one of 'gaussian', 'boxcar', 'epanechnikov', 'constant'. Got 'cosine'.",
+    ),
+    (lambda: regress(bandwidth=0.0), "bandwidth must be positive. Got 0.0."),
+    (lambda: regress(bandwidth=-1.0, kernel="constant"), "bandwidth must be positive. Got -1.0."),
+    (lambda: regress(bandwidth=jnp.array([1.0, 0.0, 1.0])), "bandwidth must be positive. Got [1. 0. 1.]."),
+    (lambda: regress(bandwidth=jnp.ones(2)), "bandwidth must be one number or one per feature, (3,). Got shape (2,)."),
+    (
+        lambda: regress(key=jnp.ones(S)),
+        "key must have as many axes as query. Got shapes (7,) and (2, 5, 3). Scalars are t and s, features *b t d "
+        "and *b s d.",
+    ),
+    (
+        lambda: regress(value=jnp.ones(S)),
+        "value must have the axes *b s or *b s e for a key of shape (2, 7, 3). Got shape (7,).",
+    ),
+    (lambda: regress(query=jnp.ones(()), key=jnp.ones(S)), "query must have the axes t, or *b t d. Got shape ()."),
+    (lambda: regress(query=jnp.ones(T, int), key=jnp.ones(S), value=jnp.ones(S)), "query must be floating point."),
+    (
+        lambda: regress(query=jnp.ones((B, T)), key=jnp.ones((B, S)), value=jnp.ones((B, S))),
+        "key must have the query's width under Gaussian. Got query width 5 and key width 7.",
+    ),
+]
+
+
+CASES = [*ARRAYS, *MASKS, *LOGITS, *OTHERS]
+
+
+@pytest.mark.parametrize(("call", "message"), CASES, ids=[message for _, message in CASES])
+def test_message(call, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011, the text is compared below
+        call()
+    assert message in str(error.value)
