@@ -106,8 +106,8 @@ def dot_product_attention(
     *,
     scale: float | Float[Array, ""] | None = None,
     is_causal: bool = False,
-    query_seq_lengths: Int[Array, "*b"] | None = None,
-    key_value_seq_lengths: Int[Array, "*b"] | None = None,
+    query_seq_lengths: Int[Array, "..."] | None = None,
+    key_value_seq_lengths: Int[Array, "..."] | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     implementation: Literal["xla"] | None = None,
     return_residual: bool = False,
@@ -154,6 +154,10 @@ def dot_product_attention(
     checks.one_of("implementation", implementation, (None, "xla"))
     query, key, value = checks.query_key_value(query, key, value)
     t, s, batch = query.shape[-3], key.shape[-3], query.shape[:-3]
+    if not batch:  # jax.nn then takes one length, and a bias and a mask with a batch axis of 1
+        bias, mask = _without_batch(bias, 4), _without_batch(mask, 4)
+        query_seq_lengths = _without_batch(query_seq_lengths, 1)
+        key_value_seq_lengths = _without_batch(key_value_seq_lengths, 1)
     rules = [] if mask is None else [as_mask(mask)]
     if is_causal:
         rules.append(masks.causal())
@@ -325,6 +329,13 @@ def _sequence_lengths(name: str, valid_lens: Array, n: int, batch: tuple[int, ..
     rule = Lengths(checks.integers(name, valid_lens), False, name)
     rule.check(1, n, batch)
     return rule
+
+
+def _without_batch(x: Any, ndim: int) -> Any:
+    """An array of ``ndim`` axes whose first has length 1, without it; anything else as it is."""
+    if x is None or isinstance(x, Mask) or jnp.ndim(x) != ndim or jnp.shape(x)[0] != 1:
+        return x
+    return jnp.asarray(x)[0]
 
 
 def _take(x: Array, indices: np.ndarray, axis: int) -> Array:

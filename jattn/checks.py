@@ -91,7 +91,8 @@ def integers(name: str, x: Any) -> int | Array:
     array = jnp.asarray(x)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers. Got {array.dtype}.")
-    return array
+    narrow = array.dtype.itemsize < 4 or jnp.issubdtype(array.dtype, jnp.unsignedinteger)
+    return array.astype(jnp.int32) if narrow else array  # positions are added to it, and its sign is turned
 
 
 def integer_axis(name: str, x: Any) -> Array:

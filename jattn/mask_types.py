@@ -2,47 +2,29 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jattn.checks import broadcasts_to, is_concrete
+from jattn.pytree import Pytree
 
 Rows = Int[Array, "t"]
 Cols = Int[Array, "s"]
 Extent = int | Int[Array, ""]
-_Structure = tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]
 
 
-class Mask:
+class Mask(Pytree):
     """A rule that says which queries may attend to which keys. Made by the functions of `jattn.masks`.
 
     Subclasses are frozen dataclasses that implement ``__call__`` and, where they can, ``span`` and ``check``. As a
     pytree, a mask's integers and strings are structure, its arrays and other masks are children.
     """
 
+    static = (int, str)
     __array_ufunc__ = None  # numpy leaves ``array & mask`` to ``__rand__``
-
-    def __init_subclass__(cls) -> None:
-        jax.tree_util.register_pytree_node(cls, cls._flatten, cls._unflatten)
-
-    def _flatten(self) -> tuple[list[Any], _Structure]:
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        static = {name: value for name, value in fields.items() if isinstance(value, int | str)}
-        data = {name: value for name, value in fields.items() if name not in static}
-        return list(data.values()), (tuple(data), tuple(static.items()))
-
-    @classmethod
-    def _unflatten(cls, structure: _Structure, values: Iterable[Any]) -> "Mask":
-        names, static = structure
-        mask = object.__new__(cls)
-        for name, value in (*zip(names, values, strict=True), *static):
-            object.__setattr__(mask, name, value)
-        return mask
 
     def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
         """Whether the queries at positions ``rows`` may attend to the keys at ``cols``.

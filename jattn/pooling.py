@@ -162,9 +162,9 @@ def _softmax(
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, initial=floor))
     exponentials = jnp.where(allowed, jnp.exp(logits - peak), 0)
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
-    some = total > 0
-    total = jnp.where(some, total, 1)
-    log_sum_exp = jnp.where(some, peak + jnp.log(total), -jnp.inf)
+    empty = total == 0
+    total = jnp.where(empty, 1, total)
+    log_sum_exp = jnp.where(empty, -jnp.inf, peak + jnp.log(total))
     return exponentials / total, log_sum_exp.squeeze(-1)
 
 

@@ -8,16 +8,16 @@ reach scores minus infinity. Any function of that shape will do as a score; thos
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jattn import checks
+from jattn.pytree import Pytree
 
 Number = float | Float[Array, ""]
 
 
-class Score:
+class Score(Pytree):
     """What the scores below have in common: they can say which widths of query and key they accept."""
 
     def __call__(self, query: Float[Array, "*b t h dq"], key: Float[Array, "*b s h dk"]) -> Float[Array, "*b h t s"]:
@@ -33,7 +33,6 @@ class Score:
             )
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DotProduct(Score):
     """The scaled dot product, ``scale * (query . key)``.
@@ -56,7 +55,6 @@ class DotProduct(Score):
         return jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=dtype) * scale
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Additive(Score):
     """A small network on both, ``w_value . tanh(query @ w_query + key @ w_key)``, for widths that may differ.
@@ -131,7 +129,6 @@ class _Kernel(Score):
                 )
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gaussian(_Kernel):
     """The Gaussian kernel, ``log K(u) = -u^2 / 2`` with ``u = |query - key| / bandwidth`` (its constant cancels).
@@ -150,7 +147,6 @@ class Gaussian(_Kernel):
         return -self.squared_distance(query, key) / 2
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Boxcar(_Kernel):
     """The boxcar kernel: the mean over the keys within one bandwidth (``factor``: its reciprocal), edge included.
@@ -166,7 +162,6 @@ class Boxcar(_Kernel):
         return jnp.where(squared <= 1, jnp.zeros_like(squared), -jnp.inf)
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Epanechnikov(_Kernel):
     """The Epanechnikov kernel, ``K(u) = max(0, 1 - u^2)`` with ``u = |query - key| / bandwidth``.
@@ -185,7 +180,6 @@ class Epanechnikov(_Kernel):
         return jnp.where(inside, jnp.log1p(-jnp.where(inside, squared, 0)), -jnp.inf)
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Constant(Score):
     """Every key the same: average pooling, over the keys that the mask allows.
