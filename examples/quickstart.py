@@ -3,7 +3,7 @@
     python -m examples.quickstart [--out figures/quickstart] [--seed 0]
 
 1. Nadaraya-Watson regression of disease progression on body-mass index (scikit-learn's diabetes data), its bandwidth
-   learnt by leaving one out.
+   learned by leaving one out.
 2. A small vision transformer on scikit-learn's digits, trained by one jitted step; test accuracy on a held-out quarter.
 3. The trained weights in the PyTorch reference: how far outputs and gradients agree on the same test digits.
 
@@ -31,6 +31,7 @@ from sklearn.model_selection import train_test_split
 
 import torch_ref.models
 from jattn import nadaraya_watson, plots
+from jattn.masks import sliding_window
 from jattn.models import DigitsClassifier
 from jattn.nn import NadarayaWatson
 from jattn.torch_weights import load_state_dict, state_dict, to_numpy
@@ -70,32 +71,32 @@ def regress(out: Path) -> None:
     x, y = jnp.asarray(bmi[order], jnp.float32), jnp.asarray(progression[order], jnp.float32)
 
     model = NadarayaWatson(x, y, factor=4.0)  # a bandwidth of 1/4 unit of the index, too narrow
-    graph, parameters, observations = nnx.split(model, nnx.Param, ...)
+    graphdef, parameters, observations = nnx.split(model, nnx.Param, ...)
     optimizer = optax.adam(0.05)
 
     def loss(parameters: Any) -> jax.Array:
-        fitted = nnx.merge(graph, parameters, observations)(x, leave_one_out=True)
+        fitted = nnx.merge(graphdef, parameters, observations)(x, leave_one_out=True)
         return jnp.mean((fitted - y) ** 2)
 
     @jax.jit
-    def step(parameters: Any, moments: Any) -> tuple[Any, Any, jax.Array]:
+    def step(parameters: Any, opt_state: Any) -> tuple[Any, Any, jax.Array]:
         value, gradients = jax.value_and_grad(loss)(parameters)
-        updates, moments = optimizer.update(gradients, moments)
-        return optax.apply_updates(parameters, updates), moments, value
+        updates, opt_state = optimizer.update(gradients, opt_state)
+        return optax.apply_updates(parameters, updates), opt_state, value
 
-    moments = optimizer.init(parameters)
+    opt_state = optimizer.init(parameters)
     errors = []
     for _ in track(range(200), description="Leave one out"):
-        parameters, moments, value = step(parameters, moments)
+        parameters, opt_state, value = step(parameters, opt_state)
         errors.append(float(value) ** 0.5)
     nnx.update(model, parameters)
     bandwidth = 1 / abs(float(model.factor[...]))
 
-    fitted_mean = nadaraya_watson(x, x, y, kernel="constant", mask=~jnp.eye(len(x), dtype=bool))
+    fitted_mean = nadaraya_watson(x, x, y, kernel="constant", mask=~sliding_window(0, 0))
     mean_error = float(jnp.sqrt(jnp.mean((fitted_mean - y) ** 2)))
     console.print(
         f"{len(x)} patients. Leave-one-out error, root mean square: {mean_error:.1f} by average pooling, "
-        f"{errors[0]:.1f} at bandwidth 0.25, {errors[-1]:.1f} at the learnt bandwidth {bandwidth:.2f}."
+        f"{errors[0]:.1f} at bandwidth 0.25, {errors[-1]:.1f} at the learned bandwidth {bandwidth:.2f}."
     )
     save_regression(out / "nadaraya_watson.png", x, y, model, bandwidth)
 
@@ -112,7 +113,7 @@ def save_regression(path: Path, x: jax.Array, y: jax.Array, model: NadarayaWatso
     left.plot(x, y, ".", color="0.7", label="patients")
     left.plot(grid, jnp.full_like(grid, y.mean()), "--", color="0.3", label="average pooling")
     left.plot(grid, nadaraya_watson(grid, x, y, bandwidth=0.25), color="tab:blue", lw=1, label="bandwidth 0.25")
-    left.plot(grid, curve, color="tab:red", lw=2.5, label=f"learnt bandwidth {bandwidth:.2f}")
+    left.plot(grid, curve, color="tab:red", lw=2.5, label=f"learned bandwidth {bandwidth:.2f}")
     left.set(xlabel="body-mass index", ylabel="disease progression", title="Nadaraya-Watson regression")
     left.legend()
     # The few patients at the top of the range share their weight among few, so a linear scale would hide the rest.
@@ -134,27 +135,27 @@ def classify(out: Path, seed: int, epochs: int = 40, batch_size: int = 64) -> tu
         (data.images / 16).astype(np.float32), data.target, test_size=0.25, random_state=0, stratify=data.target
     )
     model = DigitsClassifier(rngs=nnx.Rngs(seed))
-    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, parameters, rest = nnx.split(model, nnx.Param, ...)
     batches = len(train_x) // batch_size
     optimizer = optax.adamw(optax.cosine_onecycle_schedule(epochs * batches, 3e-3), weight_decay=1e-2)
 
     @jax.jit
-    def step(parameters: Any, moments: Any, rng: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Any, Any, jax.Array]:
+    def step(parameters: Any, opt_state: Any, rng: jax.Array, x: jax.Array, y: jax.Array) -> tuple[Any, Any, jax.Array]:
         def loss(parameters: Any) -> jax.Array:
-            logits = nnx.merge(graph, parameters, rest)(x, rng=rng)
+            logits = nnx.merge(graphdef, parameters, rest)(x, rng=rng)
             targets = optax.smooth_labels(jax.nn.one_hot(y, logits.shape[-1]), 0.1)
             return optax.softmax_cross_entropy(logits, targets).mean()
 
         value, gradients = jax.value_and_grad(loss)(parameters)
-        updates, moments = optimizer.update(gradients, moments, parameters)
-        return optax.apply_updates(parameters, updates), moments, value
+        updates, opt_state = optimizer.update(gradients, opt_state, parameters)
+        return optax.apply_updates(parameters, updates), opt_state, value
 
-    moments, rng, shuffle = optimizer.init(parameters), jax.random.key(seed), np.random.default_rng(seed)
+    opt_state, rng, shuffle = optimizer.init(parameters), jax.random.key(seed), np.random.default_rng(seed)
     for epoch in track(range(epochs), description="Digits"):
         order = shuffle.permutation(len(train_x))[: batches * batch_size].reshape(batches, batch_size)
         for i, batch in enumerate(order):
             step_rng = jax.random.fold_in(rng, epoch * batches + i)
-            parameters, moments, value = step(parameters, moments, step_rng, train_x[batch], train_y[batch])
+            parameters, opt_state, value = step(parameters, opt_state, step_rng, train_x[batch], train_y[batch])
     nnx.update(model, parameters)
     model.eval()
 
@@ -168,8 +169,8 @@ def classify(out: Path, seed: int, epochs: int = 40, batch_size: int = 64) -> tu
 
 def compiled(model: nnx.Module) -> Callable[[jax.Array], Any]:
     """The model's logits and weights as one compiled function."""
-    graph, state = nnx.split(model)
-    return jax.jit(lambda x: nnx.merge(graph, state)(x, return_weights=True))
+    graphdef, state = nnx.split(model)
+    return jax.jit(lambda x: nnx.merge(graphdef, state)(x, return_weights=True))
 
 
 def save_heads(path: Path, image: np.ndarray, label: int, weights: np.ndarray) -> None:
@@ -227,15 +228,15 @@ def run_torch(model: torch.nn.Module, images: np.ndarray, labels: np.ndarray) ->
 
 def run_jax(model: DigitsClassifier, images: np.ndarray, labels: np.ndarray) -> dict[str, list[np.ndarray]]:
     """The same of jattn, compiled."""
-    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, parameters, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(parameters: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-        logits, weights = nnx.merge(graph, parameters, rest)(x, return_weights=True)
+        logits, weights = nnx.merge(graphdef, parameters, rest)(x, return_weights=True)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), (logits, weights)
 
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     (value, (logits, weights)), (gradients, x_gradient) = run(parameters, jnp.asarray(images))
-    by_name = state_dict(nnx.merge(graph, gradients, rest))  # gradients under PyTorch's names and in its layout
+    by_name = state_dict(nnx.merge(graphdef, gradients, rest))  # gradients under PyTorch's names and in its layout
     return named(value, logits, weights, x_gradient, [tensor.numpy() for _, tensor in sorted(by_name.items())])
 
 

@@ -1,4 +1,4 @@
-"""The public functions: check the arguments, choose an implementation, call it."""
+"""The public functions: check the arguments, then call the definition."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,12 +9,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn import checks, masks
 from jattn.mask_types import Lengths, Mask, as_mask
-from jattn.pooling import ScoreFn, logits, masked_softmax, pool, repeat_heads
-from jattn.scores import Additive, DotProduct
+from jattn.pooling import ScoreFn, logits, masked_softmax, pool
+from jattn.scores import Additive, DotProduct, Number
 
 # Functions that return a pair on request are annotated "| Any", so that a type checker leaves both uses in peace.
 Output = Float[Array, "*b t h e"]
-Weights = Float[Array, "*b h t s"]
 
 
 def attention(
@@ -25,8 +24,8 @@ def attention(
     score: ScoreFn | None = None,
     mask: Mask | Bool[Array, "..."] | None = None,
     bias: Float[Array, "..."] | None = None,
-    scale: float | Float[Array, ""] | None = None,
-    logits_soft_cap: float | None = None,
+    scale: Number | None = None,
+    logits_soft_cap: Number | None = None,
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
     head_gates: Float[Array, "..."] | None = None,
@@ -41,7 +40,7 @@ def attention(
     wider. A query that may attend to nothing gives zeros, with zero gradients.
 
     Args:
-        query: ``*b t h d``.
+        query: ``*b t h c``; c is d, unless the score compares different widths.
         key: ``*b s k d``, with as many heads as query or a divisor of them: of h / k = g query heads in a group, heads
             0 to g - 1 use key and value head 0.
         value: ``*b s k e``; its width may differ from the others'.
@@ -51,7 +50,7 @@ def attention(
             ``True`` where a query may attend to a key.
         bias: added to the scaled scores; broadcasts to ``*b h t s``.
         scale: of the default score, ``1 / sqrt(d)`` by default.
-        logits_soft_cap: keeps the logits within (-c, c) by ``c tanh(logits / c)``.
+        logits_soft_cap: keeps the logits within (-cap, cap) by ``cap tanh(logits / cap)``.
         dropout_rate: share of the weights to drop, the others being scaled up, in [0, 1).
         dropout_rng: the randomness for it, a ``jax.random.key``. The same rng drops the same weights.
         head_gates: a factor on each head's output, ``h`` or ``*b h``.
@@ -104,7 +103,7 @@ def dot_product_attention(
     bias: Float[Array, "..."] | None = None,
     mask: Mask | Bool[Array, "..."] | None = None,
     *,
-    scale: float | Float[Array, ""] | None = None,
+    scale: Number | None = None,
     is_causal: bool = False,
     query_seq_lengths: Int[Array, "..."] | None = None,
     key_value_seq_lengths: Int[Array, "..."] | None = None,
@@ -158,9 +157,7 @@ def dot_product_attention(
         bias, mask = _without_batch(bias, 4), _without_batch(mask, 4)
         query_seq_lengths = _without_batch(query_seq_lengths, 1)
         key_value_seq_lengths = _without_batch(key_value_seq_lengths, 1)
-    rules = [] if mask is None else [as_mask(mask)]
-    if is_causal:
-        rules.append(masks.causal())
+    rules = [mask, masks.causal() if is_causal else None]
     if local_window_size is not None:
         rules.append(masks.sliding_window(*checks.window("local_window_size", local_window_size)))
     if key_value_seq_lengths is not None:
@@ -168,10 +165,7 @@ def dot_product_attention(
     if query_seq_lengths is not None:
         real = _sequence_lengths("query_seq_lengths", query_seq_lengths, t, batch).as_array(1, t)
         rules.append(masks.dense(jnp.swapaxes(real, -1, -2)))
-    combined = None
-    for rule in rules:
-        combined = rule if combined is None else combined & rule
-    score, combined, bias = _check_logits(query, key, None, combined, bias, scale, None)
+    score, combined, bias = _check_logits(query, key, None, masks.all_of(*rules), bias, scale, None)
     pooled = pool(query, key, value, score=score, mask=combined, bias=bias)
     return (pooled.output, pooled.log_sum_exp) if return_residual else pooled.output
 
@@ -183,15 +177,16 @@ def attention_weights(
     score: ScoreFn | None = None,
     mask: Mask | Bool[Array, "..."] | None = None,
     bias: Float[Array, "..."] | None = None,
-    scale: float | Float[Array, ""] | None = None,
-    logits_soft_cap: float | None = None,
+    scale: Number | None = None,
+    logits_soft_cap: Number | None = None,
     heads: int | slice | Sequence[int] | None = None,
     queries: int | slice | Sequence[int] | None = None,
 ) -> Float[Array, "*b heads queries s"]:
     """The weights of `attention` for chosen heads and queries, without computing the others.
 
     Args:
-        query, key, score, mask, bias, scale, logits_soft_cap: as in `attention`; mask and bias for all queries.
+        query, key, score, mask, bias, scale, logits_soft_cap: as in `attention`; mask and bias for all of them.
+            score is given the chosen heads and queries only, so it must not depend on their numbers; bias may.
         heads: which query heads: an integer, a slice or a list; all by default.
         queries: which query positions, likewise.
 
@@ -220,7 +215,7 @@ def attention_weights(
     if bias is not None:
         bias = _take(_take(bias, chosen_heads, axis=-3), rows, axis=-2)
     query = query[..., rows, :, :][..., chosen_heads, :]
-    key = repeat_heads(key, h)[..., chosen_heads, :]
+    key = key[..., chosen_heads // (h // key.shape[-2]), :]
     x = logits(query, key, score=score, bias=bias, logits_soft_cap=logits_soft_cap)
     return masked_softmax(x, allowed)
 
@@ -247,7 +242,8 @@ def additive_attention(
         key: ``*b s d``.
         value: ``*b s e``.
         w_query, w_key, w_value: ``c n``, ``d n`` and ``n``, with n the hidden width.
-        mask: a value of `jattn.masks` or a boolean array that broadcasts to ``*b t s``.
+        mask: a value of `jattn.masks` (an array inside it as ``*b 1 t s``) or a boolean array that broadcasts to
+            ``*b t s``.
         return_weights: also return the weights ``*b t s``.
 
     Returns:
@@ -265,8 +261,7 @@ def additive_attention(
     Source: Bahdanau, Cho and Bengio, Neural Machine Translation by Jointly Learning to Align and Translate, 2015.
     """
     score = Additive(jnp.asarray(w_query), jnp.asarray(w_key), jnp.asarray(w_value))
-    output, weights = single_head_attention(query, key, value, score=score, mask=mask)
-    return (output, weights) if return_weights else output
+    return single_head_attention(query, key, value, score=score, mask=mask, return_weights=return_weights)
 
 
 def single_head_attention(
@@ -275,25 +270,26 @@ def single_head_attention(
     value: Float[Array, "*b s e"],
     *,
     mask: Mask | Bool[Array, "..."] | None = None,
-    valid_lens: Int[Array, "..."] | None = None,
+    valid_lens: int | Int[Array, "..."] | None = None,
+    return_weights: bool = False,
     **rest: Any,
-) -> tuple[Float[Array, "*b t e"], Float[Array, "*b t s"]]:
-    """`attention` and its weights for arrays without a head axis; mask broadcasts to ``*b t s``."""
+) -> Float[Array, "*b t e"] | Any:
+    """`attention` for arrays without a head axis; a mask that is an array broadcasts to ``*b t s``."""
     query, key, value = checks.query_key_value(query, key, value, heads=False)
     if mask is not None and not isinstance(mask, Mask):
         shape = (*query.shape[:-1], key.shape[-2])
         if not checks.broadcasts_to(jnp.shape(mask), shape):
             raise ValueError(f"mask must broadcast to {shape}, the axes *b t s. Got shape {jnp.shape(mask)}.")
-        mask = as_mask(mask if jnp.ndim(mask) == 2 else jnp.expand_dims(mask, -3))
+        mask = as_mask(mask if jnp.ndim(mask) <= 2 else jnp.expand_dims(mask, -3))
     output, weights = attention(
         query[..., None, :],
         key[..., None, :],
         value[..., None, :],
-        mask=masks.with_lengths(mask, valid_lens),
+        mask=masks.all_of(mask, None if valid_lens is None else masks.lengths(valid_lens)),
         return_weights=True,
         **rest,
     )
-    return output[..., 0, :], weights[..., 0, :, :]
+    return (output[..., 0, :], weights[..., 0, :, :]) if return_weights else output[..., 0, :]
 
 
 def _check_logits(
@@ -302,8 +298,8 @@ def _check_logits(
     score: ScoreFn | None,
     mask: Mask | Array | None,
     bias: Array | None,
-    scale: float | Array | None,
-    logits_soft_cap: float | None,
+    scale: Number | None,
+    logits_soft_cap: Number | None,
 ) -> tuple[ScoreFn, Mask | None, Array | None]:
     *batch, t, h, _ = query.shape
     s = key.shape[-3]

@@ -41,7 +41,7 @@ def floating(name: str, x: Any, axes: str, min_ndim: int) -> Array:
 def query_key_value(query: Any, key: Any, value: Any, *, heads: bool = True) -> tuple[Array, Array, Array]:
     """The three arrays of an attention, with or without head axes, found to belong together."""
     query, key = query_and_key(query, key, heads=heads)
-    value = floating("value", value, "*b s h e" if heads else "*b s e", 2 + heads)
+    value = floating("value", value, "*b s k e" if heads else "*b s e", 2 + heads)
     _same_batch("value", value, query, heads)
     position = -3 if heads else -2
     if value.shape[position] != key.shape[position]:
@@ -59,7 +59,7 @@ def query_key_value(query: Any, key: Any, value: Any, *, heads: bool = True) -> 
 def query_and_key(query: Any, key: Any, *, heads: bool = True) -> tuple[Array, Array]:
     """The two arrays that a score compares."""
     query = floating("query", query, "*b t h d" if heads else "*b t d", 2 + heads)
-    key = floating("key", key, "*b s h d" if heads else "*b s d", 2 + heads)
+    key = floating("key", key, "*b s k d" if heads else "*b s d", 2 + heads)
     _same_batch("key", key, query, heads)
     if heads:
         _grouped_heads(query, key)
@@ -79,7 +79,7 @@ def _grouped_heads(query: Array, key: Array) -> None:
     h, k = query.shape[-2], key.shape[-2]
     if k == 0 or h % k:
         raise ValueError(
-            f"key must have a number of heads that divides the query's {h}. Got {k}. The layout is *b s h d: "
+            f"key must have a number of heads that divides the query's {h}. Got {k}. The layout is *b s k d: "
             "if heads stand before positions, swap those two axes."
         )
 
@@ -205,13 +205,14 @@ def score(score: Any, query: Array, key: Array) -> None:
         check(query.shape[-1], key.shape[-1])
 
 
+def is_count(n: Any) -> bool:
+    """A non-negative integer."""
+    return isinstance(n, int | np.integer) and not isinstance(n, bool) and bool(n >= 0)
+
+
 def window(name: str, size: Any) -> tuple[int, int]:
     """One count of keys for both sides, or one for each."""
     sides = (size, size) if isinstance(size, int | np.integer) else size
-    if (
-        not isinstance(sides, tuple | list)
-        or len(sides) != 2
-        or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in sides)
-    ):
+    if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(map(is_count, sides)):
         raise ValueError(f"{name} must be a non-negative integer, a number of keys, or (left, right). Got {size!r}.")
     return int(sides[0]), int(sides[1])

@@ -35,8 +35,9 @@ def nadaraya_watson(
         value: what was observed: ``s``, ``*b s``, or ``*b s e``.
         bandwidth: the unit of distance, positive; one number, or one per feature ``d``.
         kernel: ``"gaussian"``, ``"boxcar"``, ``"epanechnikov"``, or ``"constant"`` (average pooling).
-        mask: a value of `jattn.masks` or a boolean array that broadcasts to ``*b t s``, ``True`` where an observation
-            may be used. ``~sliding_window(0, 0)`` leaves each point's own observation out.
+        mask: a value of `jattn.masks` (an array inside it as ``*b 1 t s``) or a boolean array that broadcasts to
+            ``*b t s``, ``True`` where an observation may be used. ``~sliding_window(0, 0)`` leaves each point's own
+            observation out.
         return_weights: also return the weights ``*b t s``.
 
     Returns:
@@ -88,5 +89,5 @@ def kernel_average(
     scalar = value.ndim == key.ndim - 1
     if scalar:
         value = value[..., None]
-    output, weights = single_head_attention(query, key, value, score=score, mask=mask)
+    output, weights = single_head_attention(query, key, value, score=score, mask=mask, return_weights=True)
     return (output[..., 0] if scalar else output), weights

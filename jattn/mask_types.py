@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -149,7 +150,7 @@ class Lengths(Mask):
             low, high = values.min(initial=s), values.max(initial=0)
             if low < 0 or high > s:
                 raise ValueError(
-                    f"{self.name} must lie between 0 and the number of keys, {s}. Got {low if low < 0 else high}."
+                    f"{self.name} must lie between 0 and the number of positions, {s}. Got {low if low < 0 else high}."
                 )
 
 
@@ -207,12 +208,13 @@ class Dense(Mask):
             )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pair(Mask):
     """Two masks joined entry by entry."""
 
     a: Mask
     b: Mask
-    join: Callable[[Array, Array], Array]
+    join: ClassVar[Callable[..., Array]]
 
     def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
         return self.join(self.a(rows, cols), self.b(rows, cols))
@@ -225,10 +227,7 @@ class Pair(Mask):
         self.b.check(t, s, batch, heads)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class And(Pair):
-    a: Mask
-    b: Mask
     join = staticmethod(jnp.logical_and)
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
@@ -237,10 +236,7 @@ class And(Pair):
         return lo, _largest(lo, hi)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Or(Pair):
-    a: Mask
-    b: Mask
     join = staticmethod(jnp.logical_or)
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:

@@ -11,18 +11,18 @@ serves a short sequence, a long one, and one block of either. Masks combine with
 Python integers in a mask are static under ``jit``; arrays are data, so that new lengths never recompile.
 """
 
+import functools
 import operator
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jattn import checks
-from jattn.mask_types import Causal, Lengths, Mask, Segments, SlidingWindow
-from jattn.mask_types import as_mask as as_mask
+from jattn.mask_types import Causal, Lengths, Mask, Segments, SlidingWindow, as_mask
 
 __all__ = [
     "Mask",
+    "all_of",
     "causal",
     "causal_lower_right",
     "dense",
@@ -76,7 +76,7 @@ def sliding_window(left: int, right: int, *, offset: int | Int[Array, "*b"] = 0)
          [0 1 1 1 1]]
     """
     for name, count in (("left", left), ("right", right)):
-        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 0:
+        if not checks.is_count(count):
             raise ValueError(f"{name} must be a non-negative integer, a number of keys. Got {count!r}.")
     return SlidingWindow(int(left), int(right), checks.integers("offset", offset))
 
@@ -87,7 +87,7 @@ def lengths(valid_lens: int | Int[Array, "..."], *, per_query: bool | None = Non
     Args:
         valid_lens: integers from 0 to s, one per example ``*b`` or one per query ``*b t``.
         per_query: whether the last axis of ``valid_lens`` is the query's. By default it is from two axes on,
-            as in the textbook's 1-D and 2-D valid lengths.
+            as in Dive into Deep Learning's 1-D and 2-D valid lengths.
 
         >>> print(lengths(jnp.array([2, 3])).as_array(2, 4).astype(int))
         [[[[1 1 0 0]
@@ -109,7 +109,9 @@ def lengths(valid_lens: int | Int[Array, "..."], *, per_query: bool | None = Non
 
 
 def prefix(n: int | Int[Array, "*b"]) -> Mask:
-    """Every query sees the first ``n`` keys (one number, or one per example). Use it as ``causal() | prefix(n)``.
+    """Every query sees the first ``n`` keys, one number or one per example, from 0 to the number of keys.
+
+    Use it as ``causal() | prefix(n)``.
 
     >>> print((causal() | prefix(2)).as_array(4, 4).astype(int))
     [[1 1 0 0]
@@ -147,8 +149,13 @@ def dense(array: Bool[Array, "..."]) -> Mask:
     return as_mask(array)
 
 
-def with_lengths(mask: Mask | Bool[Array, "..."] | None, valid_lens: Int[Array, "..."] | None) -> Mask | Array | None:
-    """The mask, and the keys within the valid lengths, where either is given."""
-    if valid_lens is None:
-        return mask
-    return lengths(valid_lens) if mask is None else lengths(valid_lens) & mask
+def all_of(*rules: Mask | Bool[Array, "..."] | None) -> Mask | None:
+    """Where every one of ``rules`` allows it; a None allows everything.
+
+    >>> print(all_of(causal(), None, prefix(2)).as_array(3, 3).astype(int))
+    [[1 0 0]
+     [1 1 0]
+     [1 1 0]]
+    """
+    given = [as_mask(rule) for rule in rules if rule is not None]
+    return functools.reduce(operator.and_, given) if given else None

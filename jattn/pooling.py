@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn.checks import broadcasts_to
 from jattn.mask_types import Mask, as_mask
+from jattn.scores import Number, at_least_float32
 
 ScoreFn = Callable[[Float[Array, "*b t h c"], Float[Array, "*b s h d"]], Float[Array, "*b h t s"]]
 
@@ -48,7 +49,7 @@ def masked_softmax(
     Raises:
         ValueError: if the mask is not boolean or does not fit.
 
-    Example (the textbook's: two examples of valid lengths 2 and 3):
+    Example (two examples, of valid lengths 2 and 3):
 
         >>> from jattn.masks import lengths
         >>> print(masked_softmax(jnp.zeros((2, 1, 4)), lengths(jnp.array([2, 3]))))
@@ -79,7 +80,7 @@ def pool(
     score: ScoreFn,
     mask: Mask | None = None,
     bias: Float[Array, "..."] | None = None,
-    logits_soft_cap: float | None = None,
+    logits_soft_cap: Number | None = None,
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
     head_gates: Float[Array, "..."] | None = None,
@@ -98,7 +99,7 @@ def pool(
         keep = dropout_keep(dropout_rng, dropout_rate, weights.shape)
         kept = jnp.where(keep, weights / (1 - dropout_rate), 0)
     output = jnp.einsum(
-        "...hts,...she->...the", kept.astype(value.dtype), value, preferred_element_type=_wide(value.dtype)
+        "...hts,...she->...the", kept.astype(value.dtype), value, preferred_element_type=at_least_float32(value)
     )
     if head_gates is not None:
         output = output * head_gates[..., None, :, None]
@@ -111,9 +112,9 @@ def logits(
     *,
     score: ScoreFn,
     bias: Float[Array, "..."] | None = None,
-    logits_soft_cap: float | None = None,
+    logits_soft_cap: Number | None = None,
 ) -> Float[Array, "*b h t s"]:
-    """The scores, then the bias, then the soft cap ``c tanh(x / c)``, which leaves minus infinity as it is."""
+    """The scores, then the bias, then the soft cap ``cap tanh(x / cap)``, which leaves minus infinity as it is."""
     x = score(query, key)
     *b, t, h, _ = query.shape
     if jnp.shape(x) != (*b, h, t, key.shape[-3]):
@@ -154,7 +155,7 @@ def _softmax(
     logits: Float[Array, "*b t s"], allowed: Bool[Array, "..."] | None
 ) -> tuple[Float[Array, "*b t s"], Float[Array, "*b t"]]:
     """The weights and the logarithm of the sum under them: 0 and -inf, both with zero gradient, for an empty row."""
-    logits = logits.astype(_wide(logits.dtype))
+    logits = logits.astype(at_least_float32(logits))
     reachable = logits != -jnp.inf  # true of NaN, which must not disappear
     allowed = reachable if allowed is None else reachable & allowed
     floor = jnp.finfo(logits.dtype).min
@@ -166,7 +167,3 @@ def _softmax(
     total = jnp.where(empty, 1, total)
     log_sum_exp = jnp.where(empty, -jnp.inf, peak + jnp.log(total))
     return exponentials / total, log_sum_exp.squeeze(-1)
-
-
-def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)

@@ -13,7 +13,8 @@ class Pytree:
     """A base of frozen dataclasses, each of which is a pytree with its fields as children.
 
     A field whose value is of one of the types in ``static`` is structure instead. A value is rebuilt without its
-    ``__init__``: a gradient, a batch or the axes for ``vmap`` have its structure, but not its contract.
+    ``__init__``, since JAX also puts gradients, batches and the axes for ``vmap`` in the place of its fields, which the
+    checks would reject.
     """
 
     static: ClassVar[tuple[type, ...]] = ()

@@ -7,6 +7,7 @@ reach scores minus infinity. Any function of that shape will do as a score; thos
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,7 +21,7 @@ Number = float | Float[Array, ""]
 class Score(Pytree):
     """What the scores below have in common: they can say which widths of query and key they accept."""
 
-    def __call__(self, query: Float[Array, "*b t h dq"], key: Float[Array, "*b s h dk"]) -> Float[Array, "*b h t s"]:
+    def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         """The logits of every query with every key."""
         raise NotImplementedError
 
@@ -51,7 +52,7 @@ class DotProduct(Score):
 
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
-        dtype = jnp.promote_types(jnp.result_type(query, key), jnp.float32)
+        dtype = at_least_float32(query, key)
         return jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=dtype) * scale
 
 
@@ -76,8 +77,9 @@ class Additive(Score):
     w_value: Float[Array, "n"]
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
-        query, key, w_value = _at_least_float32(query @ self.w_query, key @ self.w_key, self.w_value)
-        query, key = _heads_first(query), _heads_first(key)
+        query, key = _heads_first(query @ self.w_query), _heads_first(key @ self.w_key)
+        dtype = at_least_float32(query, key, self.w_value)
+        query, key, w_value = query.astype(dtype), key.astype(dtype), jnp.asarray(self.w_value, dtype)
         # A sum rather than a matmul: XLA fuses it, and the array *b h t s n is never written to memory.
         return jnp.sum(jnp.tanh(query[..., :, None, :] + key[..., None, :, :]) * w_value, axis=-1)
 
@@ -112,8 +114,9 @@ class _Kernel(Score):
         self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]
     ) -> Float[Array, "*b h t s"]:
         """The square of u, summed directly over the differences: exact, also for features far from zero."""
-        query, key = _at_least_float32(query, key)
-        difference = _heads_first(query)[..., :, None, :] - _heads_first(key)[..., None, :, :]
+        dtype = at_least_float32(query, key)
+        query, key = _heads_first(query.astype(dtype)), _heads_first(key.astype(dtype))
+        difference = query[..., :, None, :] - key[..., None, :, :]
         if self.factor is not None:
             difference = difference * self.factor
         elif self.bandwidth is not None:
@@ -190,15 +193,15 @@ class Constant(Score):
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         *b, t, h, _ = query.shape
-        return jnp.zeros((*b, h, t, key.shape[-3]), jnp.promote_types(jnp.result_type(query, key), jnp.float32))
+        return jnp.zeros((*b, h, t, key.shape[-3]), at_least_float32(query, key))
 
     def check(self, query_width: int, key_width: int) -> None:
         pass
 
 
-def _at_least_float32(*arrays: Array) -> list[Array]:
-    dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-    return [array.astype(dtype) for array in arrays]
+def at_least_float32(*arrays: Array) -> Any:
+    """The dtype to compute in."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
 def _heads_first(x: Float[Array, "*b t h d"]) -> Float[Array, "*b h t d"]:

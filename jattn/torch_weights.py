@@ -9,7 +9,7 @@ has a map between its parameters and PyTorch's:
     flax.nnx.Embed          embedding                        weight
     GRU                     layers.i.input, layers.i.hidden  weight_ih_li, weight_hh_li, bias_ih_li, bias_hh_li
     Wide...SelfAttention    query kernel (m, h, m)           query.i.weight (m, m), one Linear for each head i
-    any nnx.Param           itself                           the same name
+    any other nnx.Param     itself, in its own layout        the same name
 
 Nothing is dropped, cast or guessed: an entry that has no place, a place that has no entry and a shape that doesn't fit
 are one error that lists them all, and a parameter takes the dtype of its entry. Fixed observations of `NadarayaWatson`
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax import nnx
 
@@ -32,6 +31,7 @@ from jattn.nn.recurrent import GRU
 if TYPE_CHECKING:
     import torch
 
+BFLOAT16 = np.dtype(jnp.bfloat16)  # NumPy knows it, PyTorch's numpy() does not
 Arrays = Sequence[np.ndarray]
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -76,7 +76,7 @@ def load_state_dict(
         Array([3., 3., 3.], dtype=float32)
         >>> load_state_dict(linear, {"weights": weight, "bias": bias[:2]})
         Traceback (most recent call last):
-        ValueError: state_dict must have exactly the entries of this Linear.
+        ValueError: state_dict must fit this Linear, entry for entry.
           unknown: weights, shape (3, 2)
           missing: weight, shape (3, 2)
           misshapen: bias must have shape (3,). Got (2,)
@@ -113,8 +113,8 @@ def to_numpy(tensor: Any) -> np.ndarray:
     import torch
 
     tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:  # which NumPy knows through ml_dtypes only
-        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(BFLOAT16)
     return tensor.numpy()
 
 
@@ -123,7 +123,7 @@ def to_tensor(array: Any) -> "torch.Tensor":
     import torch
 
     array = np.array(array)
-    if array.dtype == ml_dtypes.bfloat16:
+    if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -145,6 +145,10 @@ def _maps(module: nnx.Module, path: str) -> Iterator[Map]:
 def _child_maps(child: Any, name: str) -> Iterator[Map]:
     if isinstance(child, nnx.Param):
         yield _one_to_one(child, name, lambda x: x, lambda x: x)
+    elif isinstance(child, nnx.BatchStat):
+        raise ValueError(
+            f"module must hold its numbers in nnx.Param. Got an nnx.BatchStat, {name}, which has no map here."
+        )
     elif isinstance(child, nnx.Module):
         yield from _maps(child, f"{name}.")
 
@@ -237,13 +241,13 @@ def _renamed(state_dict: Mapping[str, Any], rename: Mapping[str, str]) -> dict[s
 def _check_entries(kind: str, expected: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> None:
     problems = [f"unknown: {name}, shape {given[name].shape}" for name in given if name not in expected]
     problems += [f"missing: {name}, shape {expected[name].shape}" for name in expected if name not in given]
-    for name in expected.keys() & given.keys():
+    for name in (name for name in expected if name in given):
         if given[name].shape != expected[name].shape:
             problems.append(f"misshapen: {name} must have shape {expected[name].shape}. Got {given[name].shape}")
         dtype = given[name].dtype
-        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            problems.append(f"{dtype}: {name} would lose digits. Turn on jax_enable_x64, or convert it first")
-        elif not jnp.issubdtype(dtype, jnp.floating):
+        if not jnp.issubdtype(dtype, jnp.floating):
             problems.append(f"{dtype}: {name} must be floating point")
+        elif jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            problems.append(f"{dtype}: {name} would lose digits. Turn on jax_enable_x64, or convert it first")
     if problems:
-        raise ValueError("\n  ".join([f"state_dict must have exactly the entries of this {kind}.", *problems]))
+        raise ValueError("\n  ".join([f"state_dict must fit this {kind}, entry for entry.", *problems]))

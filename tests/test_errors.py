@@ -49,8 +49,8 @@ def softmax(mask):
 
 ARRAYS = [
     (lambda: attend(query=QUERY[0, 0]), "query must have the axes *b t h d. Got shape (4, 3)."),
-    (lambda: attend(key=KEY[0, 0]), "key must have the axes *b s h d. Got shape (2, 3)."),
-    (lambda: attend(value=VALUE[0, 0]), "value must have the axes *b s h e. Got shape (2, 6)."),
+    (lambda: attend(key=KEY[0, 0]), "key must have the axes *b s k d. Got shape (2, 3)."),
+    (lambda: attend(value=VALUE[0, 0]), "value must have the axes *b s k e. Got shape (2, 6)."),
     (
         lambda: attend(query=QUERY.astype(int)),
         "query must be floating point. Got int32. Convert it with .astype(jnp.float32).",
@@ -73,7 +73,7 @@ ARRAYS = [
     ),
     (
         lambda: attend(query=QUERY[:, :, :3]),
-        "key must have a number of heads that divides the query's 3. Got 2. The layout is *b s h d: if heads stand "
+        "key must have a number of heads that divides the query's 3. Got 2. The layout is *b s k d: if heads stand "
         "before positions, swap those two axes.",
     ),
     (
@@ -140,18 +140,18 @@ MASKS = [
     (lambda: softmax(masks.lengths(jnp.array([1, 2, 3]))), "mask must broadcast to the shape of logits, (2, 4, 5, 7)."),
     (
         lambda: attend(mask=masks.lengths(jnp.array([3, -1]))),
-        "valid_lens must lie between 0 and the number of keys, 7. Got -1.",
+        "valid_lens must lie between 0 and the number of positions, 7. Got -1.",
     ),
     (
         lambda: attend(mask=masks.lengths(jnp.array([3, 8]))),
-        "valid_lens must lie between 0 and the number of keys, 7. Got 8.",
+        "valid_lens must lie between 0 and the number of positions, 7. Got 8.",
     ),
-    (lambda: masks.lengths(6).as_array(T, 5), "valid_lens must lie between 0 and the number of keys, 5. Got 6."),
+    (lambda: masks.lengths(6).as_array(T, 5), "valid_lens must lie between 0 and the number of positions, 5. Got 6."),
     (
         lambda: softmax(masks.causal() & ~masks.lengths(8)),
-        "valid_lens must lie between 0 and the number of keys, 7. Got 8.",
+        "valid_lens must lie between 0 and the number of positions, 7. Got 8.",
     ),
-    (lambda: attend(mask=masks.prefix(8)), "n must lie between 0 and the number of keys, 7. Got 8."),
+    (lambda: attend(mask=masks.prefix(8)), "n must lie between 0 and the number of positions, 7. Got 8."),
     (
         lambda: attend(mask=masks.lengths(jnp.array([1, 2, 3]))),
         "valid_lens must be one number or one per example, (2,). Got shape (3,).",
@@ -264,7 +264,7 @@ OTHERS = [
     ),
     (
         lambda: drop_in(key_value_seq_lengths=jnp.array([3, 8])),
-        "key_value_seq_lengths must lie between 0 and the number of keys, 7. Got 8.",
+        "key_value_seq_lengths must lie between 0 and the number of positions, 7. Got 8.",
     ),
     (lambda: drop_in(query_seq_lengths=jnp.array([3, -1])), "query_seq_lengths must lie between 0 and the number of"),
     (

@@ -261,7 +261,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "GRU lengths": (
         lambda: nn.GRU(8, 6, rngs=rngs())(X, valid_lens=jnp.array([5, 6])),
-        r"valid_lens must lie between 0 and the number of keys, 5\. Got 6\.",
+        r"valid_lens must lie between 0 and the number of positions, 5\. Got 6\.",
     ),
     "observations in part": (
         lambda: nn.NadarayaWatson(normal(3)),
@@ -269,7 +269,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no observations": (
         lambda: nn.NadarayaWatson()(normal(3)),
-        r"key and value must be given, as the module was made without keys and values\.",
+        r"key and value must be given to a module made without keys and values\. Got None\.",
     ),
     "leave one out of others": (
         lambda: nn.NadarayaWatson(normal(4), normal(4))(normal(3), leave_one_out=True),

@@ -21,7 +21,8 @@ class RecallClassifier(nnx.Module):
         num_layers: how many blocks.
         feedforward_expansion: the feed-forward network's inner width, in units of m.
         max_length: the longest sequence, where there are positions.
-        positions: whether tokens know their positions; without, the model can count tokens but not order them.
+        positions: whether tokens know their positions; without them, the order of the tokens before the last has no
+            effect.
         dropout_rate: in training.
         param_dtype: of the parameters.
         rngs: for the initial parameters.

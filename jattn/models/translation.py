@@ -1,7 +1,8 @@
 """Sequence to sequence: a recurrent encoder, and a recurrent decoder that attends to it (Bahdanau et al., 2015).
 
-Two more axes here: v vocabulary · n hidden width. The decoder runs step by step on a `DecoderState` that the caller
-carries, so the same code serves teacher forcing (one scan) and any search for the best translation.
+More axes here: v vocabulary · n hidden width · l recurrent layer. The decoder runs step by step on a
+`DecoderState` that the caller carries, so the same code serves teacher forcing (one scan) and any search for the best
+translation.
 """
 
 from typing import Any, Literal, NamedTuple

@@ -1,6 +1,5 @@
 """Attention as Flax modules: they hold the parameters, project, and call `jattn.attention`."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,17 +8,15 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn import checks
 from jattn.attention import attention, single_head_attention
-from jattn.masks import Mask, with_lengths
+from jattn.masks import Mask, all_of, lengths
+from jattn.nn.dropout import active_dropout
+from jattn.nn.layers import Initializer, default_bias_init, default_kernel_init, layer_norm
 from jattn.nn.positions import rotary
-from jattn.scores import Additive, DotProduct, Score
-
-Initializer = Callable[..., Array]
-default_kernel_init = nnx.initializers.lecun_normal()
-default_bias_init = nnx.initializers.zeros_init()
+from jattn.scores import Additive, DotProduct
 
 
 class DotProductAttention(nnx.Module):
-    """Scaled dot-product attention without heads and without parameters, as in the textbook.
+    """Scaled dot-product attention without heads and without parameters, as in Dive into Deep Learning.
 
     Args:
         dropout_rate: share of the weights to drop in training, in [0, 1).
@@ -45,7 +42,7 @@ class DotProductAttention(nnx.Module):
         key: Float[Array, "*b s d"],
         value: Float[Array, "*b s e"],
         *,
-        valid_lens: Int[Array, "..."] | None = None,
+        valid_lens: int | Int[Array, "..."] | None = None,
         mask: Mask | Bool[Array, "..."] | None = None,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
@@ -57,14 +54,27 @@ class DotProductAttention(nnx.Module):
             key: ``*b s d``.
             value: ``*b s e``.
             valid_lens: how many keys are real, one per example or one per query (two axes).
-            mask: a value of `jattn.masks` or a boolean array that broadcasts to ``*b t s``.
+            mask: a value of `jattn.masks` (an array inside it as ``*b 1 t s``) or a boolean array that broadcasts to
+                ``*b t s``.
             return_weights: also return the weights ``*b t s``, from before dropout.
             rng: a ``jax.random.key`` for dropout in training.
 
         Returns:
             ``*b t e``; with return_weights also the weights.
+
+        Raises:
+            ValueError: naming the argument that doesn't fit.
         """
-        return _pool_single_head(self, DotProduct(self.scale), query, key, value, valid_lens, mask, return_weights, rng)
+        return single_head_attention(
+            query,
+            key,
+            value,
+            score=DotProduct(self.scale),
+            mask=mask,
+            valid_lens=valid_lens,
+            return_weights=return_weights,
+            **active_dropout(self, rng),
+        )
 
 
 class AdditiveAttention(nnx.Module):
@@ -118,7 +128,7 @@ class AdditiveAttention(nnx.Module):
         key: Float[Array, "*b s d"],
         value: Float[Array, "*b s e"],
         *,
-        valid_lens: Int[Array, "..."] | None = None,
+        valid_lens: int | Int[Array, "..."] | None = None,
         mask: Mask | Bool[Array, "..."] | None = None,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
@@ -127,7 +137,16 @@ class AdditiveAttention(nnx.Module):
         checks.width("query", query, self.query.in_features)
         checks.width("key", key, self.key.in_features)
         score = Additive(self.query.kernel[...], self.key.kernel[...], self.score.kernel[..., 0])
-        return _pool_single_head(self, score, query, key, value, valid_lens, mask, return_weights, rng)
+        return single_head_attention(
+            query,
+            key,
+            value,
+            score=score,
+            mask=mask,
+            valid_lens=valid_lens,
+            return_weights=return_weights,
+            **active_dropout(self, rng),
+        )
 
 
 class MultiHeadAttention(nnx.Module):
@@ -147,7 +166,7 @@ class MultiHeadAttention(nnx.Module):
         key_features, value_features: the widths of the key and value inputs; in_features by default.
         value_head_features: e, the width of one value head; d by default.
         out_features: the output's width; in_features by default.
-        use_bias: whether the projections have biases.
+        use_bias: whether the projections have biases; by default they don't, unlike Flax's and PyTorch's.
         normalize_qk: whether to layer-normalise each query and key head (Dehghani et al., 2023).
         qk_norm_epsilon: for it; Flax's value by default (PyTorch's LayerNorm has 1e-5).
         rotary_base: rotate query and key heads by their positions (`jattn.nn.rotary`) with this base.
@@ -204,17 +223,8 @@ class MultiHeadAttention(nnx.Module):
             return nnx.LinearGeneral(in_features if width is None else width, (heads, features), **options)
 
         def norm() -> nnx.LayerNorm | None:
-            if not normalize_qk:
-                return None
-            return nnx.LayerNorm(
-                head,
-                epsilon=qk_norm_epsilon,
-                use_bias=False,
-                use_fast_variance=False,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                rngs=rngs,
-            )
+            types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            return layer_norm(head, epsilon=qk_norm_epsilon, use_bias=False, **types) if normalize_qk else None
 
         options: dict[str, Any] = dict(
             use_bias=use_bias,
@@ -239,7 +249,7 @@ class MultiHeadAttention(nnx.Module):
         query: Float[Array, "*b t m"],
         key: Float[Array, "*b s mk"] | None = None,
         value: Float[Array, "*b s mv"] | None = None,
-        valid_lens: Int[Array, "..."] | None = None,
+        valid_lens: int | Int[Array, "..."] | None = None,
         *,
         mask: Mask | Bool[Array, "..."] | None = None,
         head_gates: Float[Array, "..."] | None = None,
@@ -249,9 +259,9 @@ class MultiHeadAttention(nnx.Module):
         """Attend.
 
         Args:
-            query: ``*b t m``.
-            key: ``*b s m``; query by default (self-attention).
-            value: ``*b s m``; key by default.
+            query: ``*b t m``, with m = in_features.
+            key: ``*b s mk``, with mk = key_features; query by default (self-attention).
+            value: ``*b s mv``, with mv = value_features; key by default.
             valid_lens: how many keys are real, one per example or one per query (two axes).
             mask: a value of `jattn.masks` or a boolean array that broadcasts to ``*b h t s``.
             head_gates: a factor on each head's output, ``h`` or ``*b h``.
@@ -259,7 +269,7 @@ class MultiHeadAttention(nnx.Module):
             rng: a ``jax.random.key`` for dropout in training.
 
         Returns:
-            ``*b t m``; with return_weights also the weights.
+            ``*b t o``, with o = out_features; with return_weights also the weights.
 
         Raises:
             ValueError: naming the argument that doesn't fit.
@@ -277,7 +287,7 @@ class MultiHeadAttention(nnx.Module):
             queries,
             keys,
             values,
-            mask=with_lengths(mask, valid_lens),
+            mask=all_of(mask, None if valid_lens is None else lengths(valid_lens)),
             head_gates=head_gates,
             return_weights=True,
             **active_dropout(self, rng),
@@ -309,31 +319,16 @@ class WideMultiHeadSelfAttention(MultiHeadAttention):
             num_heads, features, qkv_features=num_heads * features, **{"use_bias": True, **options}, rngs=rngs
         )
 
-    def __call__(self, x: Float[Array, "*b t m"], **options: Any) -> Float[Array, "*b t m"] | Any:  # type: ignore[override]
-        """Attend; ``valid_lens``, ``mask``, ``return_weights`` and ``rng`` as in `MultiHeadAttention`."""
-        return super().__call__(x, **options)
-
-
-def active_dropout(module: Any, rng: PRNGKeyArray | None) -> dict[str, Any]:
-    """The dropout arguments of `attention` for a module in its present mode."""
-    if module.deterministic:
-        return {}
-    checks.dropout(module.dropout_rate, rng, rng_name="rng")
-    return {"dropout_rate": module.dropout_rate, "dropout_rng": rng}
-
-
-def _pool_single_head(
-    module: Any,
-    score: Score,
-    query: Array,
-    key: Array,
-    value: Array,
-    valid_lens: Array | None,
-    mask: Mask | Array | None,
-    return_weights: bool,
-    rng: PRNGKeyArray | None,
-) -> Array | Any:
-    output, weights = single_head_attention(
-        query, key, value, score=score, mask=mask, valid_lens=valid_lens, **active_dropout(module, rng)
-    )
-    return (output, weights) if return_weights else output
+    def __call__(  # type: ignore[override]
+        self,
+        x: Float[Array, "*b t m"],
+        valid_lens: int | Int[Array, "..."] | None = None,
+        *,
+        mask: Mask | Bool[Array, "..."] | None = None,
+        head_gates: Float[Array, "..."] | None = None,
+        return_weights: bool = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*b t m"] | Any:
+        """Attend within ``x``; the other arguments as in `MultiHeadAttention`."""
+        options: dict[str, Any] = dict(mask=mask, head_gates=head_gates, return_weights=return_weights, rng=rng)
+        return super().__call__(x, valid_lens=valid_lens, **options)

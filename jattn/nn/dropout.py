@@ -4,6 +4,8 @@ So a merged module runs inside ``jax.grad`` and ``jax.lax.scan`` without any sta
 dropout off and ``module.train()`` on, as everywhere in Flax; in eval mode no rng is needed.
 """
 
+from typing import Any
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -22,6 +24,14 @@ class Dropout(nnx.Dropout):
         if not self.deterministic:
             checks.dropout(self.rate, rng, rng_name="rng")
         return super().__call__(x, rngs=rng)
+
+
+def active_dropout(module: Any, rng: PRNGKeyArray | None) -> dict[str, Any]:
+    """The dropout arguments of `jattn.attention` for a module in its present mode."""
+    if module.deterministic:
+        return {}
+    checks.dropout(module.dropout_rate, rng, rng_name="rng")
+    return {"dropout_rate": module.dropout_rate, "dropout_rng": rng}
 
 
 def split(rng: PRNGKeyArray | None, n: int) -> list[PRNGKeyArray | None]:

@@ -12,7 +12,7 @@ from jattn.masks import sliding_window
 
 
 class NadarayaWatson(nnx.Module):
-    """Parametric attention pooling: kernel regression whose ``factor`` on the difference is learnt.
+    """Parametric attention pooling: kernel regression whose ``factor`` on the difference is learned.
 
     ``output(x) = sum_i softmax_i(-((x - x_i) factor)^2 / 2) y_i``, and likewise with the other kernels. The bandwidth
     is ``1 / |factor|``.
@@ -78,7 +78,7 @@ class NadarayaWatson(nnx.Module):
             raise ValueError("key and value must be given together. Got only one of them.")
         if key is None or value is None:
             if self.keys is None or self.values is None:
-                raise ValueError("key and value must be given, as the module was made without keys and values.")
+                raise ValueError("key and value must be given to a module made without keys and values. Got None.")
             key, value = self.keys[...], self.values[...]
         mask = None
         if leave_one_out:

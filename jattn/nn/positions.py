@@ -41,7 +41,17 @@ class LearnedPositions(nnx.Module):
 
 
 class SinusoidalPositions(nnx.Module):
-    """Adds `sinusoidal_positions`; has no parameters and knows no longest sequence."""
+    """Adds `sinusoidal_positions`; has no parameters and no maximum length.
+
+    Args:
+        features: m, the width.
+        base: of the wavelengths.
+
+    Example:
+
+        >>> SinusoidalPositions(8)(jnp.zeros((2, 5, 8))).shape
+        (2, 5, 8)
+    """
 
     def __init__(self, features: int, *, base: float = 10000.0) -> None:
         self.features, self.base = features, base

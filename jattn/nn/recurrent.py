@@ -9,11 +9,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn import checks
 from jattn.masks import lengths
-from jattn.nn.attention import Initializer, default_bias_init, default_kernel_init
 from jattn.nn.dropout import Dropout, split
+from jattn.nn.layers import Initializer, default_bias_init, default_kernel_init
 
 
-class GRULayer(nnx.Module):
+class GRUCell(nnx.Module):
     """One layer's step, with a bias on the input's side and one on the state's, as PyTorch and cuDNN have it.
 
     The reset gate acts after the state's bias; ``flax.nnx.GRUCell`` has neither that bias nor this order.
@@ -34,7 +34,7 @@ class GRULayer(nnx.Module):
 
 
 class GRU(nnx.Module):
-    """A stack of gated recurrent layers, dropout between them; the numbers are those of ``torch.nn.GRU``.
+    """A stack of gated recurrent layers, dropout between them; on the same parameters the same as ``torch.nn.GRU``.
 
     Args:
         in_features: m, the input's width.
@@ -73,7 +73,7 @@ class GRU(nnx.Module):
             kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
         widths = [in_features, *[hidden_features] * (num_layers - 1)]
-        self.layers = nnx.List([GRULayer(width, hidden_features, **options) for width in widths])
+        self.layers = nnx.List([GRUCell(width, hidden_features, **options) for width in widths])
         self.dropout = Dropout(dropout_rate)
         self.in_features, self.hidden_features = in_features, hidden_features
 
@@ -81,7 +81,7 @@ class GRU(nnx.Module):
         self,
         x: Float[Array, "b t m"],
         state: Float[Array, "l b n"] | None = None,
-        valid_lens: Int[Array, "b"] | None = None,
+        valid_lens: int | Int[Array, "b"] | None = None,
         *,
         rng: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "b t n"], Float[Array, "l b n"]]:

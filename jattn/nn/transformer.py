@@ -8,11 +8,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn import checks
-from jattn.masks import Mask, as_mask
+from jattn.masks import Mask, all_of
 from jattn.masks import causal as causal_mask
-from jattn.nn.attention import Initializer, MultiHeadAttention, default_bias_init, default_kernel_init
+from jattn.nn.attention import MultiHeadAttention
 from jattn.nn.dropout import Dropout, split
-from jattn.nn.layers import layer_norm
+from jattn.nn.layers import Initializer, default_bias_init, default_kernel_init, layer_norm
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 
@@ -150,9 +150,9 @@ class TransformerBlock(nnx.Module):
         x: Float[Array, "*b t m"],
         memory: Float[Array, "*b s m"] | None = None,
         *,
-        valid_lens: Int[Array, "..."] | None = None,
+        valid_lens: int | Int[Array, "..."] | None = None,
         mask: Mask | Bool[Array, "..."] | None = None,
-        memory_valid_lens: Int[Array, "..."] | None = None,
+        memory_valid_lens: int | Int[Array, "..."] | None = None,
         memory_mask: Mask | Bool[Array, "..."] | None = None,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
@@ -178,12 +178,13 @@ class TransformerBlock(nnx.Module):
             raise ValueError("memory must be given to a block with cross_attention=True. Got None.")
         if memory is not None and self.cross_attention is None:
             raise ValueError(
-                "memory must be None for a block without cross attention; make it with cross_attention=True."
+                "memory must be None for a block with cross_attention=False. Got an array. "
+                "Make the block with cross_attention=True."
             )
         if memory is None and (memory_valid_lens is not None or memory_mask is not None):
-            raise ValueError("memory_valid_lens and memory_mask must be None without a memory.")
+            raise ValueError("memory_valid_lens and memory_mask must be None without a memory. Got at least one.")
         if self.causal:
-            mask = causal_mask() if mask is None else causal_mask() & as_mask(mask)
+            mask = all_of(causal_mask(), mask)
         rngs = split(rng, 6)
 
         y, weights = self.attention(

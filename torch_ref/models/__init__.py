@@ -4,7 +4,7 @@ from torch_ref.models.classifier import DigitsClassifier as DigitsClassifier
 from torch_ref.models.recall import RecallClassifier as RecallClassifier
 from torch_ref.models.regression import AttentionRegressor as AttentionRegressor
 from torch_ref.models.regression import TransformerRegressor as TransformerRegressor
-from torch_ref.models.translation import AttentionDecoder as AttentionDecoder
+from torch_ref.models.translation import Decoder as Decoder
 from torch_ref.models.translation import DecoderState as DecoderState
+from torch_ref.models.translation import Encoder as Encoder
 from torch_ref.models.translation import Seq2Seq as Seq2Seq
-from torch_ref.models.translation import Seq2SeqEncoder as Seq2SeqEncoder

@@ -41,7 +41,7 @@ class DigitsClassifier(nn.Module):
 
     def forward(self, images: Tensor, *, return_weights: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """images "b height width" -> logits "b c" [, weights "b h t s" of each layer]."""
-        x, weights = self.positions(self.patches(into_patches(images, self.patch_size))), []
+        x, weights = self.positions(self.patches(to_patches(images, self.patch_size))), []
         for block in self.blocks:
             x, layer_weights = block(x, return_weights=True)
             weights.append(layer_weights)
@@ -49,7 +49,7 @@ class DigitsClassifier(nn.Module):
         return (logits, weights) if return_weights else logits
 
 
-def into_patches(images: Tensor, size: int) -> Tensor:
+def to_patches(images: Tensor, size: int) -> Tensor:
     """The patches of images, row by row, each flattened row by row: "b height width" -> "b t size*size"."""
     rows = images.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))  # "b rows size columns size"
     return rows.transpose(-3, -2).flatten(-2).flatten(-3, -2)

@@ -19,7 +19,7 @@ class DecoderState(NamedTuple):
     valid_lens: Tensor | None  # of the source, "b"
 
 
-class Seq2SeqEncoder(nn.Module):
+class Encoder(nn.Module):
     """Embeds the source and runs a GRU over it."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Seq2SeqEncoder(nn.Module):
         return self.gru(self.embedding(source), valid_lens=valid_lens)
 
 
-class AttentionDecoder(nn.Module):
+class Decoder(nn.Module):
     """A GRU over the last token and a context, the encoder's outputs pooled by attention.
 
     The query is the top layer's previous state: context = attention(state, outputs, outputs).
@@ -90,10 +90,8 @@ class Seq2Seq(nn.Module):
         dropout_rate: float = 0.1,
     ):
         super().__init__()
-        self.encoder = Seq2SeqEncoder(source_vocab_size, embedding_features, hidden_features, num_layers, dropout_rate)
-        self.decoder = AttentionDecoder(
-            target_vocab_size, embedding_features, hidden_features, num_layers, score, dropout_rate
-        )
+        self.encoder = Encoder(source_vocab_size, embedding_features, hidden_features, num_layers, dropout_rate)
+        self.decoder = Decoder(target_vocab_size, embedding_features, hidden_features, num_layers, score, dropout_rate)
 
     def forward(
         self,
