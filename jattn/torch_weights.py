@@ -87,7 +87,7 @@ def load_state_dict(
     for m in maps:
         values = m.from_torch([arrays[name] for name in m.names])
         for parameter, value in zip(m.parameters, values, strict=True):
-            parameter.set_value(jnp.asarray(value))
+            parameter.set_value(jnp.array(value))  # a copy: the tensor's memory stays PyTorch's
     return module
 
 
@@ -122,7 +122,7 @@ def to_tensor(array: Any) -> "torch.Tensor":
     """An array as a PyTorch tensor of its own with the same bits, bfloat16 included."""
     import torch
 
-    array = np.array(array)
+    array = np.array(array, order="C")  # a copy, and in the order that safetensors asks for
     if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -202,7 +202,7 @@ def test_one_error_lists_everything() -> None:
     }
     refuses(
         entries,
-        "state_dict must have exactly the entries of this FeedForward.\n"
+        "state_dict must fit this FeedForward, entry for entry.\n"
         "  unknown: linear3.weight, shape (1,)\n"
         "  unknown: linear1.scale, shape ()\n"
         "  missing: linear1.bias, shape (3,)\n"
@@ -219,7 +219,7 @@ def test_float64_needs_x64_and_integers_are_refused() -> None:
             "linear1.bias": torch.ones(3, dtype=torch.float64),
             "linear2.bias": torch.ones(2, dtype=torch.int32),
         },
-        "state_dict must have exactly the entries of this FeedForward.\n"
+        "state_dict must fit this FeedForward, entry for entry.\n"
         "  float64: linear1.bias would lose digits. Turn on jax_enable_x64, or convert it first\n"
         "  int32: linear2.bias must be floating point",
     )
@@ -237,7 +237,7 @@ def test_renamed_entries_must_not_collide() -> None:
 def test_renaming_is_no_excuse() -> None:
     refuses(
         {"first.weight": torch.ones(3, 2), "first.bias": torch.ones(3)},
-        "state_dict must have exactly the entries of this FeedForward.\n"
+        "state_dict must fit this FeedForward, entry for entry.\n"
         "  missing: linear2.weight, shape (2, 3)\n"
         "  missing: linear2.bias, shape (2,)",
         rename={"first": "linear1"},

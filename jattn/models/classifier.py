@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn import checks
-from jattn.nn import LearnedPositions, TransformerBlock, layer_norm
+from jattn.nn import LearnedPositions, Linear, TransformerBlock, layer_norm
 from jattn.nn.dropout import split
 
 
@@ -56,7 +56,7 @@ class DigitsClassifier(nnx.Module):
         checks.divides("patch_size", patch_size, "image_size", image_size)
         self.image_size, self.patch_size = image_size, patch_size
         options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
-        self.patches = nnx.Linear(patch_size**2, features, **options)
+        self.patches = Linear(patch_size**2, features, **options)
         self.positions = LearnedPositions((image_size // patch_size) ** 2, features, **options)
         self.blocks = nnx.List(
             [
@@ -74,7 +74,7 @@ class DigitsClassifier(nnx.Module):
             ]
         )
         self.norm = layer_norm(features, **options)
-        self.output = nnx.Linear(features, num_classes, **options)
+        self.output = Linear(features, num_classes, **options)
 
     def __call__(
         self, images: Float[Array, "b i i"], *, return_weights: bool = False, rng: PRNGKeyArray | None = None

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn import checks
-from jattn.nn import LearnedPositions, TransformerBlock, embedding
+from jattn.nn import LearnedPositions, Linear, TransformerBlock, embedding
 from jattn.nn.dropout import split
 
 
@@ -61,7 +61,7 @@ class RecallClassifier(nnx.Module):
                 for _ in range(num_layers)
             ]
         )
-        self.output = nnx.Linear(features, vocab_size, **options)
+        self.output = Linear(features, vocab_size, **options)
 
     def __call__(
         self, tokens: Int[Array, "*b t"], *, return_weights: bool = False, rng: PRNGKeyArray | None = None

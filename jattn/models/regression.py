@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn import checks
-from jattn.nn import DotProductAttention, LearnedPositions, TransformerBlock
+from jattn.nn import DotProductAttention, LearnedPositions, Linear, TransformerBlock
 
 xavier = nnx.initializers.xavier_uniform()
 
@@ -41,8 +41,8 @@ class AttentionRegressor(nnx.Module):
     """
 
     def __init__(self, hidden_features: int = 64, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
-        def linear(width: int, features: int) -> nnx.Linear:
-            return nnx.Linear(
+        def linear(width: int, features: int) -> Linear:
+            return Linear(
                 width, features, kernel_init=xavier, bias_init=_uniform_bias(width), param_dtype=param_dtype, rngs=rngs
             )
 
@@ -92,7 +92,7 @@ class TransformerRegressor(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
-        self.input = nnx.Linear(1, features, kernel_init=xavier, **options)
+        self.input = Linear(1, features, kernel_init=xavier, **options)
         self.positions = LearnedPositions(input_size, features, embedding_init=nnx.initializers.normal(1.0), **options)
         self.block = TransformerBlock(
             num_heads,
@@ -105,7 +105,7 @@ class TransformerRegressor(nnx.Module):
             kernel_init=xavier,
             **options,
         )
-        self.output = nnx.Linear(features, 1, kernel_init=xavier, **options)
+        self.output = Linear(features, 1, kernel_init=xavier, **options)
 
     def __call__(
         self, x: Float[Array, "*b t"], *, return_weights: bool = False, rng: PRNGKeyArray | None = None

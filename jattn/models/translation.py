@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn import checks
-from jattn.nn import GRU, AdditiveAttention, DotProductAttention, embedding
+from jattn.nn import GRU, AdditiveAttention, DotProductAttention, Linear, embedding
 
 
 class DecoderState(NamedTuple):
@@ -68,7 +68,7 @@ class Decoder(nnx.Module):
         self.embedding = embedding(vocab_size, embedding_features, **options)
         self.attention = DotProductAttention(scale=1.0) if score == "dot" else AdditiveAttention(n, n, n, **options)
         self.gru = GRU(embedding_features + n, n, num_layers, dropout_rate, **options)
-        self.output = nnx.Linear(n, vocab_size, **options)
+        self.output = Linear(n, vocab_size, **options)
 
     def __call__(
         self,

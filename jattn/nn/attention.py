@@ -10,7 +10,7 @@ from jattn import checks
 from jattn.attention import attention, single_head_attention
 from jattn.masks import Mask, all_of, lengths
 from jattn.nn.dropout import active_dropout
-from jattn.nn.layers import Initializer, default_bias_init, default_kernel_init, layer_norm
+from jattn.nn.layers import Initializer, Linear, LinearGeneral, default_bias_init, default_kernel_init, layer_norm
 from jattn.nn.positions import rotary
 from jattn.scores import Additive, DotProduct
 
@@ -116,9 +116,9 @@ class AdditiveAttention(nnx.Module):
         options: dict[str, Any] = dict(
             use_bias=False, kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
-        self.query = nnx.Linear(query_features, hidden_features, **options)
-        self.key = nnx.Linear(key_features, hidden_features, **options)
-        self.score = nnx.Linear(hidden_features, 1, **options)
+        self.query = Linear(query_features, hidden_features, **options)
+        self.key = Linear(key_features, hidden_features, **options)
+        self.score = Linear(hidden_features, 1, **options)
         self.dropout_rate = dropout_rate
         self.deterministic = False
 
@@ -219,8 +219,8 @@ class MultiHeadAttention(nnx.Module):
         head = qkv_features // num_heads
         value_head = head if value_head_features is None else value_head_features
 
-        def project(width: int | None, heads: int, features: int) -> nnx.LinearGeneral:
-            return nnx.LinearGeneral(in_features if width is None else width, (heads, features), **options)
+        def project(width: int | None, heads: int, features: int) -> LinearGeneral:
+            return LinearGeneral(in_features if width is None else width, (heads, features), **options)
 
         def norm() -> nnx.LayerNorm | None:
             types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -239,7 +239,7 @@ class MultiHeadAttention(nnx.Module):
         self.value = project(value_features, num_kv_heads, value_head)
         self.query_ln = norm()
         self.key_ln = norm()
-        self.out = nnx.LinearGeneral((num_heads, value_head), out_features, axis=(-2, -1), **options)
+        self.out = LinearGeneral((num_heads, value_head), out_features, axis=(-2, -1), **options)
         self.rotary_base = rotary_base
         self.dropout_rate = dropout_rate
         self.deterministic = False

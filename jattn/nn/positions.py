@@ -74,7 +74,7 @@ def sinusoidal_positions(
 
     Source: Vaswani et al., Attention Is All You Need, 2017, section 3.5.
     """
-    angles = _angles(jnp.arange(t), features + features % 2, base, dtype)
+    angles = _angles(jnp.arange(t), features, base, dtype)
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(t, -1)[:, :features].astype(dtype)
 
 

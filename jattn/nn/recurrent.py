@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jattn import checks
 from jattn.masks import lengths
 from jattn.nn.dropout import Dropout, split
-from jattn.nn.layers import Initializer, default_bias_init, default_kernel_init
+from jattn.nn.layers import Initializer, Linear, default_bias_init, default_kernel_init
 
 
 class GRUCell(nnx.Module):
@@ -20,8 +20,8 @@ class GRUCell(nnx.Module):
     """
 
     def __init__(self, in_features: int, hidden_features: int, **options: Any) -> None:
-        self.input = nnx.Linear(in_features, 3 * hidden_features, **options)
-        self.hidden = nnx.Linear(hidden_features, 3 * hidden_features, **options)
+        self.input = Linear(in_features, 3 * hidden_features, **options)
+        self.hidden = Linear(hidden_features, 3 * hidden_features, **options)
 
     def __call__(self, x: Float[Array, "b m"], state: Float[Array, "b n"]) -> Float[Array, "b n"]:
         """The next state: ``z state + (1 - z) tanh(W x + r (U state + c))`` with the gates r and z."""

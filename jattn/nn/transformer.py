@@ -12,7 +12,7 @@ from jattn.masks import Mask, all_of
 from jattn.masks import causal as causal_mask
 from jattn.nn.attention import MultiHeadAttention
 from jattn.nn.dropout import Dropout, split
-from jattn.nn.layers import Initializer, default_bias_init, default_kernel_init, layer_norm
+from jattn.nn.layers import Initializer, Linear, default_bias_init, default_kernel_init, layer_norm
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 
@@ -51,8 +51,8 @@ class FeedForward(nnx.Module):
         options: dict[str, Any] = dict(
             kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
-        self.linear1 = nnx.Linear(features, hidden_features, **options)
-        self.linear2 = nnx.Linear(hidden_features, features, **options)
+        self.linear1 = Linear(features, hidden_features, **options)
+        self.linear2 = Linear(hidden_features, features, **options)
         self.activation = activation
         self.dropout = Dropout(dropout_rate)
 
