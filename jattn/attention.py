@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn import checks, masks
 from jattn.mask_types import Lengths, Mask, as_mask
-from jattn.pooling import ScoreFn, logits, masked_softmax, pool
-from jattn.scores import Additive, DotProduct, Number
+from jattn.pooling import ScoreFn, logits, masked_softmax, pool, repeat_heads
+from jattn.scores import Additive, DotProduct, Number, Score
 
 # Functions that return a pair on request are annotated "| Any", so that a type checker leaves both uses in peace.
 Output = Float[Array, "*b t h e"]
@@ -43,7 +43,8 @@ def attention(
         query: ``*b t h c``; c is d, unless the score compares different widths.
         key: ``*b s k d``, with as many heads as query or a divisor of them: of h / k = g query heads in a group, heads
             0 to g - 1 use key and value head 0.
-        value: ``*b s k e``; its width may differ from the others'.
+        value: ``*b s k e``; its width may differ from the others'. Keys and values must be finite also where they
+            are masked, as 0 times NaN is NaN.
         score: how well a key matches a query, a value of `jattn.scores` or any function from ``*b t h d`` and
             ``*b s h d`` to ``*b h t s``; by default ``DotProduct(scale)``.
         mask: who may attend to whom, a value of `jattn.masks` or a boolean array that broadcasts to ``*b h t s``,
@@ -186,7 +187,6 @@ def attention_weights(
 
     Args:
         query, key, score, mask, bias, scale, logits_soft_cap: as in `attention`; mask and bias for all of them.
-            score is given the chosen heads and queries only, so it must not depend on their numbers; bias may.
         heads: which query heads: an integer, a slice or a list; all by default.
         queries: which query positions, likewise.
 
@@ -209,14 +209,20 @@ def attention_weights(
     *_, t, h, _ = query.shape
     chosen_heads = checks.selection("heads", heads, h)
     rows = checks.selection("queries", queries, t)
+
+    def select(x: Array) -> Array:
+        return _take(_take(x, chosen_heads, axis=-3), rows, axis=-2)
+
+    options: dict[str, Any] = dict(score=score, logits_soft_cap=logits_soft_cap)
+    if isinstance(score, Score):
+        key = key[..., chosen_heads // (h // key.shape[-2]), :]
+        query = query[..., rows, :, :][..., chosen_heads, :]
+        x = logits(query, key, bias=None if bias is None else select(bias), **options)
+    else:  # a function of the caller's may depend on positions and heads, so it sees all of them
+        x = select(logits(query, repeat_heads(key, h), bias=bias, **options))
     allowed = None
     if mask is not None:
         allowed = _take(mask(jnp.asarray(rows), jnp.arange(key.shape[-3])), chosen_heads, axis=-3)
-    if bias is not None:
-        bias = _take(_take(bias, chosen_heads, axis=-3), rows, axis=-2)
-    query = query[..., rows, :, :][..., chosen_heads, :]
-    key = key[..., chosen_heads // (h // key.shape[-2]), :]
-    x = logits(query, key, score=score, bias=bias, logits_soft_cap=logits_soft_cap)
     return masked_softmax(x, allowed)
 
 
@@ -304,8 +310,6 @@ def _check_logits(
     *batch, t, h, _ = query.shape
     s = key.shape[-3]
     if score is None:
-        if scale is not None:
-            checks.scalar("scale", scale)
         score = DotProduct(scale)
     elif scale is not None:
         raise ValueError(f"scale must be None when score is given, as a score has its own. Got {scale}.")
@@ -317,7 +321,7 @@ def _check_logits(
         bias = checks.bias(bias, (*batch, h, t, s))
     if logits_soft_cap is not None:
         checks.scalar("logits_soft_cap", logits_soft_cap)
-        checks.positive("logits_soft_cap", logits_soft_cap)
+        checks.positive("logits_soft_cap", logits_soft_cap, finite=True)
     return score, mask, bias
 
 

@@ -28,9 +28,17 @@ def broadcasts_to(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
         return False
 
 
+def array(name: str, x: Any) -> Array:
+    """``x`` as an array."""
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array. Got {type(x).__name__}: {x!r:.80}.") from error
+
+
 def floating(name: str, x: Any, axes: str, min_ndim: int) -> Array:
     """``x`` as a floating-point array with at least ``min_ndim`` axes, which ``axes`` names in the error."""
-    x = jnp.asarray(x)
+    x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name} must be floating point. Got {x.dtype}. Convert it with .astype(jnp.float32).")
     if x.ndim < min_ndim:
@@ -88,24 +96,24 @@ def integers(name: str, x: Any) -> int | Array:
     """Integers: a Python one as it is, anything else as an array."""
     if isinstance(x, int | np.integer) and not isinstance(x, bool):
         return int(x)
-    array = jnp.asarray(x)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ValueError(f"{name} must be integers. Got {array.dtype}.")
-    narrow = array.dtype.itemsize < 4 or jnp.issubdtype(array.dtype, jnp.unsignedinteger)
-    return array.astype(jnp.int32) if narrow else array  # positions are added to it, and its sign is turned
+    x = array(name, x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"{name} must be integers. Got {x.dtype}.")
+    narrow = x.dtype.itemsize < 4 or jnp.issubdtype(x.dtype, jnp.unsignedinteger)
+    return x.astype(jnp.int32) if narrow else x  # positions are added to it, and its sign is turned
 
 
 def integer_axis(name: str, x: Any) -> Array:
     """Integers, one for each position."""
-    array = jnp.asarray(integers(name, x))
-    if array.ndim == 0:
+    x = jnp.asarray(integers(name, x))
+    if x.ndim == 0:
         raise ValueError(f"{name} must have one entry for each position. Got a single number.")
-    return array
+    return x
 
 
 def bias(bias: Any, shape: tuple[int, ...]) -> Array:
     """A bias that broadcasts to the logits' ``shape``."""
-    bias = jnp.asarray(bias)
+    bias = array("bias", bias)
     if not jnp.issubdtype(bias.dtype, jnp.floating):
         remedy = " Pass a boolean array as mask." if bias.dtype == jnp.bool_ else ""
         raise ValueError(f"bias must be floating point. Got {bias.dtype}.{remedy}")
@@ -116,7 +124,9 @@ def bias(bias: Any, shape: tuple[int, ...]) -> Array:
 
 def head_gates(gates: Any, batch: tuple[int, ...], heads: int) -> Array:
     """One number per head, or per example and head."""
-    gates = jnp.asarray(gates)
+    gates = array("head_gates", gates)
+    if jnp.issubdtype(gates.dtype, jnp.complexfloating):
+        raise ValueError(f"head_gates must be real. Got {gates.dtype}.")
     if gates.shape[-1:] != (heads,) or not broadcasts_to(gates.shape, (*batch, heads)):
         raise ValueError(
             f"head_gates must have one entry for each of the {heads} heads, shape {(heads,)} or {(*batch, heads)}. "
@@ -127,16 +137,24 @@ def head_gates(gates: Any, batch: tuple[int, ...], heads: int) -> Array:
 
 def dropout(rate: float, rng: Any = None, *, rng_name: str | None = None) -> None:
     """A dropout rate in [0, 1), and, if ``rng_name`` is given, randomness wherever the rate is above 0."""
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout_rate must lie in [0, 1). Got {rate}.")
+    if not isinstance(rate, int | float | np.number) or not 0 <= rate < 1:
+        raise ValueError(f"dropout_rate must lie in [0, 1), a Python number. Got {rate!r}.")
     if rng_name is not None and rate > 0 and rng is None:
         raise ValueError(
             f"{rng_name} must be given when dropout_rate is above 0. Got None with dropout_rate {rate}. "
             "Pass a jax.random.key, or turn dropout off (a module's eval() does)."
         )
-    dtype = getattr(rng, "dtype", np.dtype(object))
-    if rng is not None and not jnp.issubdtype(dtype, jax.dtypes.prng_key) and dtype != jnp.uint32:
-        raise ValueError(f"{rng_name or 'rng'} must be a jax.random.key. Got {rng}.")
+    if rng is not None:
+        check_rng(rng_name or "rng", rng)
+
+
+def check_rng(name: str, x: Any) -> None:
+    """One key of ``jax.random``."""
+    dtype = x.dtype if isinstance(x, jax.Array | np.ndarray) else np.dtype(object)
+    new = jnp.issubdtype(dtype, jax.dtypes.prng_key) and jnp.shape(x) == ()
+    if not new and not (dtype == jnp.uint32 and jnp.ndim(x) == 1):
+        remedy = " Pass rngs.dropout()." if hasattr(x, "dropout") else ""
+        raise ValueError(f"{name} must be a jax.random.key. Got {x!r:.80}.{remedy}")
 
 
 def scalar(name: str, x: Any) -> None:
@@ -145,10 +163,12 @@ def scalar(name: str, x: Any) -> None:
         raise ValueError(f"{name} must be one number. Got shape {jnp.shape(x)}.")
 
 
-def positive(name: str, x: Any) -> None:
+def positive(name: str, x: Any, *, finite: bool = False) -> None:
     """A number, or several, above 0, where they are known."""
     if is_concrete(x) and not np.all(np.asarray(x) > 0):
         raise ValueError(f"{name} must be positive. Got {x}.")
+    if finite and is_concrete(x) and not np.all(np.isfinite(x)):
+        raise ValueError(f"{name} must be finite. Got {x}. For none, pass None.")
 
 
 def divides(name: str, part: int, whole_name: str, whole: int) -> None:
@@ -169,24 +189,29 @@ def width(name: str, x: Array, features: int) -> None:
         raise ValueError(f"{name} must have {features} features on its last axis. Got shape {x.shape}.")
 
 
-def tokens(name: str, x: Any, vocab_size: int) -> None:
+def tokens(name: str, x: Any, vocab_size: int, axes: str, ndim: int) -> Array:
     """Integers that number the entries of a vocabulary; looked up out of range, they would give NaN."""
-    dtype = jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"{name} must be integers, the numbers of tokens. Got {dtype}.")
-    if is_concrete(x) and jnp.size(x):
+    x = array(name, x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"{name} must be integers, the numbers of tokens. Got {x.dtype}.")
+    if x.ndim < ndim or 0 in x.shape:
+        raise ValueError(f"{name} must have the axes {axes}, none of them empty. Got shape {x.shape}.")
+    if is_concrete(x):
         low, high = np.min(np.asarray(x)), np.max(np.asarray(x))
         if low < 0 or high >= vocab_size:
             raise ValueError(
                 f"{name} must lie between 0 and {vocab_size - 1}, the vocabulary. Got {low if low < 0 else high}."
             )
+    return x
 
 
 def selection(name: str, chosen: Any, n: int) -> np.ndarray:
     """Indices into an axis of ``n`` entries, from None (all), an integer, a slice or a sequence of integers."""
     if chosen is None or isinstance(chosen, slice):
         return np.arange(n)[slice(None) if chosen is None else chosen]
-    indices = np.atleast_1d(np.asarray(chosen))
+    if not is_concrete(chosen):
+        raise ValueError(f"{name} must be known while tracing. Got a traced array; pass a Python or NumPy one.")
+    indices = np.atleast_1d(np.asarray(chosen, dtype=int if jnp.size(chosen) == 0 else None))
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f"{name} must be an integer, a slice or a list of integers. Got {chosen!r}.")
     if indices.size and not (-n <= indices.min() and indices.max() < n):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from jattn import checks
 from jattn.checks import broadcasts_to, is_concrete
 from jattn.pytree import Pytree
 
@@ -66,6 +67,9 @@ class Mask(Pytree):
     def __or__(self, other: "Mask | Array") -> "Mask":
         return Or(self, as_mask(other))
 
+    def __bool__(self) -> bool:
+        raise ValueError("A mask has no truth value. Combine masks with &, | and ~, not with `and`, `or` and `not`.")
+
     def __invert__(self) -> "Mask":
         return Not(self)
 
@@ -77,7 +81,9 @@ def as_mask(mask: Mask | Bool[Array, "..."]) -> Mask:
     """A mask as it is; a boolean array that broadcasts to ``*b h t s`` as a mask."""
     if isinstance(mask, Mask):
         return mask
-    array = jnp.asarray(mask)
+    if callable(mask):
+        raise ValueError(f"mask must be a mask or a boolean array. Got the function {mask!r}; call it.")
+    array = checks.array("mask", mask)
     if array.dtype != jnp.bool_:
         raise ValueError(
             f"mask must be boolean, True where a query may attend to a key. Got {array.dtype}. "

@@ -55,6 +55,13 @@ class DotProduct(Score):
         dtype = at_least_float32(query, key)
         return jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=dtype) * scale
 
+    def check(self, query_width: int, key_width: int) -> None:
+        super().check(query_width, key_width)
+        if query_width == 0:
+            raise ValueError("query must have at least one feature. Got width 0.")
+        if self.scale is not None:
+            checks.scalar("scale", self.scale)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Additive(Score):

@@ -9,13 +9,14 @@ has a map between its parameters and PyTorch's:
     flax.nnx.Embed          embedding                        weight
     GRU                     layers.i.input, layers.i.hidden  weight_ih_li, weight_hh_li, bias_ih_li, bias_hh_li
     Wide...SelfAttention    query kernel (m, h, m)           query.i.weight (m, m), one Linear for each head i
-    any other nnx.Param     itself, in its own layout        the same name
+    an nnx.Param of yours   itself                           the same name
 
 Nothing is dropped, cast or guessed: an entry that has no place, a place that has no entry and a shape that doesn't fit
 are one error that lists them all, and a parameter takes the dtype of its entry. Fixed observations of `NadarayaWatson`
 are data, not parameters, and stay where they are.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -82,12 +83,16 @@ def load_state_dict(
           misshapen: bias must have shape (3,). Got (2,)
     """
     arrays = _renamed(state_dict, rename or {})
-    maps = list(_maps(module, ""))
+    maps = _all_maps(module)
     _check_entries(type(module).__name__, {name: a for m in maps for name, a in m.entries().items()}, arrays)
+    loaded: dict[int, tuple[nnx.Param, np.ndarray]] = {}
     for m in maps:
-        values = m.from_torch([arrays[name] for name in m.names])
-        for parameter, value in zip(m.parameters, values, strict=True):
-            parameter.set_value(jnp.array(value))  # a copy: the tensor's memory stays PyTorch's
+        for parameter, value in zip(m.parameters, m.from_torch([arrays[name] for name in m.names]), strict=True):
+            if id(parameter) in loaded and not np.array_equal(loaded[id(parameter)][1], value):
+                raise ValueError(f"state_dict must agree on a parameter that modules share. Got another {m.names[0]}.")
+            loaded[id(parameter)] = parameter, value
+    for parameter, value in loaded.values():
+        parameter.set_value(jnp.array(value))  # a copy: the tensor's memory stays PyTorch's
     return module
 
 
@@ -103,7 +108,7 @@ def state_dict(module: nnx.Module) -> "dict[str, torch.Tensor]":
         >>> {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         {'weight': (3, 2), 'bias': (3,)}
     """
-    return {name: to_tensor(array) for m in _maps(module, "") for name, array in m.entries().items()}
+    return {name: to_tensor(array) for m in _all_maps(module) for name, array in m.entries().items()}
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
@@ -132,25 +137,44 @@ def to_tensor(array: Any) -> "torch.Tensor":
 # The maps, one for each kind of module.
 
 
+def _all_maps(module: nnx.Module) -> list[Map]:
+    """The maps of a module, found to leave none of its numbers out."""
+    maps = list(_maps(module, ""))
+    mapped = {id(parameter) for m in maps for parameter in m.parameters}
+    left_out = [
+        ".".join(map(str, path))
+        for path, node in nnx.iter_graph(module)
+        if isinstance(node, nnx.Param | nnx.BatchStat) and id(node) not in mapped
+    ]
+    if left_out:
+        raise ValueError(
+            f"module must be made of layers that have a map to PyTorch's. Got {', '.join(left_out)} without one. "
+            "The layers with maps are listed in jattn.torch_weights.__doc__."
+        )
+    return maps
+
+
 def _maps(module: nnx.Module, path: str) -> Iterator[Map]:
     """The maps of a module and of all below it; ``path`` ends in a dot, or is empty."""
     for kind, maps in _MAPS.items():
         if isinstance(module, kind):
             yield from maps(module, path)
             return
+    # What a layer of Flax's without a map holds itself is laid out in Flax's own way, and would be mistaken.
+    foreign = type(module).__module__.startswith("flax.") and not isinstance(module, nnx.List | nnx.Dict)
     for name, child in vars(module).items():
-        yield from _child_maps(child, path + name)
+        if not (foreign and isinstance(child, nnx.Param)):
+            yield from _child_maps(child, path + name)
 
 
 def _child_maps(child: Any, name: str) -> Iterator[Map]:
     if isinstance(child, nnx.Param):
         yield _one_to_one(child, name, lambda x: x, lambda x: x)
-    elif isinstance(child, nnx.BatchStat):
-        raise ValueError(
-            f"module must hold its numbers in nnx.Param. Got an nnx.BatchStat, {name}, which has no map here."
-        )
     elif isinstance(child, nnx.Module):
         yield from _maps(child, f"{name}.")
+    elif isinstance(child, dict | list | tuple):
+        for key, item in child.items() if isinstance(child, dict) else enumerate(child):
+            yield from _child_maps(item, f"{name}.{key}")
 
 
 def _one_to_one(
@@ -165,8 +189,11 @@ def _one_to_one(
 def _linear(module: Any, weight: str, bias: str) -> Iterator[Map]:
     """A kernel of any axes, flattened to (in, out) and transposed; PyTorch's Linear computes x W^T."""
     shape = module.kernel.shape
-    n = len(module.in_features) if isinstance(module.in_features, tuple) else 1
-    width = int(np.prod(shape[:n]))
+    inner = tuple(np.atleast_1d(module.in_features).tolist())
+    expected = (*inner, *np.atleast_1d(module.out_features).tolist())
+    if shape != expected:
+        raise ValueError(f"module must hold one model. Got {weight} of a kernel of shape {shape}, not {expected}.")
+    width = math.prod(inner)
     yield _one_to_one(module.kernel, weight, lambda x: x.reshape(width, -1).T, lambda x: x.T.reshape(shape))
     if module.bias is not None:
         bias_shape = module.bias.shape

@@ -270,3 +270,47 @@ def test_what_was_loaded_is_a_copy(dtype: torch.dtype, convert: Callable[[Any], 
         tensor.zero_()
     for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)):
         np.testing.assert_array_equal(leaf, np.ones_like(leaf))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Nothing is left out.
+
+
+class Holder(nnx.Module):
+    """A module of the user's, around others."""
+
+    def __init__(self, **attributes: Any) -> None:
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+def linear(seed: int = 0) -> nnx.Linear:
+    return nnx.Linear(3, 3, rngs=nnx.Rngs(seed))
+
+
+def test_plain_containers() -> None:
+    names = state_dict(Holder(heads=nnx.data({"a": linear(), "b": [linear(1)]}))).keys()
+    assert list(names) == ["heads.a.weight", "heads.a.bias", "heads.b.0.weight", "heads.b.0.bias"]
+
+
+@pytest.mark.parametrize("layer", [nnx.Conv(3, 3, (3,), rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))])
+def test_layers_without_a_map(layer: nnx.Module) -> None:
+    with pytest.raises(ValueError, match=r"module must be made of layers that have a map to PyTorch's\. Got .*other\."):
+        state_dict(Holder(one=linear(), other=layer))
+
+
+def test_several_models_in_one() -> None:
+    ensemble = nnx.vmap(lambda rng: nnx.Linear(2, 5, rngs=nnx.Rngs(rng)))(jax.random.split(jax.random.key(0), 3))
+    with pytest.raises(ValueError, match=r"module must hold one model\. Got weight of a kernel of shape \(3, 2, 5\)"):
+        state_dict(ensemble)
+
+
+def test_shared_parameters_must_agree() -> None:
+    shared = linear()
+    holder = Holder(a=shared, b=shared)
+    entries = {name: torch.ones(tensor.shape) for name, tensor in state_dict(holder).items()}
+    load_state_dict(holder, entries)
+    entries["b.weight"] = torch.zeros(3, 3)
+    with pytest.raises(ValueError, match=r"state_dict must agree on a parameter that modules share\."):
+        load_state_dict(holder, entries)
+    assert float(shared.kernel[...].min()) == 1

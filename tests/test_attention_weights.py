@@ -48,6 +48,7 @@ def chosen(selection, n: int) -> list[int]:
     return np.atleast_1d(np.arange(n)[selection if isinstance(selection, slice) else np.array(selection)]).tolist()
 
 
+@pytest.mark.filterwarnings("error::DeprecationWarning")
 @pytest.mark.usefixtures("unchecked")  # the annotations name Python's types; NumPy's indices work as well
 @pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
 def test_slices_of_the_dense_weights(arguments):

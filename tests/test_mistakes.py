@@ -4,9 +4,18 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jattn import additive_attention, attention, dot_product_attention, masks, nadaraya_watson, scores
+from jattn import (
+    additive_attention,
+    attention,
+    attention_weights,
+    dot_product_attention,
+    masks,
+    nadaraya_watson,
+    scores,
+)
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -101,3 +110,44 @@ def test_numbers_that_are_known_are_looked_at_inside_jit(name, arguments, right,
     assert jax.jit(lambda query: attend(query, right))(QUERY).shape == (B, T, H, E)
     with raises(f"{name} must"):
         jax.jit(lambda query: attend(query, wrong))(QUERY)
+
+
+@pytest.mark.parametrize(
+    ("call", "phrases"),
+    [
+        (lambda: attention(None, KEY, VALUE), ("query must be an array", "Got NoneType")),
+        (lambda: attention(QUERY, KEY, VALUE, mask=masks.causal), ("mask must be", "call it")),
+        (lambda: attention(QUERY, KEY, VALUE, mask="causal"), ("mask must be an array", "'causal'")),
+        (lambda: masks.lengths(None), ("valid_lens must be an array", "Got NoneType")),
+        (lambda: masks.causal() & None, ("mask must be an array", "Got NoneType")),
+        (lambda: masks.causal() and masks.prefix(2), ("no truth value", "&, | and ~")),
+        (lambda: attention(QUERY, KEY, VALUE, head_gates=1j * jnp.ones(H)), ("head_gates must be real", "complex64")),
+        (lambda: attention(QUERY, KEY, VALUE, logits_soft_cap=jnp.inf), ("logits_soft_cap must be finite", "inf")),
+        (lambda: attention(QUERY, KEY, VALUE, score=scores.DotProduct(jnp.ones(S))), ("scale must be one", "(7,)")),
+        (lambda: attention(QUERY[..., :0], KEY[..., :0], VALUE), ("query must have at least one feature", "width 0")),
+        (lambda: attention(QUERY, KEY, VALUE, dropout_rate="0.1"), ("dropout_rate must lie in", "'0.1'")),
+        (
+            lambda: attention(QUERY, KEY, VALUE, dropout_rate=0.1, dropout_rng=jax.random.split(jax.random.key(0))),
+            ("dropout_rng must be a jax.random.key",),
+        ),
+        (
+            lambda: nadaraya_watson(*(x[:, :, 0] for x in (QUERY, KEY, VALUE)), mask=jnp.ones(S, bool)),
+            ("mask must have the axes t s", "(7,)"),
+        ),
+    ],
+)
+def test_one_clear_error(call, phrases):
+    with raises(*phrases):
+        call()
+
+
+def test_weights_of_a_score_that_knows_positions():
+    """A function of the caller's sees all heads and queries, whichever are asked for."""
+
+    def distance(query, key):
+        apart = jnp.abs(jnp.arange(T)[:, None] - jnp.arange(S)) * jnp.arange(1.0, H + 1)[:, None, None]
+        return -jnp.broadcast_to(apart, (B, H, T, S))
+
+    weights = attention(QUERY, KEY, VALUE, score=distance, return_weights=True)[1]
+    chosen = attention_weights(QUERY, KEY, score=distance, heads=[1, 3], queries=[4, 0])
+    np.testing.assert_array_equal(chosen, weights[:, [1, 3]][:, :, [4, 0]])

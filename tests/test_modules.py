@@ -172,6 +172,13 @@ def test_parameter_tree_of_multi_head_attention_is_flax_s() -> None:
     )
 
 
+def test_a_view_in_eval_mode_drops_nothing() -> None:
+    block = nn.TransformerBlock(2, 8, 16, dropout_rate=0.5, attention_dropout_rate=0.5, rngs=rngs())
+    view = nnx.view(block, deterministic=True)
+    block.eval()
+    np.testing.assert_array_equal(view(X), block(X))
+
+
 def test_seq2seq_ignores_what_follows_the_valid_lengths() -> None:
     model = models.Seq2Seq(9, 9, rngs=rngs())
     model.eval()
@@ -221,7 +228,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "dropout rate": (
         lambda: nn.MultiHeadAttention(4, 8, dropout_rate=1.0, rngs=rngs()),
-        r"dropout_rate must lie in \[0, 1\)\. Got 1\.0\.",
+        r"dropout_rate must lie in \[0, 1\), a Python number\. Got 1\.0\.",
     ),
     "input width": (
         lambda: nn.MultiHeadAttention(4, 8, rngs=rngs())(normal(2, 5, 9)),
@@ -250,6 +257,27 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "too long": (
         lambda: nn.LearnedPositions(4, 8, rngs=rngs())(X),
         r"x must have at most max_length = 4 positions\. Got 5\.",
+    ),
+    "rotary positions": (
+        lambda: nn.rotary(normal(5, 1, 8), jnp.arange(1)),
+        r"positions must have shape \(5,\) or \(5,\)\. Got \(1,\)\.",
+    ),
+    "integers": (lambda: nn.SinusoidalPositions(8)(TOKENS), r"x must be floating point\. Got int32\."),
+    "a stream of keys": (
+        lambda: nn.MultiHeadAttention(4, 8, dropout_rate=0.1, rngs=rngs())(X, rng=nnx.Rngs(0)),
+        r"rng must be a jax\.random\.key\. Got Rngs[\s\S]*Pass rngs\.dropout\(\)\.",
+    ),
+    "a seed": (
+        lambda: nn.TransformerBlock(2, 8, 16, dropout_rate=0.1, rngs=rngs())(X, rng=0),
+        r"rng must be a jax\.random\.key\. Got 0\.",
+    ),
+    "a mask for lengths": (
+        lambda: nn.MultiHeadAttention(4, 8, rngs=rngs())(X, X, X, masks.causal()),
+        r"valid_lens must be an array\. Got Causal",
+    ),
+    "batches of source and target": (
+        lambda: models.Seq2Seq(4, 4, rngs=rngs())(TOKENS, TOKENS[:1], rng=jax.random.key(0)),
+        r"target must have the source's batch, 2\. Got shape \(1, 5\)\.",
     ),
     "odd rotary": (
         lambda: nn.rotary(normal(5, 1, 7)),

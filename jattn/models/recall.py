@@ -67,7 +67,7 @@ class RecallClassifier(nnx.Module):
         self, tokens: Int[Array, "*b t"], *, return_weights: bool = False, rng: PRNGKeyArray | None = None
     ) -> Float[Array, "*b v"] | Any:
         """Logits ``*b v`` of the first token; with return_weights also the list of the blocks' weights ``*b h t t``."""
-        checks.tokens("tokens", tokens, self.embedding.num_embeddings)
+        tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "*b t", 1)
         x = self.embedding(tokens)
         if self.positions is not None:
             x = self.positions(x)

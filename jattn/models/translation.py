@@ -43,7 +43,7 @@ class Encoder(nnx.Module):
         self, source: Int[Array, "b s"], valid_lens: Int[Array, "b"] | None = None, *, rng: PRNGKeyArray | None = None
     ) -> DecoderState:
         """Read ``source``; what comes after the valid lengths leaves no trace. Returns the decoder's first state."""
-        checks.tokens("source", source, self.embedding.num_embeddings)
+        source = checks.tokens("source", source, self.embedding.num_embeddings, "b s", 2)
         outputs, hidden = self.gru(self.embedding(source), valid_lens=valid_lens, rng=rng)
         return DecoderState(outputs, hidden, valid_lens)
 
@@ -82,7 +82,9 @@ class Decoder(nnx.Module):
         Returns:
             The logits ``b t v`` of each next token, the state after the last, and the weights of all steps ``b t s``.
         """
-        checks.tokens("target", target, self.embedding.num_embeddings)
+        target = checks.tokens("target", target, self.embedding.num_embeddings, "b t", 2)
+        if target.shape[0] != state.hidden.shape[1]:
+            raise ValueError(f"target must have the source's batch, {state.hidden.shape[1]}. Got shape {target.shape}.")
         rngs = None if rng is None else jax.random.split(rng, target.shape[1])
 
         def step(hidden: Array, inputs: tuple[Array, PRNGKeyArray | None]) -> tuple[Array, tuple[Array, Array]]:
@@ -97,7 +99,7 @@ class Decoder(nnx.Module):
         self, token: Int[Array, "b"], state: DecoderState, *, rng: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "b v"], DecoderState, Float[Array, "b s"]]:
         """One token further: the logits ``b v`` of the next one, the new state, and the weights ``b s``."""
-        checks.tokens("token", token, self.embedding.num_embeddings)
+        token = checks.tokens("token", token, self.embedding.num_embeddings, "b", 1)
         query = state.hidden[-1][:, None, :]
         context, weights = self.attention(
             query, state.outputs, state.outputs, valid_lens=state.valid_lens, return_weights=True

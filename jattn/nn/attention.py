@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jattn import checks
 from jattn.attention import attention, single_head_attention
 from jattn.masks import Mask, all_of, lengths
-from jattn.nn.dropout import active_dropout
+from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, Linear, LinearGeneral, default_bias_init, default_kernel_init, layer_norm
 from jattn.nn.positions import rotary
 from jattn.scores import Additive, DotProduct
@@ -31,10 +31,8 @@ class DotProductAttention(nnx.Module):
     """
 
     def __init__(self, dropout_rate: float = 0.0, *, scale: float | None = None) -> None:
-        checks.dropout(dropout_rate)
-        self.dropout_rate = dropout_rate
+        self.dropout = Dropout(dropout_rate)
         self.scale = scale
-        self.deterministic = False
 
     def __call__(
         self,
@@ -73,7 +71,7 @@ class DotProductAttention(nnx.Module):
             mask=mask,
             valid_lens=valid_lens,
             return_weights=return_weights,
-            **active_dropout(self, rng),
+            **self.dropout.of_weights(rng),
         )
 
 
@@ -112,15 +110,13 @@ class AdditiveAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        checks.dropout(dropout_rate)
         options: dict[str, Any] = dict(
             use_bias=False, kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
         self.query = Linear(query_features, hidden_features, **options)
         self.key = Linear(key_features, hidden_features, **options)
         self.score = Linear(hidden_features, 1, **options)
-        self.dropout_rate = dropout_rate
-        self.deterministic = False
+        self.dropout = Dropout(dropout_rate)
 
     def __call__(
         self,
@@ -145,7 +141,7 @@ class AdditiveAttention(nnx.Module):
             mask=mask,
             valid_lens=valid_lens,
             return_weights=return_weights,
-            **active_dropout(self, rng),
+            **self.dropout.of_weights(rng),
         )
 
 
@@ -215,7 +211,6 @@ class MultiHeadAttention(nnx.Module):
         out_features = in_features if out_features is None else out_features
         checks.divides("num_heads", num_heads, "qkv_features", qkv_features)
         checks.divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
-        checks.dropout(dropout_rate)
         head = qkv_features // num_heads
         value_head = head if value_head_features is None else value_head_features
 
@@ -241,8 +236,7 @@ class MultiHeadAttention(nnx.Module):
         self.key_ln = norm()
         self.out = LinearGeneral((num_heads, value_head), out_features, axis=(-2, -1), **options)
         self.rotary_base = rotary_base
-        self.dropout_rate = dropout_rate
-        self.deterministic = False
+        self.dropout = Dropout(dropout_rate)
 
     def __call__(
         self,
@@ -276,6 +270,7 @@ class MultiHeadAttention(nnx.Module):
         """
         key = query if key is None else key
         value = key if value is None else value
+        query, key, value = checks.query_key_value(query, key, value, heads=False)
         for name, x, projection in (("query", query, self.query), ("key", key, self.key), ("value", value, self.value)):
             checks.width(name, x, projection.in_features[0])
         queries, keys, values = self.query(query), self.key(key), self.value(value)
@@ -290,7 +285,7 @@ class MultiHeadAttention(nnx.Module):
             mask=all_of(mask, None if valid_lens is None else lengths(valid_lens)),
             head_gates=head_gates,
             return_weights=True,
-            **active_dropout(self, rng),
+            **self.dropout.of_weights(rng),
         )
         output = self.out(heads)
         return (output, weights) if return_weights else output

@@ -25,15 +25,17 @@ class Dropout(nnx.Dropout):
             checks.dropout(self.rate, rng, rng_name="rng")
         return super().__call__(x, rngs=rng)
 
-
-def active_dropout(module: Any, rng: PRNGKeyArray | None) -> dict[str, Any]:
-    """The dropout arguments of `jattn.attention` for a module in its present mode."""
-    if module.deterministic:
-        return {}
-    checks.dropout(module.dropout_rate, rng, rng_name="rng")
-    return {"dropout_rate": module.dropout_rate, "dropout_rng": rng}
+    def of_weights(self, rng: PRNGKeyArray | None) -> dict[str, Any]:
+        """The arguments with which `jattn.attention` drops weights, in the present mode."""
+        if self.deterministic:
+            return {}
+        checks.dropout(self.rate, rng, rng_name="rng")
+        return {"dropout_rate": self.rate, "dropout_rng": rng}
 
 
 def split(rng: PRNGKeyArray | None, n: int) -> list[PRNGKeyArray | None]:
     """One rng for each of ``n`` places that drop something; None for each where there is none."""
-    return [None] * n if rng is None else list(jax.random.split(rng, n))
+    if rng is None:
+        return [None] * n
+    checks.check_rng("rng", rng)
+    return list(jax.random.split(rng, n))

@@ -30,6 +30,7 @@ class LearnedPositions(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b t m"]) -> Float[Array, "*b t m"]:
         """x with the vectors of positions 0 to t - 1 added. Raises ValueError if there are not that many."""
+        x = checks.floating("x", x, "*b t m", 2)
         checks.width("x", x, self.embedding.features)
         t = x.shape[-2]
         if t > self.embedding.num_embeddings:
@@ -58,6 +59,7 @@ class SinusoidalPositions(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b t m"]) -> Float[Array, "*b t m"]:
         """x with the sines and cosines of positions 0 to t - 1 added."""
+        x = checks.floating("x", x, "*b t m", 2)
         checks.width("x", x, self.features)
         return x + sinusoidal_positions(x.shape[-2], self.features, base=self.base, dtype=x.dtype)
 
@@ -92,7 +94,7 @@ def rotary(
         base: of the wavelengths.
 
     Raises:
-        ValueError: if d is odd.
+        ValueError: if d is odd, or the positions are not integers of these shapes.
 
     Example (position 0 stays as it is):
 
@@ -102,10 +104,13 @@ def rotary(
 
     Source: Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021.
     """
+    x = checks.floating("x", x, "*b t h d", 3)
     t, d = x.shape[-3], x.shape[-1]
     if d % 2:
         raise ValueError(f"x must have an even number of features for rotary positions. Got {d}.")
-    positions = jnp.arange(t) if positions is None else positions
+    positions = jnp.arange(t) if positions is None else checks.integer_axis("positions", positions)
+    if positions.shape not in ((t,), x.shape[:-2]):
+        raise ValueError(f"positions must have shape {(t,)} or {x.shape[:-2]}. Got {positions.shape}.")
     angles = _angles(positions, d, base, x.dtype)[..., None, :]
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     first, second = jnp.split(x.astype(angles.dtype), 2, axis=-1)

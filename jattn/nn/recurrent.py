@@ -88,7 +88,7 @@ class GRU(nnx.Module):
         """Run over a sequence.
 
         Args:
-            x: ``b t m``.
+            x: ``b t m``; finite, also where it is padding.
             state: each layer's state before it, ``l b n``; zeros by default.
             valid_lens: ``b``; from there on an example's state stays as it is, and its outputs are zero, as with
                 PyTorch's packed sequences.
@@ -103,7 +103,9 @@ class GRU(nnx.Module):
         x = checks.floating("x", x, "b t m", 3)
         checks.width("x", x, self.in_features)
         b, t, _ = x.shape
-        initial = self.initial_state(b, x.dtype) if state is None else state
+        initial = self.initial_state(b, x.dtype)
+        if state is not None:
+            initial = checks.floating("state", state, "l b n", 3).astype(initial.dtype)
         if initial.shape != (len(self.layers), b, self.hidden_features):
             raise ValueError(
                 f"state must have shape {(len(self.layers), b, self.hidden_features)}, the axes l b n. "
@@ -113,7 +115,7 @@ class GRU(nnx.Module):
         if valid_lens is not None:
             rule = lengths(valid_lens, per_query=False)
             rule.check(1, t, (b,))
-            real = rule.as_array(1, t)[..., 0, 0, :]
+            real = jnp.broadcast_to(rule.as_array(1, t).reshape(-1, t), (b, t))
         rngs = None if rng is None else jax.random.split(rng, t)
 
         def step(state: Array, inputs: tuple[Array, Array, PRNGKeyArray | None]) -> tuple[Array, Array]:

@@ -58,6 +58,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b t m"], *, rng: PRNGKeyArray | None = None) -> Float[Array, "*b t m"]:
         """The network's output; ``rng`` a ``jax.random.key`` for dropout in training."""
+        x = checks.floating("x", x, "*b t m", 1)
+        checks.width("x", x, self.linear1.in_features)
         inner, outer = split(rng, 2)
         x = self.dropout(ACTIVATIONS[self.activation](self.linear1(x)), inner)
         return self.dropout(self.linear2(x), outer)
@@ -174,6 +176,8 @@ class TransformerBlock(nnx.Module):
         Raises:
             ValueError: naming the argument that doesn't fit.
         """
+        x = checks.floating("x", x, "*b t m", 2)
+        checks.width("x", x, self.norm1.num_features)
         if memory is None and self.cross_attention is not None:
             raise ValueError("memory must be given to a block with cross_attention=True. Got None.")
         if memory is not None and self.cross_attention is None:
