@@ -7,7 +7,7 @@
 2. A small vision transformer on scikit-learn's digits, trained by one jitted step; test accuracy on a held-out quarter.
 3. The trained weights in the PyTorch reference: how far outputs and gradients agree on the same test digits.
 
-About a minute on 2 cores. Expected: a leave-one-out error well below that of average pooling, test accuracy 0.96 or
+One to two minutes on 2 cores. Expected: a leave-one-out error well below that of average pooling, test accuracy 0.96 or
 better, and differences from PyTorch at the level of rounding. The same seed gives the same numbers.
 """
 

@@ -211,7 +211,7 @@ def selection(name: str, chosen: Any, n: int) -> np.ndarray:
         return np.arange(n)[slice(None) if chosen is None else chosen]
     if not is_concrete(chosen):
         raise ValueError(f"{name} must be known while tracing. Got a traced array; pass a Python or NumPy one.")
-    indices = np.atleast_1d(np.asarray(chosen, dtype=int if jnp.size(chosen) == 0 else None))
+    indices = np.atleast_1d(np.asarray(chosen, dtype=int if np.size(chosen) == 0 else None))
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f"{name} must be an integer, a slice or a list of integers. Got {chosen!r}.")
     if indices.size and not (-n <= indices.min() and indices.max() < n):

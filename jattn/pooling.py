@@ -148,7 +148,7 @@ def dropout_keep(rng: PRNGKeyArray, rate: float, shape: tuple[int, ...]) -> Bool
 
 def _keep_row(rng: PRNGKeyArray, rate: float, example_and_head: Int[Array, ""], row: Int[Array, ""], s: int) -> Array:
     rng = jax.random.fold_in(jax.random.fold_in(rng, example_and_head), row)
-    return jax.random.bernoulli(rng, 1 - rate, (s,))
+    return jax.random.bernoulli(rng, jnp.float32(1 - rate), (s,))  # the same bits with and without x64
 
 
 def _softmax(
@@ -163,7 +163,7 @@ def _softmax(
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, initial=floor))
     exponentials = jnp.where(allowed, jnp.exp(logits - peak), 0)
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
-    empty = total == 0
-    total = jnp.where(empty, 1, total)
+    empty = total == 0  # false of NaN, which shows in the logarithm, and in the weights of allowed keys only
+    total = jnp.where(total > 0, total, 1)
     log_sum_exp = jnp.where(empty, -jnp.inf, peak + jnp.log(total))
     return exponentials / total, log_sum_exp.squeeze(-1)

@@ -125,9 +125,9 @@ class _Kernel(Score):
         query, key = _heads_first(query.astype(dtype)), _heads_first(key.astype(dtype))
         difference = query[..., :, None, :] - key[..., None, :, :]
         if self.factor is not None:
-            difference = difference * self.factor
+            difference = difference * jnp.asarray(self.factor)
         elif self.bandwidth is not None:
-            difference = difference / self.bandwidth
+            difference = difference / jnp.asarray(self.bandwidth)
         return jnp.sum(difference**2, axis=-1)
 
     def check(self, query_width: int, key_width: int) -> None:

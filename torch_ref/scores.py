@@ -75,4 +75,6 @@ def _factor(bandwidth: float | Tensor | None, factor: float | Tensor | None) -> 
     """The factor on differences: as given, else 1 / bandwidth, else 1."""
     if factor is not None:
         return factor
-    return 1.0 if bandwidth is None else 1 / bandwidth
+    if bandwidth is None:
+        return 1.0
+    return 1 / (at_least_float32(bandwidth) if isinstance(bandwidth, Tensor) else bandwidth)
