@@ -74,7 +74,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _render(table: Table) -> str:
-    console = Console(width=110)
+    console = Console(width=130)
     with console.capture() as capture:
         console.print(table)
     return capture.get()
