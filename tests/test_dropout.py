@@ -115,3 +115,9 @@ def test_bfloat16():
     wide = dropped_out(*(x.astype(jnp.float32) for x in (query, key, value)))
     # The weights and the output are rounded to bfloat16, relative to values of up to 4.
     np.testing.assert_allclose(output.astype(jnp.float32), wide, rtol=0, atol=8 * float(jnp.finfo(jnp.bfloat16).eps))
+
+
+def test_the_same_bits_with_and_without_float64():
+    keep = dropout_keep(jax.random.key(0), 0.3, (B, H, T, S))
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(dropout_keep(jax.random.key(0), 0.3, (B, H, T, S)), keep)
