@@ -187,6 +187,7 @@ def attention_weights(
 
     Args:
         query, key, score, mask, bias, scale, logits_soft_cap: as in `attention`; mask and bias for all of them.
+            A score that is not one of `jattn.scores` may depend on positions and heads, so it is computed whole.
         heads: which query heads: an integer, a slice or a list; all by default.
         queries: which query positions, likewise.
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn import checks
 from jattn.nn import GRU, AdditiveAttention, DotProductAttention, Linear, embedding
+from jattn.nn.dropout import split
 
 
 class DecoderState(NamedTuple):
@@ -167,7 +168,7 @@ class Seq2Seq(nnx.Module):
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "b t v"] | Any:
         """Logits ``b t v`` of the token after each of ``target``; with return_weights also the weights ``b t s``."""
-        encoder_rng, decoder_rng = (None, None) if rng is None else jax.random.split(rng)
+        encoder_rng, decoder_rng = split(rng, 2)
         state = self.encoder(source, source_valid_lens, rng=encoder_rng)
         logits, _, weights = self.decoder(target, state, rng=decoder_rng)
         return (logits, weights) if return_weights else logits
