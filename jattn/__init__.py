@@ -17,6 +17,7 @@ from jattn import nn as nn
 from jattn import plots as plots
 from jattn import scores as scores
 from jattn import torch_weights as torch_weights
+from jattn import training as training
 from jattn.attention import additive_attention as additive_attention
 from jattn.attention import attention as attention
 from jattn.attention import attention_weights as attention_weights

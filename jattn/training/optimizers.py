@@ -1,0 +1,129 @@
+"""Optimisers that mean what PyTorch's of the same name mean, built from optax's parts.
+
+Each keeps its hyperparameters in its state (`optax.inject_hyperparams`), so that `jattn.training.fit` can record the
+learning rate, and lower it on a plateau. ``learning_rate``, ``b1`` and ``momentum`` are numbers or schedules, functions
+of the number of updates made so far.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Callable[[Any], Any]
+
+
+def adam(
+    learning_rate: float | Schedule = 1e-3,
+    b1: float | Schedule = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Adam as ``torch.optim.Adam``: its weight decay is an L2 penalty, ``weight_decay * parameter`` in the gradient.
+
+    Args:
+        learning_rate: the step's size.
+        b1, b2: how much of the moments each step keeps.
+        eps: added to the root of the second moment.
+        weight_decay: of the L2 penalty.
+
+    Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015.
+
+    Example:
+
+        >>> optimizer = adam(1e-3, weight_decay=1e-4)
+        >>> state = optimizer.init(jnp.ones(3))
+    """
+
+    def make(learning_rate: Any, b1: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+            optax.scale_by_adam(b1, b2, eps),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+    return optax.inject_hyperparams(make)(learning_rate=learning_rate, b1=b1)
+
+
+def adamw(
+    learning_rate: float | Schedule = 1e-3,
+    b1: float | Schedule = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay, as ``torch.optim.AdamW``. Arguments as in `adam`.
+
+    Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019.
+
+    Example:
+
+        >>> optimizer = adamw(1e-3)
+    """
+
+    def make(learning_rate: Any, b1: Any) -> optax.GradientTransformation:
+        return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
+
+    return optax.inject_hyperparams(make)(learning_rate=learning_rate, b1=b1)
+
+
+def sgd(
+    learning_rate: float | Schedule = 1e-3,
+    momentum: float | Schedule = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Gradient descent with momentum, as ``torch.optim.SGD``.
+
+    ``velocity = momentum * velocity + gradient``, and ``learning_rate * velocity`` is subtracted.
+
+    Args:
+        learning_rate: the step's size.
+        momentum: how much of the velocity each step keeps.
+        nesterov: whether the gradient is taken one velocity further on.
+        weight_decay: of an L2 penalty.
+
+    Example:
+
+        >>> optimizer = sgd(0.1, momentum=0.9)
+    """
+
+    def make(learning_rate: Any, momentum: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+            optax.trace(momentum, nesterov),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+
+    return optax.inject_hyperparams(make)(learning_rate=learning_rate, momentum=momentum)
+
+
+def clip_grad_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scale the gradients by ``min(1, max_norm / (norm + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_``.
+
+    ``optax.clip_by_global_norm`` has no 1e-6 there.
+
+    Args:
+        max_norm: the largest norm of all gradients together.
+
+    Raises:
+        ValueError: if max_norm is not above 0.
+
+    Example:
+
+        >>> clip = clip_grad_norm(1.0)
+        >>> gradients, _ = clip.update(jnp.array([3.0, 4.0]), clip.init(None))
+        >>> print(optax.tree.norm(gradients).round(3))
+        1.0
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be above 0. Got {max_norm}.")
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(gradients) + 1e-6))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
