@@ -12,6 +12,7 @@ from jattn.training.optimizers import adam as adam
 from jattn.training.optimizers import adamw as adamw
 from jattn.training.optimizers import clip_grad_norm as clip_grad_norm
 from jattn.training.optimizers import sgd as sgd
+from jattn.training.schedules import PlateauState as PlateauState
 from jattn.training.schedules import ReduceLROnPlateau as ReduceLROnPlateau
 from jattn.training.schedules import cosine_annealing_lr as cosine_annealing_lr
 from jattn.training.schedules import exponential_lr as exponential_lr

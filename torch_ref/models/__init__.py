@@ -1,6 +1,10 @@
 """Whole models built from torch_ref.nn."""
 
 from torch_ref.models.classifier import DigitsClassifier as DigitsClassifier
+from torch_ref.models.decoding import Beams as Beams
+from torch_ref.models.decoding import Decoded as Decoded
+from torch_ref.models.decoding import beam_search as beam_search
+from torch_ref.models.decoding import greedy as greedy
 from torch_ref.models.recall import RecallClassifier as RecallClassifier
 from torch_ref.models.regression import AttentionRegressor as AttentionRegressor
 from torch_ref.models.regression import TransformerRegressor as TransformerRegressor
