@@ -48,7 +48,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                         rows[value[0], value[1]].append(Comparison(*value))
     if not rows:
         return
-    table = Table(title="jattn and PyTorch: the worst relative error against float64")
+    table = Table(
+        title="jattn and PyTorch: the worst relative error against float64",
+        caption="training: of the loss at every step, and of the parameters after the last",
+    )
     table.add_column("pair", no_wrap=True)
     table.add_column("dtype", no_wrap=True)
     for column in ("cases", "outputs", "PyTorch's", "gradients", "PyTorch's"):

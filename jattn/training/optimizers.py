@@ -5,6 +5,7 @@ learning rate, and lower it on a plateau. ``learning_rate``, ``b1`` and ``moment
 of the number of updates made so far.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,14 +39,15 @@ def adam(
         >>> state = optimizer.init(jnp.ones(3))
     """
 
-    def make(learning_rate: Any, b1: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
-            optax.scale_by_adam(b1, b2, eps),
+    return _with_hyperparameters(
+        lambda learning_rate, b1: optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            _scale_by_adam(b1, b2, eps),
             optax.scale_by_learning_rate(learning_rate),
-        )
-
-    return optax.inject_hyperparams(make)(learning_rate=learning_rate, b1=b1)
+        ),
+        learning_rate=learning_rate,
+        b1=b1,
+    )
 
 
 def adamw(
@@ -64,10 +66,15 @@ def adamw(
         >>> optimizer = adamw(1e-3)
     """
 
-    def make(learning_rate: Any, b1: Any) -> optax.GradientTransformation:
-        return optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
-
-    return optax.inject_hyperparams(make)(learning_rate=learning_rate, b1=b1)
+    return _with_hyperparameters(
+        lambda learning_rate, b1: optax.chain(
+            _scale_by_adam(b1, b2, eps),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(learning_rate),
+        ),
+        learning_rate=learning_rate,
+        b1=b1,
+    )
 
 
 def sgd(
@@ -91,14 +98,15 @@ def sgd(
         >>> optimizer = sgd(0.1, momentum=0.9)
     """
 
-    def make(learning_rate: Any, momentum: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+    return _with_hyperparameters(
+        lambda learning_rate, momentum: optax.chain(
+            optax.add_decayed_weights(weight_decay),
             optax.trace(momentum, nesterov),
             optax.scale_by_learning_rate(learning_rate),
-        )
-
-    return optax.inject_hyperparams(make)(learning_rate=learning_rate, momentum=momentum)
+        ),
+        learning_rate=learning_rate,
+        momentum=momentum,
+    )
 
 
 def clip_grad_norm(max_norm: float) -> optax.GradientTransformation:
@@ -127,3 +135,42 @@ def clip_grad_norm(max_norm: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _with_hyperparameters(
+    make: Callable[..., optax.GradientTransformation], **hyperparameters: float | Schedule
+) -> optax.GradientTransformation:
+    """``make`` of the hyperparameters, the learning rate and any schedules being kept in the state.
+
+    Other numbers stay Python's, so that ``1 - b1`` is not a difference of float32.
+    """
+    numbers = [name for name, x in hyperparameters.items() if name != "learning_rate" and not callable(x)]
+    return optax.inject_hyperparams(make, static_args=numbers)(**hyperparameters)
+
+
+def _scale_by_adam(b1: Any, b2: float, eps: float) -> optax.GradientTransformation:
+    """`optax.scale_by_adam` with bias corrections that are exact in float32 too.
+
+    ``1 - 0.999**count`` loses four digits of seven in float32, as long as count is small; PyTorch computes it in
+    Python's float64.
+    """
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.int32(0), zeros, zeros)
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        count = optax.safe_increment(state.count)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, gradients)
+        c1, c2 = _one_minus_power(b1, count), _one_minus_power(b2, count)
+        updates = jax.tree.map(lambda m, v: m / c1.astype(m.dtype) / (jnp.sqrt(v / c2.astype(v.dtype)) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _one_minus_power(b: Any, count: Any) -> jax.Array:
+    """``1 - b**count``."""
+    logarithm = jnp.log(b) if isinstance(b, jax.Array) else math.log(b) if b > 0 else -math.inf
+    return -jnp.expm1(count.astype(float) * logarithm)

@@ -24,7 +24,7 @@ def step_lr(learning_rate: float, step_size: int, gamma: float = 0.1) -> Schedul
         >>> [round(float(step_lr(1.0, 2)(count)), 3) for count in range(5)]
         [1.0, 1.0, 0.1, 0.1, 0.01]
     """
-    return optax.exponential_decay(learning_rate, step_size, gamma, staircase=True)
+    return _of_float(optax.exponential_decay(learning_rate, step_size, gamma, staircase=True))
 
 
 def multi_step_lr(learning_rate: float, milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
@@ -35,7 +35,8 @@ def multi_step_lr(learning_rate: float, milestones: Sequence[int], gamma: float 
         >>> [round(float(multi_step_lr(1.0, [1, 3])(count)), 3) for count in range(5)]
         [1.0, 0.1, 0.1, 0.01, 0.01]
     """
-    return optax.piecewise_constant_schedule(learning_rate, {m: gamma ** milestones.count(m) for m in milestones})
+    factors = {milestone: gamma ** milestones.count(milestone) for milestone in milestones}
+    return _of_float(optax.piecewise_constant_schedule(learning_rate, factors))
 
 
 def exponential_lr(learning_rate: float, gamma: float) -> Schedule:
@@ -46,7 +47,7 @@ def exponential_lr(learning_rate: float, gamma: float) -> Schedule:
         >>> [round(float(exponential_lr(1.0, 0.5)(count)), 3) for count in range(4)]
         [1.0, 0.5, 0.25, 0.125]
     """
-    return optax.exponential_decay(learning_rate, 1, gamma)
+    return _of_float(optax.exponential_decay(learning_rate, 1, gamma))
 
 
 def cosine_annealing_lr(learning_rate: float, t_max: int, eta_min: float = 0.0) -> Schedule:
@@ -61,7 +62,7 @@ def cosine_annealing_lr(learning_rate: float, t_max: int, eta_min: float = 0.0) 
         >>> [round(float(cosine_annealing_lr(1.0, 2)(count)), 3) for count in range(5)]
         [1.0, 0.5, 0.0, 0.5, 1.0]
     """
-    return lambda count: eta_min + (learning_rate - eta_min) * (1 + jnp.cos(math.pi * count / t_max)) / 2
+    return _of_float(lambda count: eta_min + (learning_rate - eta_min) * (1 + jnp.cos(math.pi * count / t_max)) / 2)
 
 
 def one_cycle_lr(
@@ -114,7 +115,12 @@ def _one_cycle(start: float, middle: float, end: float, total_steps: int, pct_st
         down = cosine(middle, end, jnp.minimum((count - top) / (total_steps - 1 - top), 1.0))
         return jnp.where(count <= top, cosine(start, middle, count / top), down)
 
-    return schedule
+    return _of_float(schedule)
+
+
+def _of_float(schedule: Schedule) -> Schedule:
+    """Optax counts in int32, whose quotients would be float32 even where float64 is on."""
+    return lambda count: schedule(jnp.asarray(count, float))
 
 
 def per_epoch(schedule: Schedule, steps_per_epoch: int) -> Schedule:

@@ -77,7 +77,7 @@ def run_steps(
 @functools.partial(jax.jit, static_argnames="recipe")
 def evaluate(
     state: State, data: PyTree, order: Int[Array, "n b"], rng: PRNGKeyArray, recipe: Recipe
-) -> Float[Array, "1+metrics"]:
+) -> Float[Array, "numbers"]:
     """Loss and metrics in eval mode, the mean over the rows of ``order``."""
 
     def one(indices: Array) -> Array:
@@ -100,7 +100,7 @@ def learning_rate(opt_state: Any) -> Float[Array, ""]:
 
 def with_learning_rate(opt_state: Any, rate: float) -> Any:
     """The optimiser's state with another learning rate."""
-    return optax.tree.set(opt_state, filtering=_is_array, learning_rate=rate)
+    return optax.tree.set(opt_state, _is_array, learning_rate=rate)
 
 
 def _is_array(path: Any, value: Any) -> bool:

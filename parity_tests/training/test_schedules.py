@@ -61,7 +61,7 @@ def run_torch(make: Callable[[torch.optim.Optimizer], Any], read: Callable[[Any]
 
 def run_jax(schedule: Callable[[Any], Any]) -> np.ndarray:
     with jax.enable_x64(True):
-        return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(STEPS)))
+        return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(STEPS, dtype=jnp.int32)))  # as optax counts
 
 
 rng = np.random.default_rng(0)
