@@ -1,6 +1,10 @@
 """Whole models, built from `jattn.nn`."""
 
 from jattn.models.classifier import DigitsClassifier as DigitsClassifier
+from jattn.models.decoding import Beams as Beams
+from jattn.models.decoding import Decoded as Decoded
+from jattn.models.decoding import beam_search as beam_search
+from jattn.models.decoding import greedy as greedy
 from jattn.models.recall import RecallClassifier as RecallClassifier
 from jattn.models.regression import AttentionRegressor as AttentionRegressor
 from jattn.models.regression import TransformerRegressor as TransformerRegressor

@@ -31,7 +31,9 @@ class Checkpoints:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         import orbax.checkpoint as ocp  # takes a second, so only where it is needed
 
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
         self._args, self._folder, self._settings = ocp.args, folder.absolute(), settings
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)

@@ -102,10 +102,10 @@ def one_cycle_momentum(
 
 def _one_cycle(start: float, middle: float, end: float, total_steps: int, pct_start: float) -> Schedule:
     top = pct_start * total_steps - 1
-    if not 0 < top < total_steps - 1:
+    if top == 0:
         raise ValueError(
-            f"pct_start must leave a step before and after the top, {1 / total_steps:.3g} < pct_start < 1. "
-            f"Got {pct_start} of total_steps = {total_steps}."
+            "pct_start must leave a step before the top, so pct_start * total_steps must not be 1. "
+            f"Got {pct_start} and {total_steps}."
         )
 
     def cosine(start: float, end: float, share: Any) -> Any:

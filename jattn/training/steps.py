@@ -55,7 +55,7 @@ def run_steps(
         batch = _select(data, indices)
 
         def loss(parameters: Any) -> tuple[Array, Any]:
-            model = nnx.merge(recipe.train_graph, parameters, state.rest)
+            model = nnx.merge(recipe.train_graph, parameters, state.rest, copy=True)  # a model may change its state
             value = recipe.loss(model, batch, jax.random.fold_in(rng, state.step))
             _, _, rest = nnx.split(model, recipe.wrt, ...)  # type: ignore[misc]
             return _number("loss", value), rest
@@ -92,15 +92,15 @@ def evaluate(
 def learning_rate(opt_state: Any) -> Float[Array, ""]:
     """The one that the optimiser's state holds; NaN if it holds none, or several."""
     try:
-        rate = optax.tree.get(opt_state, "learning_rate", jnp.nan, filtering=_is_array)
+        return jnp.asarray(optax.tree.get(opt_state, "learning_rate", jnp.nan, filtering=_is_array))
     except KeyError:
-        rate = jnp.nan
-    return jnp.asarray(rate, float)
+        return jnp.asarray(jnp.nan)
 
 
 def with_learning_rate(opt_state: Any, rate: float) -> Any:
     """The optimiser's state with another learning rate."""
-    return optax.tree.set(opt_state, _is_array, learning_rate=rate)
+    as_it_was = jnp.asarray(rate, learning_rate(opt_state).dtype)
+    return optax.tree.set(opt_state, _is_array, learning_rate=as_it_was)
 
 
 def _is_array(path: Any, value: Any) -> bool:

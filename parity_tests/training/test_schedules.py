@@ -29,6 +29,10 @@ CASES: dict[str, tuple[Any, Callable[[torch.optim.Optimizer], Any]]] = {
         training.one_cycle_lr(0.5, 201, pct_start=0.123, div_factor=10.0, final_div_factor=100.0),
         lambda o: lr_scheduler.OneCycleLR(o, 0.5, 201, pct_start=0.123, div_factor=10.0, final_div_factor=100.0),
     ),
+    "one cycle, no way up": (
+        training.one_cycle_lr(0.5, 200, pct_start=0.001),
+        lambda o: lr_scheduler.OneCycleLR(o, 0.5, 200, pct_start=0.001),
+    ),
     "by epoch": (
         training.per_epoch(training.exponential_lr(0.5, 0.9), 7),
         lambda o: lr_scheduler.LambdaLR(o, lambda count: 0.9 ** (count // 7)),

@@ -1,0 +1,401 @@
+"""Bahdanau attention reads dates: "den 3. Januar 1998" becomes "1998-01-03".
+
+    python -m examples.date_translation [--out figures/date_translation] [--epochs 16] [--seed 0] [--examples 12000]
+    python -m examples.date_translation --pairs examples/data/eng-fra.tsv [--epochs 100] [--min-frequency 1]
+
+The first writes days of 1900 to 2099 in seven languages and many forms, with slips, stray spaces and any case, and
+learns to read them by character: a GRU reads the source, and a decoder that attends to it writes the ISO form. It
+prints how many held-out days, written as no training date was, come out exactly, greedily and with a beam, and BLEU of
+their characters; it saves the loss and the alignments, the weights of each written character over those read. The
+encoder reads forwards only, so the decoder may look a place or two behind a character, or a word, to know what it was.
+
+The second learns sentence pairs from a file, by word, and translates some of them and some that were held out.
+
+Two minutes on 2 cores. Expected: exact match 0.9987 and BLEU 99.96, greedily and with a beam of 4 (with --seed 1:
+0.9960 and 99.91). The sentences take half a minute: exact match 1.0 on the training pairs and 0.0 on the 8 held out, as
+56 sentences are far too few to learn French from. To try it out, --epochs 1 --examples 500 takes 20 s, and learns
+nothing. The same seed gives the same numbers.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import math
+import random
+import string
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from babel.dates import format_date
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from sacrebleu.metrics import BLEU
+
+from examples import pairs
+from examples.pairs import BOS, EOS, PAD, Batch, Corpus, Pair
+from jattn.models import Seq2Seq, beam_search, greedy
+from jattn.training import History, adam, fit, one_cycle_lr
+
+console = Console()
+SPACE = "␣"  # a space that can be seen
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Dates as people write them.
+
+# In the letters of babel.dates; # stands for the ordinal's ending. What is only digits is written as nobody but the
+# Germans (dots) and the Dutch (dashes) do it, day first: 03/04/1998 could be either.
+PATTERNS = {
+    "en": [
+        "MMMM d, y",
+        "MMM d, y",
+        "d MMMM y",
+        "d MMM y",
+        "EEEE, MMMM d, y",
+        "EEE, d MMM y",
+        "MMMM d#, y",
+        "'the' d# 'of' MMMM y",
+        "EEEE, d# MMMM y",
+        "y, MMMM d",
+    ],
+    "de": ["d. MMMM y", "'den' d. MMMM y", "EEEE, d. MMMM y", "EEEE, 'den' d. MMM y", "dd.MM.y", "d.M.y", "d. MMM y"],
+    "fr": ["d# MMMM y", "'le' d# MMMM y", "EEEE d# MMMM y", "'le' EEEE d# MMMM y", "d MMM y", "EEE d MMM y"],
+    "es": ["d 'de' MMMM 'de' y", "'el' d 'de' MMMM 'de' y", "EEEE d MMM y", "d 'de' MMMM 'del' y", "d MMM y"],
+    "it": ["d# MMMM y", "EEEE d# MMMM y", "'il giorno' d MMMM y", "d MMM y", "EEE d MMM y"],
+    "pt": ["d# 'de' MMMM 'de' y", "'em' d 'de' MMMM 'de' y", "EEEE, d MMM y", "d 'de' MMM 'de' y", "d MMM y"],
+    "nl": ["d MMMM y", "EEEE d MMMM y", "'op' d MMMM y", "d MMM y", "EEE d MMM y", "dd-MM-y", "d-M-y"],
+}
+CASES: list[Callable[[str], str]] = [str, str, str.lower, str.upper, string.capwords]
+FIRST_DAY, LAST_DAY = datetime.date(1900, 1, 1), datetime.date(2099, 12, 31)
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A date in a human hand."""
+
+    text: str
+    iso: str
+    language: str
+
+
+def written_dates(n: int, seed: int) -> list[Written]:
+    """As many different days, each in some language and form, tidy or not."""
+    chance = random.Random(seed)
+    days = chance.sample(range(FIRST_DAY.toordinal(), LAST_DAY.toordinal() + 1), n)
+    return [write(datetime.date.fromordinal(day), chance.choice(list(PATTERNS)), chance) for day in days]
+
+
+def write(date: datetime.date, language: str, chance: random.Random) -> Written:
+    """One date, in a random form of the language."""
+    text = format_date(date, chance.choice(PATTERNS[language]), locale=language)
+    text = text.replace("#", ordinal_ending(date.day, language))
+    text = chance.choice(CASES)(text)
+    if chance.random() < 0.25:
+        text = mistyped(text, chance)
+    if chance.random() < 0.25:
+        text = spaced(text, chance)
+    return Written(text, date.isoformat(), language)
+
+
+def ordinal_ending(day: int, language: str) -> str:
+    """What makes 3 the 3rd; outside English only the first of a month has it."""
+    if language == "en":
+        return "th" if 11 <= day <= 13 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
+    return {"fr": "er", "it": "º", "pt": "º"}.get(language, "") if day == 1 else ""
+
+
+def mistyped(text: str, chance: random.Random) -> str:
+    """One slip in a word of five letters or more: a letter twice, or two neighbours swapped.
+
+    No letter is lost, since the n in "junio" is all that tells it from "julio".
+    """
+    places = [i for i in range(1, len(text) - 3) if text[i - 1 : i + 4].isalpha()]
+    if not places:
+        return text
+    i = chance.choice(places)
+    slip = text[i] * 2 + text[i + 1] if chance.random() < 0.5 else text[i + 1] + text[i]
+    return text[:i] + slip + text[i + 2 :]
+
+
+def spaced(text: str, chance: random.Random) -> str:
+    """One or two spaces too many, at either end or where there is one already."""
+    for _ in range(chance.randint(1, 2)):
+        i = chance.choice([0, len(text), *[i for i, letter in enumerate(text) if letter == " "]])
+        text = f"{text[:i]} {text[i:]}"
+    return text
+
+
+def days_held_out(dates: Sequence[Written], share: float) -> tuple[list[Written], list[Written]]:
+    """Training dates and the rest, which are other days, none of them written as in training."""
+    n = max(round(share * len(dates)), 1)
+    known = {date.text for date in dates[n:]}
+    return list(dates[n:]), [date for date in dates[:n] if date.text not in known]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The model, trained and asked.
+
+
+def loss(model: Seq2Seq, batch: Batch, rng: jax.Array) -> jax.Array:
+    """Cross-entropy of the next token, the mean over the real ones."""
+    source, source_valid_lens, target, target_valid_lens = map(jnp.asarray, batch)
+    logits = model(source, target[:, :-1], source_valid_lens, rng=rng)
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, target[:, 1:])
+    real = jnp.arange(each.shape[1]) < target_valid_lens[:, None] - 1  # <bos> is given
+    return jnp.sum(each, where=real) / jnp.sum(real)
+
+
+def train(
+    corpus: Corpus, train_pairs: Sequence[Pair], held_out: Sequence[Pair], *, epochs: int, batch_size: int, seed: int
+) -> tuple[Seq2Seq, History]:
+    """A model that has seen the training pairs so many times."""
+    model = Seq2Seq(
+        len(corpus.source),
+        len(corpus.target),
+        embedding_features=32,
+        hidden_features=64,
+        num_layers=1,
+        rngs=nnx.Rngs(seed),
+    )
+    batch_size = min(batch_size, len(train_pairs))
+    steps = epochs * (len(train_pairs) // batch_size)
+    history = fit(
+        model,
+        corpus.batch(train_pairs),
+        corpus.batch(held_out),
+        loss=loss,
+        optimizer=adam(one_cycle_lr(5e-3, max(steps, 4))),
+        epochs=epochs,
+        batch_size=batch_size,
+        drop_last=True,  # a smaller batch would be compiled too; what it leaves out comes in another epoch
+        seed=seed,
+        clip_norm=1.0,
+    )
+    return model, history
+
+
+class Translations(NamedTuple):
+    """What the model makes of some pairs, as tokens, and where it looked."""
+
+    sources: list[list[str]]
+    truths: list[list[str]]
+    greedy: list[list[str]]
+    beam: list[list[str]]
+    weights: np.ndarray  # b t s, of the greedy ones
+
+
+def translate(
+    model: Seq2Seq, corpus: Corpus, asked: Sequence[Pair], beam_size: int, at_once: int = 500
+) -> Translations:
+    """Greedily and with a beam, so many pairs at a time."""
+    batch = corpus.batch(asked)
+    n, at_once = len(asked), min(at_once, len(asked))
+    search: dict[str, Any] = dict(bos=BOS, eos=EOS, pad=PAD, max_length=batch.target.shape[1] + 4)
+    chunks = np.resize(np.arange(n), (math.ceil(n / at_once), at_once))  # the last is filled up, to compile only once
+    greedy_tokens, beam_tokens, weights = [], [], []
+    for chunk in chunks:
+        source, lens = jnp.asarray(batch.source[chunk]), jnp.asarray(batch.source_valid_lens[chunk])
+        found = greedy(model, source, lens, **search)
+        greedy_tokens += [corpus.target.decode(row) for row in np.asarray(found.tokens)]
+        weights.append(np.asarray(found.weights))
+        best = beam_search(model, source, lens, **search, beam_size=beam_size, length_penalty=1.0)
+        beam_tokens += [corpus.target.decode(row) for row in np.asarray(best.tokens)]
+    sources, truths = ([corpus.tokenize(side) for side in sides] for sides in zip(*asked, strict=True))
+    return Translations(sources, truths, greedy_tokens[:n], beam_tokens[:n], np.concatenate(weights)[:n])
+
+
+def exact(found: Sequence[Any], truths: Sequence[Any]) -> float:
+    """The share that is right to the last token."""
+    return float(np.mean([a == b for a, b in zip(found, truths, strict=True)]))
+
+
+def bleu(found: Sequence[list[str]], truths: Sequence[list[str]]) -> float:
+    """Of the tokens as they are: characters or words."""
+    # sacrebleu would take a space between two tokens for none, so that one that is itself a space needs another sign.
+    texts = [[" ".join(SPACE if token == " " else token for token in row) for row in rows] for rows in (found, truths)]
+    return BLEU(tokenize="none", force=True).corpus_score(texts[0], [texts[1]]).score
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is shown.
+
+
+def print_rates(title: str, found: Translations, beam_size: int) -> None:
+    """Exact matches and BLEU of both searches."""
+    table = Table("", "exact match", "BLEU", title=title)
+    for name, texts in (("greedy", found.greedy), (f"beam of {beam_size}", found.beam)):
+        table.add_row(name, f"{exact(texts, found.truths):.4f}", f"{bleu(texts, found.truths):.2f}")
+    console.print(table)
+
+
+def print_examples(title: str, found: Translations, rows: Sequence[int], glue: str) -> None:
+    """Source, truth and what was made of it."""
+    table = Table("source", "truth", "greedy", "beam", title=title)
+    for i in rows:
+        texts = (found.sources[i], found.truths[i], found.greedy[i], found.beam[i])
+        table.add_row(*[Text(glue.join(tokens)) for tokens in texts])
+    console.print(table)
+
+
+def save_losses(path: Path, history: History) -> None:
+    """The loss of each step, and that of the held-out pairs after each epoch."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    steps = len(history.step_losses)
+    ends = steps / len(history.validation_losses) * np.arange(1, len(history.validation_losses) + 1)
+    axis.semilogy(np.arange(1, steps + 1), history.step_losses, color="0.7", lw=0.8, label="training, each step")
+    axis.semilogy(
+        ends,
+        history.validation_losses,
+        color="tab:red",
+        marker="o" if len(ends) < 40 else "",
+        ms=4,
+        label="held out, after each epoch",
+    )
+    axis.set(xlabel="step", ylabel="cross-entropy per token")
+    axis.legend()
+    figure.savefig(path, dpi=100)
+
+
+def save_alignments(path: Path, found: Translations, rows: Sequence[int], columns: int = 2) -> None:
+    """Where the model looked at each token of its greedy translations, a heatmap for each."""
+    from matplotlib.figure import Figure
+
+    by_word = any(len(token) > 1 for i in rows for token in found.sources[i])
+    slanted: dict[str, Any] = dict(rotation=60, ha="right", rotation_mode="anchor")
+    cell = 0.34 if by_word else 0.19
+    s, t = max(len(found.sources[i]) for i in rows), max(len(found.greedy[i]) for i in rows) + 1
+    down = math.ceil(len(rows) / columns)
+    size = (columns * (s * cell + 0.9) + 0.8, down * (t * cell + (1.2 if by_word else 0.6)))
+    figure = Figure(figsize=size, layout="constrained")
+    axes: Any = figure.subplots(down, columns, squeeze=False)
+    for axis in axes.flat[len(rows) :]:
+        axis.remove()
+    for axis, i in zip(axes.flat, rows, strict=False):
+        source, target = found.sources[i], [*found.greedy[i], "<eos>"][: found.weights.shape[1]]
+        picture = axis.imshow(found.weights[i, : len(target), : len(source)], vmin=0, vmax=1, aspect="auto")
+        style: dict[str, Any] = dict(fontsize=9, family="monospace")
+        axis.set_xticks(range(len(source)), map(visible, source), **style)
+        axis.set_yticks(range(len(target)), map(visible, target), **style)
+        axis.tick_params(length=0, pad=3 if by_word else 10)
+        axis.tick_params("y", pad=3)
+        for label in axis.get_xticklabels():
+            label.set(**slanted if by_word else {"va": "baseline"})
+    figure.colorbar(picture, ax=axes, shrink=0.5, label="weight")
+    figure.supxlabel("source", fontsize=10)
+    figure.supylabel("greedy translation", fontsize=10)
+    figure.savefig(path, dpi=100)
+
+
+def visible(token: str) -> str:
+    return SPACE if token == " " else token
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The two runs.
+
+
+def run_dates(options: argparse.Namespace) -> None:
+    """Write dates, learn to read them, read those of other days."""
+    known, unknown = days_held_out(written_dates(options.examples, options.seed), 1 / 8)
+    train_pairs, held_out = ([(date.text, date.iso) for date in dates] for dates in (known, unknown))
+    console.print(f"{len(known)} dates to learn from, {len(unknown)} others held out, none written as in training.")
+    corpus = Corpus(train_pairs, pairs.characters, options.min_frequency)
+    model, history = train(corpus, train_pairs, held_out, epochs=options.epochs, batch_size=64, seed=options.seed)
+
+    found = translate(model, corpus, held_out, options.beam_size)
+    print_rates(f"{len(held_out)} held-out dates", found, options.beam_size)
+    table = Table("language", "dates", "exact match", title="greedy, by language")
+    for language in PATTERNS:
+        rows = [i for i, date in enumerate(unknown) if date.language == language]
+        if rows:
+            rate = exact([found.greedy[i] for i in rows], [found.truths[i] for i in rows])
+            table.add_row(language, str(len(rows)), f"{rate:.4f}")
+    console.print(table)
+    one_each = [next((i for i, date in enumerate(unknown) if date.language == x), None) for x in PATTERNS]
+    shown = [i for i in one_each if i is not None]
+    print_examples("held-out dates, one of each language", found, shown, glue="")
+    wrong = [i for i, truth in enumerate(found.truths) if found.greedy[i] != truth]
+    if wrong:
+        print_examples(f"{len(wrong)} wrong; the first of them", found, wrong[:5], glue="")
+    save(options.out, history, found, shown[:6])
+
+
+def run_sentences(options: argparse.Namespace, train_pairs: list[Pair], held_out: list[Pair]) -> None:
+    """Learn a file's sentences, translate some of them and some others."""
+    corpus = Corpus(train_pairs, pairs.words, options.min_frequency)
+    console.print(
+        f"{len(train_pairs)} pairs to learn from, {len(held_out)} held out; "
+        f"{len(corpus.source)} and {len(corpus.target)} tokens occur {options.min_frequency} times or more."
+    )
+    model, history = train(corpus, train_pairs, held_out, epochs=options.epochs, batch_size=16, seed=options.seed)
+    for title, asked in (("held-out", held_out), ("training", train_pairs)):
+        found = translate(model, corpus, asked[:500], options.beam_size)
+        print_rates(f"{len(found.truths)} {title} sentences", found, options.beam_size)
+        print_examples(f"{title} sentences", found, range(min(6, len(asked))), glue=" ")
+    save(options.out, history, found, range(min(6, len(train_pairs))))
+
+
+def save(out: Path, history: History, found: Translations, rows: Sequence[int]) -> None:
+    """Both figures."""
+    save_losses(out / "losses.png", history)
+    save_alignments(out / "alignments.png", found, rows)
+
+
+def main() -> None:
+    start = time.perf_counter()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("figures/date_translation"), help="folder for the figures")
+    parser.add_argument("--epochs", type=from_one, help="how often each pair is seen: 16, or 100 with --pairs")
+    parser.add_argument("--seed", type=int, default=0, help="of the dates, parameters, batches and dropout")
+    parser.add_argument("--examples", type=from_one, help="use so many pairs: 12000, or all of --pairs")
+    parser.add_argument("--beam-size", type=from_one, default=4, help="of the beam search")
+    parser.add_argument("--pairs", type=Path, help="a file of sentence pairs, a tab between, to learn instead of dates")
+    parser.add_argument("--min-frequency", type=from_one, default=1, help="a rarer token is read as <unk>")
+    options = parser.parse_args()
+    if not 0 <= options.seed < 2**32:
+        parser.error(f"argument --seed: must lie in [0, 2 ** 32). Got {options.seed}.")
+    days = (LAST_DAY - FIRST_DAY).days + 1
+    if options.pairs is None and options.examples is not None and not 16 <= options.examples <= days:
+        parser.error(
+            f"argument --examples: must lie between 16 and {days}, the days there are. Got {options.examples}."
+        )
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: must be a folder that can be written to. Got {options.out} ({error.strerror}).")
+    try:
+        sentences = None if options.pairs is None else pairs.read_pairs(options.pairs)[: options.examples]
+        split = None if sentences is None else pairs.hold_out(sentences, 1 / 8, options.seed)
+    except OSError as error:
+        parser.error(f"argument --pairs: must be a file that can be read. Got {options.pairs} ({error.strerror}).")
+    except ValueError as error:
+        parser.error(f"argument --pairs: {error}")
+    if split is None:
+        options.examples, options.epochs = options.examples or 12_000, options.epochs or 16
+        run_dates(options)
+    else:
+        options.epochs = options.epochs or 100
+        run_sentences(options, *split)
+    console.print(f"Figures are in {options.out}. Took {time.perf_counter() - start:.0f} s.")
+
+
+def from_one(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1. Got {text!r}.")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()
