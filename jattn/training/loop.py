@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import PRNGKeyArray, PyTree
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jattn import checks
 from jattn.training.checkpoints import Arrays, Checkpoints, to_arrays, with_arrays
@@ -85,9 +85,10 @@ def fit(
         validation: data of the same kind, to be evaluated after each epoch.
         loss: ``loss(model, batch, rng)``, one number, the mean over the batch, which is a nest like train. Hand rng on
             to the model, whose dropout needs it.
-        optimizer: one of this package, or of optax.
+        optimizer: one of this package, or of optax. A later call with the same loss and optimiser objects, and a model
+            and data of the same shapes, compiles nothing.
         epochs: how many times the data are seen.
-        batch_size: examples a step. The last batch of an epoch may be smaller.
+        batch_size: examples a step. The last batch of an epoch may be smaller, which compiles the step once more.
         seed: of the order of the examples, and of rng.
         shuffle: whether each epoch has an order of its own.
         drop_last: leave out the last batch where it is smaller.
@@ -188,7 +189,7 @@ _COLUMNS = (
     BarColumn(),
     MofNCompleteColumn(),
     TextColumn("{task.fields[figures]}"),
-    TimeRemainingColumn(),
+    TimeElapsedColumn(),
 )
 
 
