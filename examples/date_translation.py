@@ -35,6 +35,7 @@ from rich.text import Text
 from sacrebleu.metrics import BLEU
 
 from examples import pairs
+from examples.dates import FIRST_DAY, LAST_DAY, PATTERNS, days_held_out, written_dates
 from examples.pairs import BOS, EOS, PAD, Batch, Corpus, Pair
 from jattn.models import Seq2Seq, beam_search, greedy
 from jattn.training import History, adam, fit, one_cycle_lr

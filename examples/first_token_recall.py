@@ -2,7 +2,7 @@
 
     python -m examples.first_token_recall [--out figures/first_token_recall] [--epochs 20] [--seed 0]
 
-1,000 sequences of 20 tokens to learn from and 200 to be tested on; the target is the first token. One transformer block
+1,000 sequences of 20 tokens to learn from, of which 200 say when to stop, and 200 to be tested on; the target is the first token. One transformer block
 of 4 heads solves it by attention: the last position looks at the first. Then the same with 200 tokens, and without
 positions, where no model can do better than to name the commonest of the tokens before the last.
 
@@ -33,7 +33,9 @@ TOKENS = 4  # 1, 2, 3 and 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("figures/first_token_recall"), help="folder for the figures")
-    parser.add_argument("--epochs", type=int, default=20, help="at most; a run ends when the test loss stops falling")
+    parser.add_argument(
+        "--epochs", type=int, default=20, help="at most; a run ends when the validation loss stops falling"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of data, parameters, batches and dropout")
     arguments = parser.parse_args()
     if arguments.epochs < 1:
@@ -44,7 +46,7 @@ def main() -> None:
     table = Table("tokens", "positions", "epochs", "test accuracy", "weight of the first token", "best guess")
     for length, positions in ((20, True), (200, True), (20, False)):
         train, test = sequences(1000, length, arguments.seed), sequences(200, length, arguments.seed + 1)
-        model, epochs = trained(train, test, positions, arguments)
+        model, epochs = trained(train, positions, arguments)
         logits, weights = nnx.jit(lambda model, x: model(x, return_weights=True))(model, test)
         accuracy = float((logits.argmax(-1) == test[:, 0]).mean())
         first = float(weights[0][:, :, -1, 0].max(axis=1).mean())  # of the head that looks most
@@ -69,9 +71,11 @@ def commonest_share(row: np.ndarray) -> float:
     return float(np.bincount(row).max() / len(row))
 
 
-def trained(train: jax.Array, test: jax.Array, positions: bool, arguments: Any) -> tuple[RecallClassifier, int]:
+def trained(sequences: jax.Array, positions: bool, arguments: Any) -> tuple[RecallClassifier, int]:
     """The model, and the epochs it took."""
-    model = RecallClassifier(TOKENS + 1, max_length=train.shape[1], positions=positions, rngs=nnx.Rngs(arguments.seed))
+    model = RecallClassifier(
+        TOKENS + 1, max_length=sequences.shape[1], positions=positions, rngs=nnx.Rngs(arguments.seed)
+    )
 
     def loss(model: Any, tokens: jax.Array, rng: jax.Array) -> jax.Array:
         logits = model(tokens, rng=rng)
@@ -79,8 +83,8 @@ def trained(train: jax.Array, test: jax.Array, positions: bool, arguments: Any) 
 
     history = fit(
         model,
-        train,
-        test,
+        sequences[200:],
+        sequences[:200],
         loss=loss,
         optimizer=adam(3e-3),
         epochs=arguments.epochs,

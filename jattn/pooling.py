@@ -8,7 +8,7 @@ Every attention in jattn is `pool` with some score; the public functions check t
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +151,7 @@ def _keep_row(rng: PRNGKeyArray, rate: float, example_and_head: Int[Array, ""], 
     return jax.random.bernoulli(rng, jnp.float32(1 - rate), (s,))  # the same bits with and without x64
 
 
+@jax.custom_jvp
 def _softmax(
     logits: Float[Array, "*b t s"], allowed: Bool[Array, "..."] | None
 ) -> tuple[Float[Array, "*b t s"], Float[Array, "*b t"]]:
@@ -160,10 +161,19 @@ def _softmax(
     allowed = reachable if allowed is None else reachable & allowed
     floor = jnp.finfo(logits.dtype).min
     logits = jnp.where(allowed, logits, floor)
-    peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, initial=floor))
+    peak = jnp.max(logits, axis=-1, keepdims=True, initial=floor)
     exponentials = jnp.where(allowed, jnp.exp(logits - peak), 0)
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
     empty = total == 0  # false of NaN, which shows in the logarithm, and in the weights of allowed keys only
     total = jnp.where(total > 0, total, 1)
     log_sum_exp = jnp.where(empty, -jnp.inf, peak + jnp.log(total))
     return exponentials / total, log_sum_exp.squeeze(-1)
+
+
+@_softmax.defjvp
+def _softmax_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    """``d w = w (d x - sum of w d x)``: XLA's own derivative keeps more arrays, and is slow on a CPU."""
+    weights, log_sum_exp = _softmax(*primals)
+    change = jnp.where(weights == 0, 0, tangents[0].astype(weights.dtype))  # a masked logit may be anything
+    mean = jnp.sum(weights * change, axis=-1, keepdims=True)
+    return (weights, log_sum_exp), (weights * (change - mean), mean.squeeze(-1))

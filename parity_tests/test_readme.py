@@ -9,5 +9,6 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
-def test_block(block: str) -> None:
+def test_block(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # it writes checkpoints
     exec(compile(block, "README.md", "exec"), {})

@@ -21,7 +21,7 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder, which is made if it is not there.
+    """The checkpoints of one run in a folder, which is made if it is not there. Close it in the end.
 
     Args:
         folder: where they are.
@@ -38,20 +38,27 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
+            message = f"checkpoints must be a folder that can be written to. Got {folder}: {error}."
+            raise CheckpointError(message) from error
+        strange = [epoch for epoch in self._manager.all_steps() if not (self._folder / str(epoch) / "about").exists()]
+        if strange:
             raise CheckpointError(
-                f"checkpoints must be a folder that can be written to. Got {folder}: {error}."
-            ) from error
+                f"checkpoints must be a folder of jattn's own. Got {folder}, with checkpoints {strange} of another "
+                "program. Give another folder."
+            )
 
     def save(self, epoch: int, arrays: Arrays, numbers: dict[str, Any]) -> None:
         """Write what there is after ``epoch`` epochs."""
         kept = {group: {name: x for name, x in named.items() if x.size} for group, named in arrays.items()}
         kept = {group: named for group, named in kept.items() if named}  # orbax takes no empty arrays
-        about = {"settings": self._settings, "numbers": numbers, "checksum": _checksum(kept)}
+        about = {"settings": self._settings, "numbers": numbers, "checksum": checksum(kept)}
         args = self._args.Composite(arrays=self._args.StandardSave(kept), about=self._args.JsonSave(about))
+        if epoch in self._manager.all_steps():  # a damaged one, which was passed over
+            self._manager.delete(epoch)
         self._manager.save(epoch, args=args, force=True)
 
     def restore(self) -> tuple[Arrays, dict[str, Any]] | None:
-        """What the last sound checkpoint holds; None if there is none at all.
+        """What the last sound checkpoint holds; None if there is none at all. Nothing is deleted.
 
         Raises:
             CheckpointError: if all are damaged, or were written with other settings.
@@ -62,21 +69,24 @@ class Checkpoints:
                 args = self._args.Composite(arrays=self._args.StandardRestore(), about=self._args.JsonRestore())
                 saved = self._manager.restore(epoch, args=args)
                 arrays, about = saved["arrays"], saved["about"]
-                if _checksum(arrays) != about["checksum"]:
+                if checksum(arrays) != about["checksum"]:
                     raise ValueError("its numbers are not those that were saved")
             except Exception as error:  # whatever a damaged file makes orbax raise
                 reason = str(error).split("\n")[0][:200]
-                warnings.warn(f"The checkpoint {self._folder / str(epoch)} is damaged: {reason}.", stacklevel=3)
-                self._manager.delete(epoch)  # so that this epoch can be saved again
+                warnings.warn(f"The checkpoint {self._folder / str(epoch)} cannot be read: {reason}.", stacklevel=3)
                 continue
             self._check(about["settings"])
             return arrays, about["numbers"]
         if epochs:
             raise CheckpointError(
-                f"checkpoints must hold at least one that is not damaged. Got {len(epochs)} damaged ones in "
+                f"checkpoints must hold at least one that can be read. Got {len(epochs)} that cannot, in "
                 f"{self._folder}. Give another folder to start anew."
             )
         return None
+
+    def close(self) -> None:
+        """Let orbax go."""
+        self._manager.close()
 
     def _check(self, settings: dict[str, Any]) -> None:
         differ = [name for name, value in self._settings.items() if settings.get(name) != value]
@@ -128,7 +138,8 @@ def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _checksum(arrays: Arrays) -> str:
+def checksum(arrays: Arrays) -> str:
+    """Equal for equal names, shapes, types and bits."""
     digest = hashlib.sha256()
     for group, named in sorted(arrays.items()):
         for name, x in sorted(named.items()):

@@ -1,8 +1,6 @@
 """`fit`: train a Flax module on arrays."""
 
-import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,43 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PyTree
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jattn import checks
-from jattn.training.checkpoints import Arrays, Checkpoints, to_arrays, with_arrays
+from jattn.training.checkpoints import CheckpointError, Checkpoints, checksum, to_arrays
 from jattn.training.optimizers import clip_grad_norm
-from jattn.training.schedules import PlateauState, ReduceLROnPlateau
-from jattn.training.steps import Loss, Metric, Recipe, State, evaluate, learning_rate, run_steps, with_learning_rate
-
-
-class NonFiniteError(FloatingPointError):
-    """The loss or its gradient became NaN or infinite."""
-
-
-@dataclasses.dataclass
-class History:
-    """What happened in a run of `fit`.
-
-    Attributes:
-        step_losses: the loss of each step, before its update.
-        learning_rates: the learning rate of each step; NaN where the optimiser's state does not tell.
-        losses: each epoch's mean over its examples.
-        validation_losses: after each epoch; empty without validation data.
-        metrics: by name, the validation data's mean after each epoch.
-        skipped: the steps that were skipped because something was not finite.
-        best_epoch: the epoch, from 0, with the lowest validation loss (without validation data, the last one).
-        stopped_early: whether patience ran out.
-    """
-
-    step_losses: np.ndarray
-    learning_rates: np.ndarray
-    losses: np.ndarray
-    validation_losses: np.ndarray
-    metrics: dict[str, np.ndarray]
-    skipped: list[int]
-    best_epoch: int
-    stopped_early: bool
+from jattn.training.run import History, Run
+from jattn.training.schedules import ReduceLROnPlateau
+from jattn.training.steps import Loss, Metric, Recipe, State
 
 
 def fit(
@@ -76,17 +46,19 @@ def fit(
 
     ``loss`` sees the model in training mode, with dropout on, and in eval mode on the validation data. Randomness comes
     from ``seed`` and the step's number alone, so the same call gives the same parameters, bit for bit, on the same
-    machine. State that the model changes in itself (batch statistics, counters of a stateful rng) is threaded through.
+    machine (on a GPU only with ``XLA_FLAGS=--xla_gpu_deterministic_ops=true``). State that the model changes in itself
+    while training (batch statistics, counters of a stateful rng) is threaded through.
 
     Args:
         model: holds its parameters; left in eval mode, with the last parameters, or the best ones if patience is given.
-            An error or an interrupt leaves it with what had been learnt until then.
+            An error or an interrupt leaves it with what had been learnt by the end of the epoch before.
         train: arrays in any nest, a tuple or dict say, whose first axis counts the examples.
         validation: data of the same kind, to be evaluated after each epoch.
         loss: ``loss(model, batch, rng)``, one number, the mean over the batch, which is a nest like train. Hand rng on
-            to the model, whose dropout needs it.
-        optimizer: one of this package, or of optax. A later call with the same loss and optimiser objects, and a model
-            and data of the same shapes, compiles nothing.
+            to the model, whose dropout needs it. It is compiled once: what it reads from outside is frozen then, so
+            numbers that change belong into the data.
+        optimizer: one of this package, or one of optax that asks for no more than gradients and the loss. A later call
+            with the same loss and optimiser objects, and a model and data of the same shapes, compiles nothing.
         epochs: how many times the data are seen.
         batch_size: examples a step. The last batch of an epoch may be smaller, which compiles the step once more.
         seed: of the order of the examples, and of rng.
@@ -103,7 +75,8 @@ def fit(
         wrt: which of the model's variables are trained, a Flax filter.
         checkpoints: a folder. Each epoch is saved there, and a run that was killed goes on from the last one when it is
             started again, to the same parameters, bit for bit. A damaged checkpoint is passed over, with a warning,
-            for the one before.
+            for the one before. A folder of other data, initial parameters or arguments is refused; that the loss, a
+            schedule or a hyperparameter other than the learning rate has changed cannot be seen.
         progress: whether to show a progress bar.
 
     Returns:
@@ -130,10 +103,12 @@ def fit(
     if not isinstance(model, nnx.Module):
         raise ValueError(f"model must be a flax.nnx.Module. Got {type(model).__name__}.")
     data, n = _examples("train", train)
-    validation_data, validation_n = (data, 0) if validation is None else _examples("validation", validation)
-    nests: list[Any] = [jax.tree.structure(nest) for nest in (data, validation_data)]
-    if nests[0] != nests[1]:
-        raise ValueError(f"validation must be a nest like train's {nests[0]}. Got {nests[1]}.")
+    validation_data, validation_n = None, 0
+    if validation is not None:
+        validation_data, validation_n = _examples("validation", validation)
+        nests: list[Any] = [jax.tree.structure(nest) for nest in (data, validation_data)]
+        if nests[0] != nests[1]:
+            raise ValueError(f"validation must be a nest like train's {nests[0]}. Got {nests[1]}.")
     for name, count in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if count is not None and not (checks.is_count(count) and count > 0):
             raise ValueError(f"{name} must be an integer of at least 1. Got {count!r}.")
@@ -149,6 +124,7 @@ def fit(
     optimizer = optimizer if clip_norm is None else _clipped(optimizer, clip_norm)
     metrics = dict(metrics or {})
 
+    wrt = nnx.filterlib.to_predicate(wrt)
     model.train()
     train_graph, parameters, rest = nnx.split(model, wrt, ...)  # type: ignore[misc]
     model.eval()
@@ -156,16 +132,32 @@ def fit(
         raise ValueError(f"wrt must select some of the model's variables. Got {wrt!r}, which selects none.")
     skip = nonfinite == "skip"
     recipe = Recipe(train_graph, nnx.graphdef(model), wrt, loss, tuple(metrics.values()), optimizer, skip)
-    state = State(parameters, rest, optimizer.init(parameters), jnp.int32(0), jnp.bool_(False))
-    run = _Run(_copy(state), patience, plateau, tuple(metrics))  # its arrays are donated, and the model's must live
+    state = State((parameters, rest), optimizer.init(parameters), jnp.int32(0), jnp.bool_(False))
+    state = jax.tree.map(jnp.copy, state)  # some of it is donated, and the model's own arrays must live
+    run = Run(state, patience, plateau, tuple(metrics))
     saved = None
     if checkpoints is not None:
-        settings = dict(n=n, batch_size=batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last)
+        settings = {
+            "batch_size": int(batch_size),
+            "seed": int(seed),
+            "shuffle": bool(shuffle),
+            "drop_last": bool(drop_last),
+            "clip_norm": None if clip_norm is None else float(clip_norm),
+            "plateau": repr(plateau),
+            "patience": None if patience is None else int(patience),
+            "nonfinite": nonfinite,
+            "metrics": list(metrics),
+            "data": checksum({"train": to_arrays(data), "validation": to_arrays(validation_data)}),
+            "initial parameters and optimizer": checksum({"state": to_arrays(state)}),
+        }
         saved = Checkpoints(Path(checkpoints), settings)
         if found := saved.restore():
             run.resume(*found)
+        if run.epoch > epochs:
+            raise CheckpointError(f"epochs must be at least the {run.epoch} of the checkpoint. Got {epochs}.")
 
     rng = jax.random.key(seed)
+    validation_rng = jax.random.fold_in(rng, 2**32 - 1)  # of no step
     with Progress(*_COLUMNS, disable=not progress) as bar:
         task = bar.add_task("fit", total=epochs, completed=run.epoch, figures=run.figures())
         try:
@@ -173,14 +165,17 @@ def fit(
                 order = np.random.default_rng((seed, run.epoch)).permutation(n) if shuffle else np.arange(n)
                 run.train(recipe, data, _batches(order, batch_size, drop_last), rng)
                 if validation is not None:
-                    run.validate(recipe, validation_data, _batches(np.arange(validation_n), batch_size), rng)
+                    orders = _batches(np.arange(validation_n), batch_size)
+                    run.validate(recipe, validation_data, orders, validation_rng)
                 run.lower_rate()
                 run.epoch += 1
                 if saved is not None:
                     saved.save(run.epoch, *run.contents())
                 bar.update(task, advance=1, figures=run.figures())
         finally:
-            nnx.update(model, *run.result())
+            nnx.update(model, *run.variables())
+            if saved is not None:
+                saved.close()
     return run.history()
 
 
@@ -191,117 +186,6 @@ _COLUMNS = (
     TextColumn("{task.fields[figures]}"),
     TimeElapsedColumn(),
 )
-
-
-class _Run:
-    """A run between two epochs: all that must be known, and saved, to go on."""
-
-    def __init__(
-        self, state: State, patience: int | None, plateau: ReduceLROnPlateau | None, metrics: tuple[str, ...]
-    ) -> None:
-        self.state, self.patience, self.plateau, self.metrics = state, patience, plateau, metrics
-        self.best = _copy(state[:2])
-        self.best_loss = math.inf
-        self.epoch = self.best_epoch = self.bad_epochs = 0
-        self.plateau_state = PlateauState()
-        if plateau is not None:
-            _check_rate_can_be_set(state.opt_state)
-        series = ("step_losses", "learning_rates", "losses", "validation_losses", "skipped")
-        self.log: dict[str, list[float]] = {name: [] for name in (*series, *metrics)}
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether patience has run out."""
-        return self.patience is not None and self.bad_epochs >= self.patience
-
-    def train(self, recipe: Recipe, data: PyTree, orders: list[np.ndarray], rng: PRNGKeyArray) -> None:
-        """An epoch's steps."""
-        total, examples = 0.0, 0
-        for order in orders:
-            first = int(self.state.step)
-            self.state, steps = run_steps(self.state, data, order, rng, recipe)
-            losses, rates, finite = (np.asarray(x) for x in steps)
-            if not recipe.skip and not finite.all():
-                bad = int(np.argmin(finite))
-                raise NonFiniteError(
-                    f"loss and its gradient must be finite. Got loss {losses[bad]} at step {first + bad}, in epoch "
-                    f"{self.epoch} (both counted from 0). The model has the parameters from before that step. "
-                    'Lower the learning rate, clip the gradients (clip_norm), or pass nonfinite="skip".'
-                )
-            self.log["step_losses"] += losses.tolist()
-            self.log["learning_rates"] += rates.tolist()
-            self.log["skipped"] += (first + np.flatnonzero(~finite)).tolist()
-            total += float(losses[finite].sum(dtype=np.float64)) * order.shape[1]
-            examples += int(finite.sum()) * order.shape[1]
-        self.log["losses"].append(total / examples if examples else math.nan)
-
-    def validate(self, recipe: Recipe, data: PyTree, orders: list[np.ndarray], rng: PRNGKeyArray) -> None:
-        """The validation data's loss and metrics, and whether the loss is the lowest so far."""
-        means = [np.asarray(evaluate(self.state, data, order, rng, recipe)) for order in orders]
-        loss, *values = np.average(means, axis=0, weights=[order.size for order in orders]).tolist()
-        for name, value in zip(("validation_losses", *self.metrics), (loss, *values), strict=True):
-            self.log[name].append(value)
-        self.bad_epochs += 1
-        if loss < self.best_loss:
-            self.best_loss, self.best_epoch, self.bad_epochs = loss, self.epoch, 0
-            if self.patience is not None:
-                self.best = _copy(self.state[:2])
-
-    def lower_rate(self) -> None:
-        """Let the plateau look at the epoch's loss."""
-        if self.plateau is not None:
-            loss = (self.log["validation_losses"] or self.log["losses"])[-1]
-            before = float(learning_rate(self.state.opt_state))
-            after, self.plateau_state = self.plateau.update(before, loss, self.plateau_state)
-            if after != before:
-                self.state = self.state._replace(opt_state=with_learning_rate(self.state.opt_state, after))
-
-    def figures(self) -> str:
-        """What the progress bar shows."""
-        shown = {"loss": "losses", "validation": "validation_losses"} | {name: name for name in self.metrics}
-        return "  ".join(f"{name} {self.log[series][-1]:.4g}" for name, series in shown.items() if self.log[series])
-
-    def result(self) -> tuple[Any, ...]:
-        """The variables that the model shall have."""
-        return self.state[:2] if self.patience is None or not self.log["validation_losses"] else self.best
-
-    def history(self) -> History:
-        """What there is to tell."""
-        log = {name: np.array(values, np.float64) for name, values in self.log.items()}
-        return History(
-            step_losses=log["step_losses"],
-            learning_rates=log["learning_rates"],
-            losses=log["losses"],
-            validation_losses=log["validation_losses"],
-            metrics={name: log[name] for name in self.metrics},
-            skipped=[int(step) for step in self.log["skipped"]],
-            best_epoch=self.best_epoch if self.log["validation_losses"] else self.epoch - 1,
-            stopped_early=self.stopped_early,
-        )
-
-    def contents(self) -> tuple[Arrays, dict[str, Any]]:
-        """What a checkpoint holds."""
-        arrays = {
-            "state": to_arrays(self.state),
-            "best": to_arrays(self.best),
-            "log": {name: np.array(values, np.float64) for name, values in self.log.items()},
-        }
-        return arrays, {name: getattr(self, name) for name in _NUMBERS}
-
-    def resume(self, arrays: Arrays, numbers: dict[str, Any]) -> None:
-        """Go on from what a checkpoint holds."""
-        self.state, self.best = with_arrays(self.state, arrays["state"]), with_arrays(self.best, arrays["best"])
-        self.log = {name: arrays["log"].get(name, np.array([])).tolist() for name in self.log}
-        for name in _NUMBERS:
-            setattr(self, name, numbers[name])
-        self.plateau_state = PlateauState(*self.plateau_state)
-
-
-_NUMBERS = ("epoch", "best_epoch", "bad_epochs", "best_loss", "plateau_state")
-
-
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
 
 
 def _examples(name: str, data: PyTree) -> tuple[PyTree, int]:
@@ -316,29 +200,14 @@ def _examples(name: str, data: PyTree) -> tuple[PyTree, int]:
     return data, shapes[0][0]
 
 
-def _batches(order: np.ndarray, batch_size: int, drop_last: bool = False) -> list[np.ndarray]:
+def _batches(order: np.ndarray, batch_size: int, drop_last: bool = False) -> list[Array]:
     """The order's full batches, "n b", and what is left over, "1 b"."""
     full = len(order) // batch_size * batch_size
     parts = [order[:full].reshape(-1, batch_size), order[None, full:]]
-    return [part for part in parts[: 1 if drop_last else 2] if part.size]
+    return [jnp.asarray(part) for part in parts[: 1 if drop_last else 2] if part.size]
 
 
 @functools.lru_cache(maxsize=64)
 def _clipped(optimizer: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
     """One object for equal arguments, so that a second run compiles nothing."""
     return optax.chain(clip_grad_norm(clip_norm), optimizer)
-
-
-def _check_rate_can_be_set(opt_state: Any) -> None:
-    if jnp.isnan(learning_rate(opt_state)):
-        raise ValueError(
-            "optimizer must keep its learning rate in its state when plateau is given. Got one that does not. "
-            "Take it from jattn.training, or wrap it in optax.inject_hyperparams."
-        )
-    if optax.tree.get_all_with_path(opt_state, "hyperparams_states") and any(
-        jax.tree.leaves(states) for _, states in optax.tree.get_all_with_path(opt_state, "hyperparams_states")
-    ):
-        raise ValueError(
-            "optimizer must have a number as its learning rate when plateau is given. Got a schedule, which would "
-            "overwrite it."
-        )

@@ -1,8 +1,8 @@
 """Optimisers that mean what PyTorch's of the same name mean, built from optax's parts.
 
-Each keeps its hyperparameters in its state (`optax.inject_hyperparams`), so that `jattn.training.fit` can record the
-learning rate, and lower it on a plateau. ``learning_rate``, ``b1`` and ``momentum`` are numbers or schedules, functions
-of the number of updates made so far.
+Each keeps its learning rate, and whatever else follows a schedule, in its state (`optax.inject_hyperparams`), so that
+`jattn.training.fit` can record the rate, and lower it on a plateau. ``learning_rate``, ``b1`` and ``momentum`` are
+numbers or schedules, functions of the number of updates made so far. Parity is asserted in float32 and float64.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Schedule = Callable[[Any], Any]
@@ -90,7 +91,7 @@ def sgd(
     Args:
         learning_rate: the step's size.
         momentum: how much of the velocity each step keeps.
-        nesterov: whether the gradient is taken one velocity further on.
+        nesterov: whether ``gradient + momentum * velocity`` is subtracted in the velocity's place.
         weight_decay: of an L2 penalty.
 
     Example:
@@ -145,7 +146,8 @@ def _with_hyperparameters(
     Other numbers stay Python's, so that ``1 - b1`` is not a difference of float32.
     """
     numbers = [name for name, x in hyperparameters.items() if name != "learning_rate" and not callable(x)]
-    return optax.inject_hyperparams(make, static_args=numbers)(**hyperparameters)
+    floats = {name: float(x) if isinstance(x, int | np.number) else x for name, x in hyperparameters.items()}
+    return optax.inject_hyperparams(make, static_args=numbers)(**floats)
 
 
 def _scale_by_adam(b1: Any, b2: float, eps: float) -> optax.GradientTransformation:
@@ -161,7 +163,7 @@ def _scale_by_adam(b1: Any, b2: float, eps: float) -> optax.GradientTransformati
 
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
         count = optax.safe_increment(state.count)
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
+        mu = jax.tree.map(lambda m, g: (b1 * m + (1 - b1) * g).astype(m.dtype), state.mu, gradients)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, gradients)
         c1, c2 = _one_minus_power(b1, count), _one_minus_power(b2, count)
         updates = jax.tree.map(lambda m, v: m / c1.astype(m.dtype) / (jnp.sqrt(v / c2.astype(v.dtype)) + eps), mu, nu)

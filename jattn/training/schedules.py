@@ -24,7 +24,7 @@ def step_lr(learning_rate: float, step_size: int, gamma: float = 0.1) -> Schedul
         >>> [round(float(step_lr(1.0, 2)(count)), 3) for count in range(5)]
         [1.0, 1.0, 0.1, 0.1, 0.01]
     """
-    return _of_float(optax.exponential_decay(learning_rate, step_size, gamma, staircase=True))
+    return per_epoch(exponential_lr(learning_rate, gamma), step_size)
 
 
 def multi_step_lr(learning_rate: float, milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
@@ -47,7 +47,7 @@ def exponential_lr(learning_rate: float, gamma: float) -> Schedule:
         >>> [round(float(exponential_lr(1.0, 0.5)(count)), 3) for count in range(4)]
         [1.0, 0.5, 0.25, 0.125]
     """
-    return _of_float(optax.exponential_decay(learning_rate, 1, gamma))
+    return _of_float(lambda count: learning_rate * gamma**count)
 
 
 def cosine_annealing_lr(learning_rate: float, t_max: int, eta_min: float = 0.0) -> Schedule:
@@ -71,8 +71,8 @@ def one_cycle_lr(
     """Up a cosine from ``max_lr / div_factor``, then down to that ``/ final_div_factor``, as ``OneCycleLR``.
 
     The top is at ``pct_start * total_steps - 1`` and the end at ``total_steps - 1``, where PyTorch has them;
-    ``optax.cosine_onecycle_schedule`` has them a step later. PyTorch also cycles the momentum, unless told not to:
-    give the optimiser `one_cycle_momentum` as ``b1`` or ``momentum``.
+    ``optax.cosine_onecycle_schedule`` has them a step later. After the end the rate stays. PyTorch also cycles the
+    momentum, unless told not to: give the optimiser `one_cycle_momentum` as ``b1`` or ``momentum``.
 
     Source: Smith and Topin, Super-Convergence, 2018.
 
@@ -131,7 +131,9 @@ def per_epoch(schedule: Schedule, steps_per_epoch: int) -> Schedule:
         >>> [round(float(per_epoch(exponential_lr(1.0, 0.5), 2)(count)), 3) for count in range(5)]
         [1.0, 1.0, 0.5, 0.5, 0.25]
     """
-    return lambda count: schedule(count // steps_per_epoch)
+    if steps_per_epoch < 1:
+        raise ValueError(f"The number of steps must be at least 1. Got {steps_per_epoch}.")
+    return lambda count: schedule(count // steps_per_epoch)  # of integers: XLA's quotient of floats may fall short
 
 
 class PlateauState(NamedTuple):

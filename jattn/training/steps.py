@@ -30,59 +30,68 @@ class Recipe(NamedTuple):
 class State(NamedTuple):
     """What a step changes."""
 
-    parameters: Any
-    rest: Any  # the model's other variables
+    variables: tuple[Any, Any]  # the parameters, and the model's other variables
     opt_state: Any
     step: Int[Array, ""]  # how many there were
     failed: Bool[Array, ""]  # whether the run has ended
 
 
 class Steps(NamedTuple):
-    """What a step tells."""
+    """What each step tells."""
 
     loss: Float[Array, "n"]
     learning_rate: Float[Array, "n"]
     finite: Bool[Array, "n"]  # the loss, and all of its gradient
 
 
-@functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
 def run_steps(
     state: State, data: PyTree, order: Int[Array, "n b"], rng: PRNGKeyArray, recipe: Recipe
 ) -> tuple[State, Steps]:
-    """One step for each row of ``order``, the indices of a batch. A step that is not finite changes nothing."""
+    """One step for each row of ``order``, the indices of a batch. A step that is not finite changes nothing.
+
+    The optimiser's state is donated, the variables are not: an error or an interrupt in here must not destroy them.
+    """
+    return _run_steps(state.variables, state[1:], data, order, rng, recipe)
+
+
+@functools.partial(jax.jit, static_argnames="recipe", donate_argnames="others")
+def _run_steps(variables: Any, others: Any, data: Any, order: Any, rng: Any, recipe: Recipe) -> tuple[State, Steps]:
+    optimizer = optax.with_extra_args_support(recipe.optimizer)
 
     def step(state: State, indices: Array) -> tuple[State, Steps]:
-        batch = _select(data, indices)
+        (parameters, rest), batch = state.variables, _select(data, indices)
 
         def loss(parameters: Any) -> tuple[Array, Any]:
-            model = nnx.merge(recipe.train_graph, parameters, state.rest, copy=True)  # a model may change its state
+            model = nnx.merge(recipe.train_graph, parameters, rest, copy=True)  # it may change its state
             value = recipe.loss(model, batch, jax.random.fold_in(rng, state.step))
-            _, _, rest = nnx.split(model, recipe.wrt, ...)  # type: ignore[misc]
-            return _number("loss", value), rest
+            _, _, changed = nnx.split(model, recipe.wrt, ...)  # type: ignore[misc]
+            _check_same_variables(rest, changed)
+            return _number("loss", value), changed
 
-        (value, rest), gradients = jax.value_and_grad(loss, has_aux=True)(state.parameters)
-        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.parameters)
-        updated = (optax.apply_updates(state.parameters, updates), rest, opt_state)
+        (value, changed), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, parameters, value=value)
         finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves((value, gradients))])
-        go = finite & ~state.failed
-        before = (state.parameters, state.rest, state.opt_state)
-        parameters, rest, opt_state = jax.tree.map(functools.partial(jnp.where, go), updated, before)
-        failed = state.failed | (~finite & (not recipe.skip))
-        after = State(parameters, rest, opt_state, state.step + 1, failed)
+        choose = functools.partial(jnp.where, finite & ~state.failed)
+        after = State(
+            variables=jax.tree.map(choose, (optax.apply_updates(parameters, updates), changed), state.variables),
+            opt_state=jax.tree.map(choose, opt_state, state.opt_state),
+            step=state.step + 1,
+            failed=state.failed | (~finite & (not recipe.skip)),
+        )
         return after, Steps(value, learning_rate(opt_state), finite)
 
-    return jax.lax.scan(step, state, order)
+    return jax.lax.scan(step, State(variables, *others), order)
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
 def evaluate(
-    state: State, data: PyTree, order: Int[Array, "n b"], rng: PRNGKeyArray, recipe: Recipe
+    variables: tuple[Any, Any], data: PyTree, order: Int[Array, "n b"], rng: PRNGKeyArray, recipe: Recipe
 ) -> Float[Array, "numbers"]:
-    """Loss and metrics in eval mode, the mean over the rows of ``order``."""
+    """Loss and metrics in eval mode, the mean over the rows of ``order``; what the model changes in itself is lost."""
 
     def one(indices: Array) -> Array:
         batch = _select(data, indices)
-        model = nnx.merge(recipe.eval_graph, state.parameters, state.rest)
+        model = nnx.merge(recipe.eval_graph, *variables, copy=True)
         values = [_number("loss", recipe.loss(model, batch, rng))]
         return jnp.stack(values + [_number("a metric", metric(model, batch)) for metric in recipe.metrics])
 
@@ -112,7 +121,18 @@ def _select(data: PyTree, indices: Int[Array, "b"]) -> PyTree:
 
 
 def _number(name: str, x: Any) -> Float[Array, ""]:
-    if not isinstance(x, jax.Array | np.ndarray | float | int) or jnp.shape(x) != ():
+    """In float32 or wider, so that a mean over many keeps its digits."""
+    if not isinstance(x, jax.Array | np.ndarray | np.number | float | int) or jnp.shape(x) != ():
         fact = f"an array of shape {jnp.shape(x)}" if isinstance(x, jax.Array) else f"{type(x).__name__}"
         raise ValueError(f"{name} must return one number, the mean over the batch. Got {fact}.")
-    return jnp.asarray(x, jnp.result_type(x, jnp.bfloat16))
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _check_same_variables(before: Any, after: Any) -> None:
+    structures: list[Any] = [jax.tree.structure(x) for x in (before, after)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            "loss must not add variables to the model, as sow does, or take some away. Got a model with other "
+            "variables after the call than before it."
+        )
