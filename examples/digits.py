@@ -2,12 +2,13 @@
 
     python -m examples.digits [--out figures/digits] [--epochs 120] [--seeds 5]
 
-A quarter of the 1,797 images of 8 x 8 is held out. Prints the test accuracy of each seed, their mean and standard deviation, and
-saves the confusion matrix over all seeds and, for some digits, where the heads of the last layer look in the image.
+A quarter of the 1,797 images of 8 x 8 is held out. Prints the test accuracy of each seed, their mean and standard
+deviation, and saves the confusion matrix over all seeds and, for some digits, where the heads of the last layer look in
+the image.
 
 Three to four minutes on 2 cores. Expected: a mean of 0.983 over five seeds, each 0.98 or better. The model is small and
-the data few, so strong regularisation is what counts: dropout 0.25, weight decay 0.3, smoothed labels. These were chosen
-on this very split, so expect a little less on another.
+the data few, so strong regularisation is what counts: dropout 0.25, weight decay 0.3, smoothed labels. These were
+chosen on this very split, so expect a little less on another.
 """
 
 import argparse
