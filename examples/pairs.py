@@ -61,17 +61,20 @@ def _pair(line: bytes, place: str) -> Pair:
 
 
 def hold_out(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Training pairs, and a share held out: no source is on both sides, in whatever case it is written."""
+    """Training pairs, and a share held out: no source is on both sides, whatever its case and apostrophes."""
     if not 0 < share < 1:
         raise ValueError(f"share must lie in (0, 1). Got {share}.")
-    sources = sorted({source.lower() for source, _ in pairs})
+    by_source: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_source.setdefault(" ".join(words(pair[0])), []).append(pair)
+    sources = sorted(by_source)
     if len(sources) < 2:
         raise ValueError(f"pairs must have two different sources at least, one to hold out. Got {len(sources)}.")
     n = min(max(round(share * len(sources)), 1), len(sources) - 1)
     held_out = {sources[i] for i in np.random.default_rng(seed).permutation(len(sources))[:n]}
     return (
-        [pair for pair in pairs if pair[0].lower() not in held_out],
-        [pair for pair in pairs if pair[0].lower() in held_out],
+        [pair for source, same in by_source.items() if source not in held_out for pair in same],
+        [pair for source, same in by_source.items() if source in held_out for pair in same],
     )
 
 

@@ -34,3 +34,8 @@ def limit(pair: str, dtype: str, reference_error: float) -> float:
     if (pair, dtype) in LOOSER:
         return LOOSER[pair, dtype].limit
     return FLOAT64 if dtype == "float64" else FACTOR * reference_error + ULPS * EPS[dtype]
+
+
+# Parameters without a gradient: what all keys share cancels in the softmax. Training moves them by rounding alone, so
+# after it they are measured on the scale of the largest parameter.
+NO_GRADIENT = ("key.bias",)

@@ -140,3 +140,5 @@ def test_holding_out_what_cannot_be() -> None:
         hold_out([("a", "b"), ("c", "d")], 1.0, seed=0)
     with raises("two different sources", "Got 1"):
         hold_out([("a", "b"), ("A", "c")], 0.5, seed=0)
+    with raises("two different sources", "Got 1"):
+        hold_out([("Don\u2019t", "b"), ("don't", "c")], 0.5, seed=0)

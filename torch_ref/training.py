@@ -17,7 +17,7 @@ class History(NamedTuple):
     step_losses: list[float]
     learning_rates: list[float]
     validation_losses: list[float]
-    best_epoch: int
+    best_epoch: int  # -1 if no validation loss was a number
 
 
 def fit(
@@ -37,7 +37,7 @@ def fit(
 ) -> History:
     """Batches in their order; schedulers after each step or epoch; early stopping that restores the best parameters."""
     losses, rates, validation_losses = [], [], []
-    best, best_epoch, best_parameters = math.inf, 0, None
+    best, best_epoch, best_parameters = math.inf, -1, None
     for epoch in range(epochs):
         model.train()
         total = 0.0
@@ -65,7 +65,7 @@ def fit(
                 best_parameters = {name: x.clone() for name, x in model.state_dict().items()}
         if plateau is not None:
             plateau.step(watched)
-        if patience is not None and epoch - best_epoch >= patience:
+        if validation is not None and patience is not None and epoch - best_epoch >= patience:
             break
     if patience is not None and best_parameters is not None:
         model.load_state_dict(best_parameters)
