@@ -39,13 +39,15 @@ def errors(ours: Trajectory, truth: Trajectory) -> tuple[float, float]:
     largest = {name: most if name.endswith(tolerances.NO_GRADIENT) else x for name, x in largest.items()}
     assert ours.parameters.keys() == truth.parameters.keys()
     parameters = [np.abs(ours.parameters[name] - x).max() / largest[name] for name, x in truth.parameters.items()]
-    return loss_error(ours, truth), max(parameters)
+    return loss_error(ours, truth), float(max(parameters))  # NumPy's number does not travel between processes
 
 
 def together(ours: Trajectory, truth: Trajectory) -> tuple[float, float]:
-    """Of the losses, and of all parameters as one vector."""
-    difference = sum(((ours.parameters[name] - x) ** 2).sum() for name, x in truth.parameters.items())
-    return loss_error(ours, truth), float(np.sqrt(difference / sum((x**2).sum() for x in truth.parameters.values())))
+    """Of the losses, and of all parameters that have a gradient as one vector."""
+    names = [name for name in truth.parameters if not name.endswith(tolerances.NO_GRADIENT)]
+    difference = sum(((ours.parameters[name] - truth.parameters[name]) ** 2).sum() for name in names)
+    length = sum((truth.parameters[name] ** 2).sum() for name in names)
+    return loss_error(ours, truth), float(np.sqrt(difference / length))
 
 
 def loss_error(ours: Trajectory, truth: Trajectory) -> float:
