@@ -255,7 +255,8 @@ def main(arguments: list[str]) -> None:
                 *[f"{compiling[column]:.1f}" for column in list(columns)[1:]],
             )
             results.append({"model": name, "size": size, "seconds to compile": compiling, "seconds a step": times})
-            Console().print(f"{name}, size {size}: done")
+            ratios = ", ".join(f"{column} {least[column] / least['PyTorch']:.2f}" for column in columns)
+            Console().print(f"{name}, size {size}: {ratios}")
     Console(width=max(Console().width, 130)).print(table)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))

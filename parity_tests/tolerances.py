@@ -36,6 +36,6 @@ def limit(pair: str, dtype: str, reference_error: float) -> float:
     return FLOAT64 if dtype == "float64" else FACTOR * reference_error + ULPS * EPS[dtype]
 
 
-# Parameters without a gradient: what all keys share cancels in the softmax. Training moves them by rounding alone, which
-# Adam makes as large as a step. After it they are measured on the scale of the largest parameter, in float32 not at all.
+# Parameters without a gradient: what all keys share cancels in the softmax. Training moves them by rounding alone, and
+# Adam makes that as large as a step. They are measured on the scale of the largest parameter, in float32 not at all.
 NO_GRADIENT = ("key.bias",)
