@@ -148,14 +148,19 @@ def loss_of(case: Case) -> training.steps.Loss:
     return loss
 
 
+def batches_of(case: Case) -> list[tuple[Any, jax.Array]]:
+    """On the device, each with the randomness of its step."""
+    batches = [tuple(map(jnp.asarray, batch)) for batch in zip(*case.inputs, case.targets, strict=True)]
+    return list(zip(batches, jax.random.split(jax.random.key(0), STEPS), strict=True))
+
+
 def jitted_step(case: Case) -> Run:
     """A compiled step, called from a Python loop."""
     model, loss = case.model(), loss_of(case)
     graphdef, parameters, rest = nnx.split(model, nnx.Param, ...)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
     carry = (parameters, optimizer.init(parameters))
-    batches = [tuple(map(jnp.asarray, batch)) for batch in zip(*case.inputs, case.targets, strict=True)]
-    rngs = list(jax.random.split(jax.random.key(0), STEPS))
+    batches = batches_of(case)
 
     def step(carry: Any, batch: Any, rng: Any) -> Any:
         parameters, opt_state = carry
@@ -167,7 +172,7 @@ def jitted_step(case: Case) -> Run:
 
     def run() -> int:
         nonlocal carry
-        for batch, rng in zip(batches, rngs, strict=True):
+        for batch, rng in batches:
             carry, value = compiled(carry, batch, rng)
         value.block_until_ready()
         return STEPS
@@ -179,8 +184,7 @@ def nnx_jit(case: Case) -> Run:
     """Flax's own loop: `nnx.jit`, `nnx.value_and_grad`, `nnx.Optimizer`."""
     model, loss = case.model(), loss_of(case)
     optimizer = nnx.Optimizer(model, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)), wrt=nnx.Param)
-    batches = [tuple(map(jnp.asarray, batch)) for batch in zip(*case.inputs, case.targets, strict=True)]
-    rngs = list(jax.random.split(jax.random.key(0), STEPS))
+    batches = batches_of(case)
 
     @nnx.jit
     def step(model: Any, optimizer: Any, batch: Any, rng: Any) -> jax.Array:
@@ -189,7 +193,7 @@ def nnx_jit(case: Case) -> Run:
         return value
 
     def run() -> int:
-        for batch, rng in zip(batches, rngs, strict=True):
+        for batch, rng in batches:
             value = step(model, optimizer, batch, rng)
         value.block_until_ready()
         return STEPS
@@ -235,7 +239,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes to compile")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times there")
     options = parser.parse_args(arguments)
-    names = list(cases(1))
+    by_size = {size: cases(size) for size in options.sizes}
+    names = list(by_size[options.sizes[0]])
     if unknown := set(options.models or ()) - set(names):
         parser.error(f"--models must be among {', '.join(names)}. Got {', '.join(sorted(unknown))}.")
 
@@ -243,9 +248,9 @@ def main(arguments: list[str]) -> None:
     table = Table("model", "size", "PyTorch, ms", *columns, *[f"{name}, s" for name in list(columns)[1:]])
     table.title = "time of a training step, relative to PyTorch's; on the right, seconds to compile"
     results = []
-    for size in options.sizes:
+    for size, by_name in by_size.items():
         for name in options.models or names:
-            compiling, times = measure(cases(size)[name], columns, options.rounds)
+            compiling, times = measure(by_name[name], columns, options.rounds)
             least = {column: min(seconds) for column, seconds in times.items()}
             table.add_row(
                 name,

@@ -157,6 +157,7 @@ def fit(
             raise CheckpointError(f"epochs must be at least the {run.epoch} of the checkpoint. Got {epochs}.")
 
     rng = jax.random.key(seed)
+    validation_batches = _batches(np.arange(validation_n), batch_size)
     validation_rng = jax.random.fold_in(rng, 2**32 - 1)  # of no step
     with Progress(*_COLUMNS, disable=not progress) as bar:
         task = bar.add_task("fit", total=epochs, completed=run.epoch, figures=run.figures())
@@ -165,8 +166,7 @@ def fit(
                 order = np.random.default_rng((seed, run.epoch)).permutation(n) if shuffle else np.arange(n)
                 run.train(recipe, data, _batches(order, batch_size, drop_last), rng)
                 if validation is not None:
-                    orders = _batches(np.arange(validation_n), batch_size)
-                    run.validate(recipe, validation_data, orders, validation_rng)
+                    run.validate(recipe, validation_data, validation_batches, validation_rng)
                 run.lower_rate()
                 run.epoch += 1
                 if saved is not None:

@@ -11,6 +11,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from jattn.scores import at_least_float32
+
 Loss = Callable[[Any, Any, PRNGKeyArray], Array]
 Metric = Callable[[Any, Any], Array]
 
@@ -126,7 +128,7 @@ def _number(name: str, x: Any) -> Float[Array, ""]:
         fact = f"an array of shape {jnp.shape(x)}" if isinstance(x, jax.Array) else f"{type(x).__name__}"
         raise ValueError(f"{name} must return one number, the mean over the batch. Got {fact}.")
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(at_least_float32(x))
 
 
 def _check_same_variables(before: Any, after: Any) -> None:
