@@ -27,6 +27,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from examples import options
 from jattn.models import DigitsClassifier
 from jattn.training import adamw, fit, one_cycle_lr
 
@@ -36,14 +37,12 @@ BATCH_SIZE = 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("figures/digits"), help="folder for the figures")
-    parser.add_argument("--epochs", type=int, default=120, help="for each seed")
-    parser.add_argument("--seeds", type=int, default=5, help="how many: 0, 1, ...; of parameters, batches and dropout")
+    parser.add_argument("--out", type=options.folder, default="figures/digits", help="folder for the figures")
+    parser.add_argument("--epochs", type=options.count, default=120, help="for each seed")
+    parser.add_argument(
+        "--seeds", type=options.count, default=5, help="how many: 0, 1, ...; of parameters, batches and dropout"
+    )
     arguments = parser.parse_args()
-    for name in ("epochs", "seeds"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} must be at least 1. Got {getattr(arguments, name)}.")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
 
     data = load_digits()

@@ -23,6 +23,7 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+from examples import options
 from jattn import plots
 from jattn.models import RecallClassifier
 from jattn.training import adam, fit
@@ -33,13 +34,12 @@ TOKENS = 4  # 1, 2, 3 and 4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("figures/first_token_recall"), help="folder for the figures")
-    parser.add_argument("--epochs", type=int, default=20, help="at most; fewer once nothing is gained")
-    parser.add_argument("--seed", type=int, default=0, help="of data, parameters, batches and dropout")
+    parser.add_argument(
+        "--out", type=options.folder, default="figures/first_token_recall", help="folder for the figures"
+    )
+    parser.add_argument("--epochs", type=options.count, default=20, help="at most; fewer once nothing is gained")
+    parser.add_argument("--seed", type=options.seed, default=0, help="of data, parameters, batches and dropout")
     arguments = parser.parse_args()
-    if arguments.epochs < 1:
-        parser.error(f"--epochs must be at least 1. Got {arguments.epochs}.")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
 
     table = Table("tokens", "positions", "epochs", "test accuracy", "weight of the first token", "best guess")

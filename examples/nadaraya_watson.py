@@ -39,6 +39,7 @@ from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import train_test_split
 
+from examples import options
 from jattn import nadaraya_watson, plots
 from jattn.kernel_regression import Kernel
 from jattn.masks import sliding_window
@@ -58,7 +59,13 @@ OPTIMIZER = adam(0.2)  # one object, so that `fit` compiles once for data of one
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=options.folder, default="figures/nadaraya_watson", help="folder for the figures")
+    parser.add_argument("--steps", type=options.count, default=200, help="of learning, for each factor")
+    parser.add_argument(
+        "--seed", type=options.seed, default=0, help="of the curve's training points, and of the splits"
+    )
+    arguments = parser.parse_args()
     start = time.perf_counter()
 
     console.rule("1. A noisy curve")
@@ -74,29 +81,11 @@ def main() -> None:
     console.print(f"Figures are in {arguments.out}. Took {time.perf_counter() - start:.0f} s.")
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The options, checked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("figures/nadaraya_watson"), help="folder for the figures")
-    parser.add_argument("--steps", type=int, default=200, help="of learning, for each factor")
-    parser.add_argument("--seed", type=int, default=0, help="of the curve's training points, and of the splits")
-    arguments = parser.parse_args()
-    if arguments.steps < 1:
-        parser.error(f"--steps must be at least 1. Got {arguments.steps}.")
-    if not 0 <= arguments.seed < 2**31:
-        parser.error(f"--seed must lie in [0, 2^31). Got {arguments.seed}.")
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--out must be a folder, or a path where one can be made. Got {error}.")
-    return arguments
-
-
 def learn(model: NadarayaWatson, x: jax.Array, y: jax.Array, steps: int) -> NadarayaWatson:
     """Learn the factor: each step, every point is estimated from all the others."""
     # A point that saw itself would be estimated best by itself alone, at bandwidth 0.
-    options: dict[str, Any] = dict(batch_size=len(x), shuffle=False, progress=False)  # one batch: an epoch is a step
-    fit(model, (x, y), loss=left_out, optimizer=OPTIMIZER, epochs=steps, **options)
+    whole: dict[str, Any] = dict(batch_size=len(x), shuffle=False, progress=False)  # one batch: an epoch is a step
+    fit(model, (x, y), loss=left_out, optimizer=OPTIMIZER, epochs=steps, **whole)
     return model
 
 

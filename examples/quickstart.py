@@ -30,6 +30,7 @@ from sklearn.datasets import load_diabetes, load_digits
 from sklearn.model_selection import train_test_split
 
 import torch_ref.models
+from examples import options
 from jattn import nadaraya_watson, plots
 from jattn.masks import sliding_window
 from jattn.models import DigitsClassifier
@@ -41,10 +42,9 @@ console = Console()
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("figures/quickstart"), help="folder for the figures")
-    parser.add_argument("--seed", type=int, default=0, help="of parameters, batches and dropout")
+    parser.add_argument("--out", type=options.folder, default="figures/quickstart", help="folder for the figures")
+    parser.add_argument("--seed", type=options.seed, default=0, help="of parameters, batches and dropout")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
 
     console.rule("1. Nadaraya-Watson: disease progression on body-mass index")

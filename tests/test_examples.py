@@ -1,10 +1,16 @@
 """Every example in its short form: it runs, and saves what it says."""
 
+import argparse
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from examples import options
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
@@ -31,5 +37,39 @@ def test_example(name: str, tmp_path: Path) -> None:
 
 def test_none_is_forgotten() -> None:
     """The quickstart is run whole by CI; what is imported by another is no example of its own."""
-    parts = {"__init__", "dates", "pairs", "quickstart"}
+    parts = {"__init__", "dates", "options", "pairs", "quickstart"}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} - parts == {name.split(",")[0] for name in SHORT}
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        *[(options.seed, text) for text in ("-1", "2147483648", "1.5", "two", "")],
+        *[(options.count, text) for text in ("0", "-3", "2147483648", "1e3", "nan", "")],
+    ],
+)
+def test_numbers_that_are_refused(option: Callable[[str], Any], text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=rf"must be a whole number in \[[01], 2\^31\)\. Got '{text}'"):
+        option(text)
+
+
+def test_numbers_that_are_taken() -> None:
+    assert (options.seed("0"), options.count("1")) == (0, 1)
+    assert options.seed("2147483647") == options.count("2147483647") == 2**31 - 1
+
+
+@pytest.mark.parametrize("path", ["file", "file/inside", "sealed", "sealed/inside", "x" * 300])
+def test_folders_that_are_refused(path: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    if path.startswith("sealed") and os.access(tmp_path / "sealed", os.W_OK):
+        pytest.skip("this user may write anywhere")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"must be a folder that can be written to\. Got '.*' \(.+\)"):
+        options.folder(str(tmp_path / path))
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    """With those above it, and left empty; a second time is no error."""
+    for _ in range(2):
+        assert options.folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
+        assert not list((tmp_path / "a" / "b").iterdir())
