@@ -6,15 +6,15 @@
 Every attention in jattn is `pool` with some score; the public functions check their arguments and call it.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jattn.checks import broadcasts_to
+from jattn.dropout import dropout_keep
 from jattn.mask_types import Mask, as_mask
 from jattn.scores import Number, at_least_float32
 
@@ -131,24 +131,6 @@ def logits(
 def repeat_heads(x: Float[Array, "*b s k d"], h: int) -> Float[Array, "*b s h d"]:
     """Each key or value head, once for each of the h / k consecutive query heads that share it."""
     return x if x.shape[-2] == h else jnp.repeat(x, h // x.shape[-2], axis=-2)
-
-
-def dropout_keep(rng: PRNGKeyArray, rate: float, shape: tuple[int, ...]) -> Bool[Array, "*b h t s"]:
-    """Which weights survive dropout, of the shape ``*b h t s``.
-
-    The bits are derived one row of weights at a time, from rng, the row's example and head, and its query position:
-    whoever computes a block of rows draws the bits that the whole matrix would have had there.
-    """
-    *lead, t, s = shape
-    rows = jnp.arange(t)
-    keep = jax.vmap(jax.vmap(lambda i, row: _keep_row(rng, rate, i, row, s), (None, 0)), (0, None))
-    examples_and_heads = jnp.arange(math.prod(lead))
-    return keep(examples_and_heads, rows).reshape(shape)
-
-
-def _keep_row(rng: PRNGKeyArray, rate: float, example_and_head: Int[Array, ""], row: Int[Array, ""], s: int) -> Array:
-    rng = jax.random.fold_in(jax.random.fold_in(rng, example_and_head), row)
-    return jax.random.bernoulli(rng, jnp.float32(1 - rate), (s,))  # the same bits with and without x64
 
 
 @jax.custom_jvp

@@ -37,7 +37,7 @@ def kernel_regression() -> dict[str, Any]:
 
 
 def layer_norm() -> dict[str, Any]:
-    module = blank(lambda: nn.layer_norm(12, rngs=nnx.Rngs(0)))
+    module = blank(lambda: nn.LayerNorm(12, rngs=nnx.Rngs(0)))
     return {"module": module, "torch_module": randomised(torch.nn.LayerNorm(12))}
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jattn import attention, masks
-from jattn.pooling import dropout_keep
+from jattn.dropout import dropout_keep, threefry2x32
 
 B, T, S, H, D, E = 2, 5, 7, 4, 3, 6
 RATE = 0.3
@@ -121,3 +121,28 @@ def test_the_same_bits_with_and_without_float64():
     keep = dropout_keep(jax.random.key(0), 0.3, (B, H, T, S))
     with jax.enable_x64(True):
         np.testing.assert_array_equal(dropout_keep(jax.random.key(0), 0.3, (B, H, T, S)), keep)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((0, 0, 0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF,) * 4, (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344, 0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
+def test_threefry(words, expected):
+    """The known answers that its authors publish, in Random123's kat_vectors: key, counter, result."""
+    key0, key1, x, y = (jnp.uint32(word) for word in words)
+    assert tuple(map(int, threefry2x32((key0, key1), x, y))) == expected
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_any_kind_of_key(impl):
+    keeps = [dropout_keep(jax.random.key(seed, impl=impl), 0.5, (64, 64)) for seed in (0, 1)]
+    assert 0.4 < float(jnp.mean(keeps[0] == keeps[1])) < 0.6
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4, 5, 6)])
+def test_any_shape(shape):
+    assert dropout_keep(RNG, RATE, shape).shape == shape

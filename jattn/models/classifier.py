@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn import checks
-from jattn.nn import LearnedPositions, Linear, TransformerBlock, layer_norm
+from jattn.nn import LayerNorm, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.dropout import split
 
 
@@ -73,7 +73,7 @@ class DigitsClassifier(nnx.Module):
                 for _ in range(num_layers)
             ]
         )
-        self.norm = layer_norm(features, **options)
+        self.norm = LayerNorm(features, **options)
         self.output = Linear(features, num_classes, **options)
 
     def __call__(

@@ -10,10 +10,10 @@ from jattn.nn.attention import DotProductAttention as DotProductAttention
 from jattn.nn.attention import MultiHeadAttention as MultiHeadAttention
 from jattn.nn.attention import WideMultiHeadSelfAttention as WideMultiHeadSelfAttention
 from jattn.nn.kernel_regression import NadarayaWatson as NadarayaWatson
+from jattn.nn.layers import LayerNorm as LayerNorm
 from jattn.nn.layers import Linear as Linear
 from jattn.nn.layers import LinearGeneral as LinearGeneral
 from jattn.nn.layers import embedding as embedding
-from jattn.nn.layers import layer_norm as layer_norm
 from jattn.nn.positions import LearnedPositions as LearnedPositions
 from jattn.nn.positions import SinusoidalPositions as SinusoidalPositions
 from jattn.nn.positions import rotary as rotary

@@ -10,7 +10,7 @@ from jattn import checks
 from jattn.attention import attention, single_head_attention
 from jattn.masks import Mask, all_of, lengths
 from jattn.nn.dropout import Dropout
-from jattn.nn.layers import Initializer, Linear, LinearGeneral, default_bias_init, default_kernel_init, layer_norm
+from jattn.nn.layers import Initializer, LayerNorm, Linear, LinearGeneral, default_bias_init, default_kernel_init
 from jattn.nn.positions import rotary
 from jattn.scores import Additive, DotProduct
 
@@ -217,9 +217,9 @@ class MultiHeadAttention(nnx.Module):
         def project(width: int | None, heads: int, features: int) -> LinearGeneral:
             return LinearGeneral(in_features if width is None else width, (heads, features), **options)
 
-        def norm() -> nnx.LayerNorm | None:
+        def norm() -> LayerNorm | None:
             types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-            return layer_norm(head, epsilon=qk_norm_epsilon, use_bias=False, **types) if normalize_qk else None
+            return LayerNorm(head, epsilon=qk_norm_epsilon, use_bias=False, **types) if normalize_qk else None
 
         options: dict[str, Any] = dict(
             use_bias=use_bias,

@@ -7,10 +7,12 @@ dropout off and ``module.train()`` on, as everywhere in Flax; in eval mode no rn
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn import checks
+from jattn.dropout import dropout_keep
 
 
 class Dropout(nnx.Dropout):
@@ -21,9 +23,11 @@ class Dropout(nnx.Dropout):
         super().__init__(rate)
 
     def __call__(self, x: Float[Array, "..."], rng: PRNGKeyArray | None = None) -> Float[Array, "..."]:  # type: ignore[override]
-        if not self.deterministic:
-            checks.dropout(self.rate, rng, rng_name="rng")
-        return super().__call__(x, rngs=rng)
+        if self.deterministic or self.rate == 0:
+            return x
+        checks.dropout(self.rate, rng, rng_name="rng")
+        assert rng is not None
+        return jnp.where(dropout_keep(rng, self.rate, x.shape), x / (1 - self.rate), 0)
 
     def of_weights(self, rng: PRNGKeyArray | None) -> dict[str, Any]:
         """The arguments with which `jattn.attention` drops weights, in the present mode."""

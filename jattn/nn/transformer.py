@@ -12,7 +12,7 @@ from jattn.masks import Mask, all_of
 from jattn.masks import causal as causal_mask
 from jattn.nn.attention import MultiHeadAttention
 from jattn.nn.dropout import Dropout, split
-from jattn.nn.layers import Initializer, Linear, default_bias_init, default_kernel_init, layer_norm
+from jattn.nn.layers import Initializer, LayerNorm, Linear, default_bias_init, default_kernel_init
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 
@@ -142,9 +142,9 @@ class TransformerBlock(nnx.Module):
             **inits,
             **types,
         )
-        self.norm1 = layer_norm(features, **types)
-        self.norm2 = layer_norm(features, **types)
-        self.norm3 = layer_norm(features, **types) if cross_attention else None
+        self.norm1 = LayerNorm(features, **types)
+        self.norm2 = LayerNorm(features, **types)
+        self.norm3 = LayerNorm(features, **types) if cross_attention else None
         self.dropout = Dropout(0.0 if self.pre_norm else dropout_rate)
 
     def __call__(
@@ -190,33 +190,40 @@ class TransformerBlock(nnx.Module):
         if self.causal:
             mask = all_of(causal_mask(), mask)
         rngs = split(rng, 6)
+        # The residual stream has one axis of tokens: with several, XLA on a CPU fuses the whole chain of its gradients
+        # anew into the operands of each product.
+        shape, x = x.shape, x.reshape(-1, x.shape[-1])
 
         y, weights = self.attention(
-            self._before(self.norm1, x), valid_lens=valid_lens, mask=mask, return_weights=True, rng=rngs[0]
+            self._before(self.norm1, x).reshape(shape),
+            valid_lens=valid_lens,
+            mask=mask,
+            return_weights=True,
+            rng=rngs[0],
         )
-        x = self._after(self.norm1, x, y, rngs[1])
+        x = self._after(self.norm1, x, y.reshape(x.shape), rngs[1])
 
         if self.cross_attention is not None:
             y, cross_weights = self.cross_attention(
-                self._before(self.norm2, x),
+                self._before(self.norm2, x).reshape(shape),
                 memory,
                 valid_lens=memory_valid_lens,
                 mask=memory_mask,
                 return_weights=True,
                 rng=rngs[2],
             )
-            x = self._after(self.norm2, x, y, rngs[3])
+            x = self._after(self.norm2, x, y.reshape(x.shape), rngs[3])
             weights = (weights, cross_weights)
 
         norm = self.norm2 if self.norm3 is None else self.norm3
         y = self.feed_forward(self._before(norm, x), rng=rngs[4])
-        x = self._after(norm, x, y, rngs[5])
+        x = self._after(norm, x, y, rngs[5]).reshape(shape)
         return (x, weights) if return_weights else x
 
-    def _before(self, norm: nnx.LayerNorm, x: Array) -> Array:
+    def _before(self, norm: LayerNorm, x: Array) -> Array:
         """What a sublayer sees of x."""
         return norm(x) if self.pre_norm else x
 
-    def _after(self, norm: nnx.LayerNorm, x: Array, y: Array, rng: PRNGKeyArray | None) -> Array:
+    def _after(self, norm: LayerNorm, x: Array, y: Array, rng: PRNGKeyArray | None) -> Array:
         """x with a sublayer's output y added."""
         return x + y if self.pre_norm else self.dropout(norm(x + y), rng)

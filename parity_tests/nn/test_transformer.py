@@ -55,11 +55,11 @@ def test_exact_gelu_of_pytorch(parity: Parity) -> None:
 def test_layer_norm(parity: Parity, spread: float) -> None:
     """Where the variance is as small as epsilon, epsilon decides; far from zero, a fast variance fails."""
     parity(
-        "layer_norm / nn.LayerNorm",
+        "LayerNorm / nn.LayerNorm",
         lambda module, x: module(x),
         lambda module, x: module(x),
         {"x": 1 + spread * x},
-        module=blank(lambda: nn.layer_norm(12, rngs=nnx.Rngs(0))),
+        module=blank(lambda: nn.LayerNorm(12, rngs=nnx.Rngs(0))),
         torch_module=randomised(torch.nn.LayerNorm(12)),
     )
 
