@@ -4,6 +4,7 @@ Each error says what the argument must be, what it was, and, where there is one,
 checked always; numbers only where they are known, that is, not while a function is being traced.
 """
 
+import numbers
 from typing import Any
 
 import jax
@@ -161,6 +162,24 @@ def scalar(name: str, x: Any) -> None:
     """One number."""
     if jnp.shape(x) != ():
         raise ValueError(f"{name} must be one number. Got shape {jnp.shape(x)}.")
+
+
+def number(name: str, x: Any, interval: str = "[0, inf)", *, integer: bool = False) -> Any:
+    """One number in an interval, such as ``"[0, 1)"``, as Python's own; if it is not known now, as it is."""
+    if not is_concrete(x):
+        return x
+    known = x.item() if isinstance(x, jax.Array | np.ndarray | np.generic) and np.ndim(x) == 0 else x
+    low, high = map(float, interval[1:-1].split(","))
+    kind: Any = numbers.Integral if integer else numbers.Real
+    if (
+        not isinstance(known, kind)
+        or isinstance(known, bool)
+        or not low <= known <= high
+        or (known == low and interval[0] == "(")
+        or (known == high and interval[-1] == ")")
+    ):
+        raise ValueError(f"{name} must be {'an integer' if integer else 'a number'} in {interval}. Got {x!r:.80}.")
+    return known
 
 
 def positive(name: str, x: Any, *, finite: bool = False) -> None:

@@ -1,11 +1,6 @@
-"""`jattn.training.fit`: what it does, what it keeps, and what it says to mistakes."""
+"""`jattn.training.fit`: what it does, and what it keeps."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+import copy
 from typing import Any
 
 import jax
@@ -14,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from rich.errors import LiveError
 
 from jattn import training
 from jattn.nn.dropout import Dropout
-from tests.killed import run as run_to_be_killed
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal((22, 3)).astype(np.float32)
@@ -243,6 +238,17 @@ def test_with_patience_the_best_parameters_survive() -> None:
     assert float(squared_error(model, (X, Y), None)) < 1
 
 
+def test_a_gradient_alone_is_blamed() -> None:
+    with pytest.raises(training.NonFiniteError, match=r"Got a gradient that is not, of loss 4\.2, at step 0"):
+        fit(Linear(), loss=lambda m, batch, rng: 4.2 + jnp.sqrt(jnp.sum(0 * m(batch[0]))))
+
+
+def test_debug_nans_finds_none_of_ours() -> None:
+    with jax.debug_nans(True):
+        history = fit(Linear(), (X, Y), (X, Y), optimizer=optax.adam(1e-2))  # does not tell its rate
+    assert np.isnan(history.learning_rates).all()
+
+
 def test_validation_losses_that_are_never_numbers_leave_the_last_parameters() -> None:
     model, last = Linear(), Linear()
     history = fit(model, (X, Y), (X, np.full_like(Y, np.nan)), patience=3, epochs=5)
@@ -252,15 +258,15 @@ def test_validation_losses_that_are_never_numbers_leave_the_last_parameters() ->
     assert bits(model) == bits(last)
 
 
-@pytest.mark.parametrize("where", ["loss", "metric"])
-def test_an_error_leaves_what_was_learnt(where: str) -> None:
-    """An interrupt in the third epoch, from within a step or from within the validation after it."""
+@pytest.mark.parametrize(("where", "call"), [("loss", 8), ("loss", 9), ("metric", 8)])
+def test_an_error_leaves_what_was_learnt(where: str, call: int) -> None:
+    """An interrupt in the third epoch, from within a step, the last and smaller one, or the validation after it."""
     model, until_then = Linear(), Linear()
     calls = []
 
     def interrupted(x):
         calls.append(0)
-        if len(calls) == 8:
+        if len(calls) == call:
             raise KeyboardInterrupt
         return np.float32(0)
 
@@ -270,7 +276,7 @@ def test_an_error_leaves_what_was_learnt(where: str) -> None:
     def loss(model, batch, rng):
         return squared_error(model, batch, rng) + jax.lax.stop_gradient(noticed(model, batch))
 
-    # Three steps an epoch, or three batches of validation data: the eighth call is in the third.
+    # Three steps an epoch, or three batches of validation data: both calls are in the third.
     changes = {"loss": loss} if where == "loss" else {"metrics": {"m": noticed}}
     with pytest.raises(BaseException, match="KeyboardInterrupt"):
         fit(model, (X, Y), None if where == "loss" else (X, Y), epochs=9, **changes)
@@ -302,6 +308,18 @@ def test_rates_that_are_integers_or_numpy() -> None:
     assert fit(Linear(), optimizer=training.adam(np.float32(0.5))).learning_rates[-1] == 0.5
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_of_few_digits(dtype: Any) -> None:
+    """The rate keeps its own, also when a plateau lowers it by less than those of the parameters can tell."""
+    plateau = training.ReduceLROnPlateau(factor=0.999, patience=0, eps=0.0)
+    narrow = nnx.Linear(3, 1, param_dtype=dtype, rngs=nnx.Rngs(0))
+    options: dict[str, Any] = dict(loss=lambda m, batch, rng: jnp.mean((m(batch[0])[:, 0] - batch[1]) ** 2))
+    history = fit(narrow, (X, Y), (X, -Y), optimizer=training.sgd(0.01), plateau=plateau, **options)
+    np.testing.assert_array_equal(history.learning_rates[[0, -1]], np.float32([0.01, 0.01 * 0.999]))
+    fit(narrow, optimizer=training.sgd(0.01, training.one_cycle_momentum(20), nesterov=True), **options)
+    assert narrow.kernel.dtype == dtype
+
+
 def test_a_plateau_beside_a_scheduled_momentum() -> None:
     optimizer = training.adam(1e-3, b1=training.one_cycle_momentum(100))
     fit(Linear(), (X, Y), (X, -Y), optimizer=optimizer, plateau=training.ReduceLROnPlateau())
@@ -311,149 +329,44 @@ def test_optimizers_that_ask_for_the_loss() -> None:
     assert np.isfinite(fit(Linear(), optimizer=optax.polyak_sgd()).losses).all()
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_and_data_of_other_kinds() -> None:
+    """Scalars of JAX, integers that int32 can hold, and whatever NumPy takes."""
+
+    class Frame:
+        def __array__(self, *args: Any, **options: Any) -> np.ndarray:
+            return X
+
+    model, plain = Linear(), Linear()
+    fit(model, (Frame(), np.round(Y).astype(np.int64)), clip_norm=jnp.float32(1))
+    fit(plain, (X, np.round(Y)), clip_norm=1.0)
+    assert bits(model) == bits(plain)
+    for milestones in (np.array([1, 3, 3]), (1, 3, 3)):
+        assert float(training.multi_step_lr(1.0, milestones, 0.5)(4)) == 0.125
+
+
+def test_a_history_can_be_compared() -> None:
+    history = fit(Linear())
+    assert history == history
+    assert history != copy.deepcopy(history)
+
+
+def test_the_progress_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A metric's name is no markup, and where another display is live there is no bar."""
+
+    def another_is_live(self: Any, live: Any) -> None:
+        raise LiveError("Only one live display may be active at once")
+
+    metrics = {"m[/5]": lambda model, batch: 0.25}
+    fit(Linear(), (X, Y), (X, Y), metrics=metrics, progress=True)
+    assert "m[/5] 0.25" in capsys.readouterr().out
+    monkeypatch.setattr("rich.console.Console.set_live", another_is_live)
+    fit(Linear(), (X, Y), (X, Y), metrics=metrics, progress=True)
+    assert "m[/5]" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("step_size", [30, 41, 47, 55, 98])
 def test_steps_are_not_late(step_size: int) -> None:
     """XLA's quotient of floats falls short at 41 / 41, in float32."""
     rates = jax.jit(jax.vmap(training.step_lr(1.0, step_size, 0.5)))(jnp.arange(4 * step_size))
     np.testing.assert_array_equal(rates, 0.5 ** (np.arange(4 * step_size) // step_size))
-
-
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    """SIGKILL after the second and after the sixth epoch at the earliest, wherever the run is then."""
-    command = [sys.executable, "-m", "tests.killed", str(tmp_path / "killed")]
-    for epoch in (2, 6):
-        process = subprocess.Popen(command)
-        while process.poll() is None and not any(int(path.name) >= epoch for path in saved(tmp_path / "killed")):
-            time.sleep(0.001)
-        assert process.poll() is None, "the run ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == run_to_be_killed(None)
-
-
-def saved(folder: Path) -> list[Path]:
-    """The finished checkpoints."""
-    return [path for path in folder.glob("*") if path.name.isdigit()]
-
-
-def test_damaged_checkpoints(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    whole = run_to_be_killed(None, epochs=6)
-    run_to_be_killed(folder, epochs=5)
-    assert sorted(os.listdir(folder)) == ["4", "5"]
-    damage(folder / "5")
-    with pytest.warns(UserWarning, match=r"run.5 cannot be read"):
-        assert run_to_be_killed(folder, epochs=6) == whole
-    assert sorted(os.listdir(folder)) == ["5", "6"]
-    damage(folder / "5")
-    damage(folder / "6")
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with (
-        pytest.warns(UserWarning, match="cannot be read"),
-        pytest.raises(training.CheckpointError, match=r"at least one that can be read. Got 2 .* another folder"),
-    ):
-        run_to_be_killed(folder, epochs=6)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
-def test_checkpoints_of_another_program_are_left_alone(tmp_path: Path) -> None:
-    import orbax.checkpoint as ocp
-
-    manager = ocp.CheckpointManager(tmp_path)
-    manager.save(3, args=ocp.args.StandardSave({"x": X}))
-    manager.wait_until_finished()
-    with pytest.raises(training.CheckpointError, match=r"a folder of jattn's own. Got .*\[3\] of another program"):
-        fit(Linear(), checkpoints=tmp_path)
-    np.testing.assert_array_equal(manager.restore(3, args=ocp.args.StandardRestore())["x"], X)
-
-
-def damage(checkpoint: Path) -> None:
-    """Flip one bit in the middle of the largest file."""
-    file = max((file for file in checkpoint.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
-    model, again = Linear(), Linear()
-    history = fit(model, checkpoints=tmp_path)
-    repeated = fit(again, checkpoints=tmp_path)
-    assert bits(model) == bits(again)
-    np.testing.assert_array_equal(history.step_losses, repeated.step_losses)
-    longer = fit(Linear(), checkpoints=tmp_path, epochs=5)
-    np.testing.assert_array_equal(longer.losses, fit(Linear(), epochs=5).losses)
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"batch_size": 4, "seed": np.int64(1)}, "written with batch_size = 8, seed = 0; now batch_size = 4, seed = 1"),
-        ({"optimizer": training.adam(0.1)}, "initial parameters and optimizer = "),
-        ({"optimizer": training.sgd(0.2)}, "initial parameters and optimizer = "),
-        ({"train": (X, Y + 1)}, "data = "),
-        ({"validation": (X, Y), "patience": 2}, "patience = None, data = .*; now patience = 2, data = "),
-        ({"epochs": 2}, "epochs must be at least the 3 of the checkpoint. Got 2"),
-    ],
-)
-def test_checkpoints_of_another_run_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    fit(Linear(), checkpoints=tmp_path)
-    with pytest.raises(training.CheckpointError, match=message):
-        fit(Linear(), changes.pop("train", (X, Y)), changes.pop("validation", None), checkpoints=tmp_path, **changes)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Mistakes.
-
-
-def sowing(model, batch, rng):
-    model.sow(nnx.Intermediate, "seen", batch[0])
-    return squared_error(model, batch, rng)
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model": 3}, r"model must be a flax.nnx.Module. Got int"),
-        ({"train": (X, Y[:5])}, r"train must be arrays whose first axis counts the same .* \[\(22, 3\), \(5,\)\]"),
-        ({"train": (X[:0], Y[:0])}, "train must be arrays .* at least one"),
-        ({"train": (X, 3.0)}, "train must be arrays"),
-        ({"train": (X, ["a"] * 22)}, "train must be an array. Got str"),
-        ({"validation": X}, "validation must be a nest like train's .* Got"),
-        ({"epochs": 0}, "epochs must be an integer of at least 1. Got 0"),
-        ({"batch_size": 2.5}, "batch_size must be an integer of at least 1. Got 2.5"),
-        ({"batch_size": 23, "drop_last": True}, "batch_size must be at most the 22 examples when drop_last=True"),
-        ({"seed": -1}, "seed must be an integer of at least 0. Got -1"),
-        ({"patience": 3}, "validation must be given when patience or metrics are"),
-        ({"nonfinite": "ignore"}, "nonfinite must be one of 'raise', 'skip'. Got 'ignore'"),
-        ({"optimizer": 1e-3}, "optimizer must be an optax GradientTransformation. Got 0.001"),
-        ({"clip_norm": 0.0}, "max_norm must be above 0. Got 0.0"),
-        ({"wrt": nnx.BatchStat}, "wrt must select some of the model's variables"),
-        ({"loss": lambda m, batch, rng: (m(batch[0]) - batch[1]) ** 2}, r"loss must return one number.* shape \(8,\)"),
-        ({"loss": lambda m, batch, rng: None}, "loss must return one number.* Got NoneType"),
-        ({"loss": sowing}, "loss must not add variables to the model, as sow does"),
-        (
-            {"plateau": training.ReduceLROnPlateau(), "optimizer": optax.adam(1e-3)},
-            "optimizer must keep its learning rate in its state when plateau is given",
-        ),
-        (
-            {"plateau": training.ReduceLROnPlateau(), "optimizer": training.adam(training.step_lr(1e-3, 10))},
-            "optimizer must have a number as its learning rate when plateau is given. Got a schedule",
-        ),
-    ],
-    ids=lambda x: ", ".join(x) if isinstance(x, dict) else "",
-)
-def test_mistakes(changes: dict[str, Any], message: str) -> None:
-    arguments = {"model": Linear(), **changes}
-    with pytest.raises(ValueError, match=message):
-        fit(arguments.pop("model"), arguments.pop("train", (X, Y)), arguments.pop("validation", None), **arguments)
-
-
-def test_mistakes_of_parts() -> None:
-    with pytest.raises(ValueError, match=r"factor must lie in \(0, 1\). Got 2.0"):
-        training.ReduceLROnPlateau(factor=2.0)
-    with pytest.raises(ValueError, match="pct_start must leave a step before the top"):
-        training.one_cycle_lr(1.0, 10, pct_start=0.1)

@@ -1,7 +1,8 @@
 """Where a run of `jattn.training.fit` keeps what it needs to go on: the last two epochs, written by orbax.
 
 Orbax writes into a temporary folder and renames it, so a killed run leaves no half-written checkpoint behind. A
-checksum of all numbers tells whether what comes back is what was saved.
+checksum of all numbers tells whether what comes back is what was saved. A run that is killed while it deletes an old
+checkpoint leaves a part of it, which is passed over.
 """
 
 import hashlib
@@ -26,6 +27,9 @@ class Checkpoints:
     Args:
         folder: where they are.
         settings: what must be the same in the run that wrote them, by name.
+
+    Raises:
+        CheckpointError: if the folder cannot be written to, or is another program's, where nothing is changed.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -36,16 +40,11 @@ class Checkpoints:
         )
         self._args, self._folder, self._settings = ocp.args, folder.absolute(), settings
         try:
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            _make_own(self._folder)
         except OSError as error:
             message = f"checkpoints must be a folder that can be written to. Got {folder}: {error}."
             raise CheckpointError(message) from error
-        strange = [epoch for epoch in self._manager.all_steps() if not (self._folder / str(epoch) / "about").exists()]
-        if strange:
-            raise CheckpointError(
-                f"checkpoints must be a folder of jattn's own. Got {folder}, with checkpoints {strange} of another "
-                "program. Give another folder."
-            )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, epoch: int, arrays: Arrays, numbers: dict[str, Any]) -> None:
         """Write what there is after ``epoch`` epochs."""
@@ -89,14 +88,37 @@ class Checkpoints:
         self._manager.close()
 
     def _check(self, settings: dict[str, Any]) -> None:
-        differ = [name for name, value in self._settings.items() if settings.get(name) != value]
-        if differ:
-            was = ", ".join(f"{name} = {settings.get(name)!r}" for name in differ)
-            now = ", ".join(f"{name} = {self._settings[name]!r}" for name in differ)
+        differences = [
+            _DIFFERENCES.get(name) or f"{name} was {settings.get(name)!r} and is {value!r}"
+            for name, value in self._settings.items()
+            if settings.get(name) != value
+        ]
+        if differences:
             raise CheckpointError(
-                f"checkpoints must be of this run. Got a folder written with {was}; now {now}. "
-                "Give another folder, or the same arguments."
+                f"checkpoints must be of this run. Got {self._folder}, of another: {'; '.join(differences)}. Give "
+                "another folder to start anew."
             )
+
+
+_DIFFERENCES = {  # of settings that are checksums
+    "data": "train or validation is not as it was",
+    "model": "the model is not as it was when the run began (make it anew, as a new process does)",
+    "optimizer": "the optimizer's first state is not as it was, from another optimizer or learning rate",
+}
+
+
+def _make_own(folder: Path) -> None:
+    """Make the folder and mark it as jattn's; then numbered folders in it may be incomplete, and be deleted."""
+    mark = folder / "jattn_checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    orbax = [path for path in sorted(folder.iterdir()) if path.name.isdigit() or ".orbax-checkpoint-tmp" in path.name]
+    strange = [path.name for path in orbax if not (mark.is_file() and path.is_dir())]
+    if strange:
+        raise CheckpointError(
+            f"checkpoints must be a folder of jattn's own. Got {folder}, with {', '.join(strange[:5])} of another "
+            "program. Give another folder."
+        )
+    mark.touch()
 
 
 def to_arrays(tree: Any) -> dict[str, np.ndarray]:
@@ -105,23 +127,9 @@ def to_arrays(tree: Any) -> dict[str, np.ndarray]:
 
 
 def with_arrays(tree: Any, saved: dict[str, np.ndarray]) -> Any:
-    """The tree with other leaves: what `to_arrays` gave.
-
-    Raises:
-        CheckpointError: if it was given another tree.
-    """
-    leaves = jax.tree.leaves(tree)
-    shapes = {name: (x.shape, x.dtype) for name, x in to_arrays(tree).items() if x.size}
-    saved_shapes = {name: (x.shape, x.dtype) for name, x in saved.items()}
-    if shapes != saved_shapes:
-        raise CheckpointError(
-            f"checkpoints must be of this model and optimizer. Got a folder with {len(saved_shapes)} arrays where "
-            f"there are {len(shapes)} now, or arrays of other shapes or types. Give another folder, or the model and "
-            "optimizer of then."
-        )
-    return jax.tree.unflatten(
-        jax.tree.structure(tree), [_from_numpy(saved.get(str(i)), leaf) for i, leaf in enumerate(leaves)]
-    )
+    """The tree with other leaves: what `to_arrays` gave for one whose leaves had these shapes and dtypes."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, [_from_numpy(saved.get(str(i)), leaf) for i, leaf in enumerate(leaves)])
 
 
 def _to_numpy(x: Any) -> np.ndarray:

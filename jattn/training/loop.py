@@ -11,14 +11,16 @@ import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, PyTree
+from rich.errors import LiveError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jattn import checks
+from jattn.training import arguments
 from jattn.training.checkpoints import CheckpointError, Checkpoints, checksum, to_arrays
 from jattn.training.optimizers import clip_grad_norm
 from jattn.training.run import History, Run
 from jattn.training.schedules import ReduceLROnPlateau
-from jattn.training.steps import Loss, Metric, Recipe, State
+from jattn.training.steps import Loss, Metric, Recipe, State, evaluate
 
 
 def fit(
@@ -51,7 +53,8 @@ def fit(
 
     Args:
         model: holds its parameters; left in eval mode, with the last parameters, or the best ones if patience is given.
-            An error or an interrupt leaves it with what had been learnt by the end of the epoch before.
+            An error or an interrupt leaves it like that as of the last epoch whose steps were all taken. Flax's
+            ``train()``, which is called on it, also unfreezes a batch norm of ``use_running_average=True``.
         train: arrays in any nest, a tuple or dict say, whose first axis counts the examples.
         validation: data of the same kind, to be evaluated after each epoch.
         loss: ``loss(model, batch, rng)``, one number, the mean over the batch, which is a nest like train. Hand rng on
@@ -64,7 +67,8 @@ def fit(
         seed: of the order of the examples, and of rng.
         shuffle: whether each epoch has an order of its own.
         drop_last: leave out the last batch where it is smaller.
-        metrics: by name, ``metric(model, batch)``, one number, the mean over a batch of the validation data.
+        metrics: by name, ``metric(model, batch)``, one number, the mean over a batch of the validation data;
+            compiled, too.
         clip_norm: the largest norm of all gradients together, as in `clip_grad_norm`.
         plateau: lowers the learning rate when the validation loss (without validation data, the mean loss of the epoch)
             stops falling. The optimiser must keep its learning rate in its state, as those of this package and
@@ -102,64 +106,72 @@ def fit(
     """
     if not isinstance(model, nnx.Module):
         raise ValueError(f"model must be a flax.nnx.Module. Got {type(model).__name__}.")
-    data, n = _examples("train", train)
+    arguments.not_traced(model, train, validation)
+    data, n = arguments.examples("train", train)
     validation_data, validation_n = None, 0
     if validation is not None:
-        validation_data, validation_n = _examples("validation", validation)
-        nests: list[Any] = [jax.tree.structure(nest) for nest in (data, validation_data)]
-        if nests[0] != nests[1]:
-            raise ValueError(f"validation must be a nest like train's {nests[0]}. Got {nests[1]}.")
-    for name, count in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
-        if count is not None and not (checks.is_count(count) and count > 0):
-            raise ValueError(f"{name} must be an integer of at least 1. Got {count!r}.")
-    if not checks.is_count(seed):
-        raise ValueError(f"seed must be an integer of at least 0. Got {seed!r}.")
+        validation_data, validation_n = arguments.examples("validation", validation, data)
+    epochs = checks.number("epochs", epochs, "[1, inf)", integer=True)
+    batch_size = checks.number("batch_size", batch_size, "[1, inf)", integer=True)
+    seed = checks.number("seed", seed, "[0, 4294967296)", integer=True)  # JAX would cut off what is above
+    for name, flag in (("shuffle", shuffle), ("drop_last", drop_last), ("progress", progress)):
+        checks.one_of(name, flag, (True, False))
     if drop_last and batch_size > n:
         raise ValueError(f"batch_size must be at most the {n} examples when drop_last=True. Got {batch_size}.")
+    metrics = {} if metrics is None else metrics
+    arguments.functions(loss, metrics, optimizer)
+    if clip_norm is not None:
+        clip_norm = float(checks.number("clip_norm", clip_norm, "(0, inf)"))
+        optimizer = _clipped(optimizer, clip_norm)
+    if patience is not None:
+        patience = checks.number("patience", patience, "[1, inf)", integer=True)
     if validation is None and (patience is not None or metrics):
         raise ValueError("validation must be given when patience or metrics are. Got None.")
+    if not isinstance(plateau, ReduceLROnPlateau | None):
+        raise ValueError(f"plateau must be a ReduceLROnPlateau. Got {plateau!r:.80}.")
     checks.one_of("nonfinite", nonfinite, ("raise", "skip"))
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise ValueError(f"optimizer must be an optax GradientTransformation. Got {optimizer!r:.80}.")
-    optimizer = optimizer if clip_norm is None else _clipped(optimizer, clip_norm)
-    metrics = dict(metrics or {})
+    if checkpoints is not None and (not isinstance(checkpoints, str | Path) or checkpoints == ""):
+        raise ValueError(f"checkpoints must be the path of a folder. Got {checkpoints!r:.80}.")
 
-    wrt = nnx.filterlib.to_predicate(wrt)
+    wrt = arguments.predicate(wrt)
     model.train()
     train_graph, parameters, rest = nnx.split(model, wrt, ...)  # type: ignore[misc]
     model.eval()
-    if not jax.tree.leaves(parameters):
-        raise ValueError(f"wrt must select some of the model's variables. Got {wrt!r}, which selects none.")
+    arguments.parameters(parameters, wrt)
     skip = nonfinite == "skip"
-    recipe = Recipe(train_graph, nnx.graphdef(model), wrt, loss, tuple(metrics.values()), optimizer, skip)
+    recipe = Recipe(train_graph, nnx.graphdef(model), wrt, loss, tuple(metrics.items()), optimizer, skip)
     state = State((parameters, rest), optimizer.init(parameters), jnp.int32(0), jnp.bool_(False))
     state = jax.tree.map(jnp.copy, state)  # some of it is donated, and the model's own arrays must live
     run = Run(state, patience, plateau, tuple(metrics))
+    rng = jax.random.key(seed)
+    validation_rng = jax.random.fold_in(rng, 2**32 - 1)  # of no step
+    validation_batches = _batches(np.arange(validation_n), batch_size)
+    for indices in validation_batches:  # a mistake shows now, not after an epoch
+        evaluate.eval_shape(state.variables, validation_data, indices, validation_rng, recipe)
+
     saved = None
     if checkpoints is not None:
         settings = {
-            "batch_size": int(batch_size),
-            "seed": int(seed),
+            "batch_size": batch_size,
+            "seed": seed,
             "shuffle": bool(shuffle),
             "drop_last": bool(drop_last),
-            "clip_norm": None if clip_norm is None else float(clip_norm),
+            "clip_norm": clip_norm,
             "plateau": repr(plateau),
-            "patience": None if patience is None else int(patience),
+            "patience": patience,
             "nonfinite": nonfinite,
             "metrics": list(metrics),
             "data": checksum({"train": to_arrays(data), "validation": to_arrays(validation_data)}),
-            "initial parameters and optimizer": checksum({"state": to_arrays(state)}),
+            "model": checksum({"variables": to_arrays(state.variables)}),
+            "optimizer": checksum({"state": to_arrays(state.opt_state)}),
         }
-        saved = Checkpoints(Path(checkpoints), settings)
+        saved = Checkpoints(Path(checkpoints).expanduser(), settings)
         if found := saved.restore():
             run.resume(*found)
         if run.epoch > epochs:
             raise CheckpointError(f"epochs must be at least the {run.epoch} of the checkpoint. Got {epochs}.")
 
-    rng = jax.random.key(seed)
-    validation_batches = _batches(np.arange(validation_n), batch_size)
-    validation_rng = jax.random.fold_in(rng, 2**32 - 1)  # of no step
-    with Progress(*_COLUMNS, disable=not progress) as bar:
+    with _progress_bar(progress) as bar:
         task = bar.add_task("fit", total=epochs, completed=run.epoch, figures=run.figures())
         try:
             while run.epoch < epochs and not run.stopped_early:
@@ -183,21 +195,18 @@ _COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
     MofNCompleteColumn(),
-    TextColumn("{task.fields[figures]}"),
+    TextColumn("{task.fields[figures]}", markup=False),  # a metric may be named recall[/5]
     TimeElapsedColumn(),
 )
 
 
-def _examples(name: str, data: PyTree) -> tuple[PyTree, int]:
-    """The arrays on the device, and how many examples they hold."""
-    data = jax.tree.map(functools.partial(checks.array, name), data)
-    shapes = [x.shape for x in jax.tree.leaves(data)]
-    counts = {shape[:1] for shape in shapes}
-    if len(counts) != 1 or counts <= {(), (0,)}:
-        raise ValueError(
-            f"{name} must be arrays whose first axis counts the same examples, at least one. Got shapes {shapes}."
-        )
-    return data, shapes[0][0]
+def _progress_bar(shown: bool) -> Progress:
+    bar = Progress(*_COLUMNS, disable=not shown)
+    try:
+        bar.start()
+    except LiveError:  # before its version 14.1, rich shows one thing at a time
+        bar = Progress(disable=True)
+    return bar
 
 
 def _batches(order: np.ndarray, batch_size: int, drop_last: bool = False) -> list[Array]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+
+from jattn import checks
 
 Schedule = Callable[[Any], Any]
 
@@ -32,6 +33,9 @@ def adam(
         eps: added to the root of the second moment.
         weight_decay: of the L2 penalty.
 
+    Raises:
+        ValueError: if a number is negative, or b1 or b2 not below 1.
+
     Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015.
 
     Example:
@@ -39,7 +43,7 @@ def adam(
         >>> optimizer = adam(1e-3, weight_decay=1e-4)
         >>> state = optimizer.init(jnp.ones(3))
     """
-
+    b2, eps, weight_decay = _check("b2", b2), _check("eps", eps), _check("weight_decay", weight_decay)
     return _with_hyperparameters(
         lambda learning_rate, b1: optax.chain(
             optax.add_decayed_weights(weight_decay),
@@ -66,7 +70,7 @@ def adamw(
 
         >>> optimizer = adamw(1e-3)
     """
-
+    b2, eps, weight_decay = _check("b2", b2), _check("eps", eps), _check("weight_decay", weight_decay)
     return _with_hyperparameters(
         lambda learning_rate, b1: optax.chain(
             _scale_by_adam(b1, b2, eps),
@@ -94,15 +98,18 @@ def sgd(
         nesterov: whether ``gradient + momentum * velocity`` is subtracted in the velocity's place.
         weight_decay: of an L2 penalty.
 
+    Raises:
+        ValueError: if a number is negative.
+
     Example:
 
         >>> optimizer = sgd(0.1, momentum=0.9)
     """
-
+    weight_decay = _check("weight_decay", weight_decay)
     return _with_hyperparameters(
         lambda learning_rate, momentum: optax.chain(
             optax.add_decayed_weights(weight_decay),
-            optax.trace(momentum, nesterov),
+            _trace(momentum, nesterov),
             optax.scale_by_learning_rate(learning_rate),
         ),
         learning_rate=learning_rate,
@@ -128,8 +135,7 @@ def clip_grad_norm(max_norm: float) -> optax.GradientTransformation:
         >>> print(optax.tree.norm(gradients).round(3))
         1.0
     """
-    if not max_norm > 0:
-        raise ValueError(f"max_norm must be above 0. Got {max_norm}.")
+    max_norm = checks.number("max_norm", max_norm, "(0, inf)")
 
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(gradients) + 1e-6))
@@ -143,11 +149,31 @@ def _with_hyperparameters(
 ) -> optax.GradientTransformation:
     """``make`` of the hyperparameters, the learning rate and any schedules being kept in the state.
 
-    Other numbers stay Python's, so that ``1 - b1`` is not a difference of float32.
+    Other numbers stay Python's, so that ``1 - b1`` is not a difference of float32. What is in the state is in float32
+    or wider, also where the parameters are bfloat16, which has no 0.01.
     """
     numbers = [name for name, x in hyperparameters.items() if name != "learning_rate" and not callable(x)]
-    floats = {name: float(x) if isinstance(x, int | np.number) else x for name, x in hyperparameters.items()}
-    return optax.inject_hyperparams(make, static_args=numbers)(**floats)
+    checked = {name: x if callable(x) else _check(name, x) for name, x in hyperparameters.items()}
+    return optax.inject_hyperparams(make, static_args=numbers, hyperparam_dtype=float)(**checked)
+
+
+def _check(name: str, x: Any) -> Any:
+    """A number that PyTorch would take, as a float."""
+    number = checks.number(name, x, "[0, 1)" if name in ("b1", "b2") else "[0, inf)")
+    return float(number) if checks.is_concrete(number) else number
+
+
+def _trace(momentum: Any, nesterov: bool) -> optax.GradientTransformation:
+    """`optax.trace` whose velocity keeps its dtype, also under a scheduled momentum, which is in float32."""
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, optax.TraceState]:
+        def add(g: Any, v: Any) -> Any:
+            return (g + momentum * v).astype(v.dtype)
+
+        velocity = jax.tree.map(add, gradients, state.trace)
+        return jax.tree.map(add, gradients, velocity) if nesterov else velocity, optax.TraceState(velocity)
+
+    return optax.GradientTransformation(lambda params: optax.TraceState(jax.tree.map(jnp.zeros_like, params)), update)
 
 
 def _scale_by_adam(b1: Any, b2: float, eps: float) -> optax.GradientTransformation:

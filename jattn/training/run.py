@@ -4,21 +4,20 @@ import dataclasses
 import math
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jattn.training.checkpoints import Arrays, to_arrays, with_arrays
 from jattn.training.schedules import PlateauState, ReduceLROnPlateau
-from jattn.training.steps import Recipe, State, evaluate, learning_rate, run_steps, with_learning_rate
+from jattn.training.steps import Recipe, State, evaluate, learning_rates, run_steps, with_learning_rate
 
 
 class NonFiniteError(FloatingPointError):
     """The loss or its gradient became NaN or infinite."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class History:
     """What happened in a run of `fit`.
 
@@ -68,25 +67,29 @@ class Run:
 
     def train(self, recipe: Recipe, data: PyTree, orders: list[Array], rng: PRNGKeyArray) -> None:
         """Take an epoch's steps."""
-        total, examples = 0.0, 0
+        state, total, examples = self.state, 0.0, 0
         for order in orders:
-            first = int(self.state.step)
-            state, steps = run_steps(self.state, data, order, rng, recipe)
-            losses, rates, finite = (np.asarray(x) for x in steps)  # an error shows here, before the state is replaced
-            self.state = state
+            first = int(state.step)
+            state, steps = run_steps(state, data, order, rng, recipe)
+            losses, finite = np.asarray(steps.loss), np.asarray(steps.finite)  # an error shows here at the latest
             if not recipe.skip and not finite.all():
+                self.state = state
                 bad = int(np.argmin(finite))
+                loss = f"loss {losses[bad]:.6g}"
+                fact = f"a gradient that is not, of {loss}," if np.isfinite(losses[bad]) else loss
                 kept = "the best parameters so far" if self.best else "the parameters from before that step"
                 raise NonFiniteError(
-                    f"loss and its gradient must be finite. Got loss {losses[bad]} at step {first + bad}, in epoch "
+                    f"loss and its gradient must be finite. Got {fact} at step {first + bad}, in epoch "
                     f"{self.epoch} (both counted from 0). The model has {kept}. "
                     'Lower the learning rate, clip the gradients (clip_norm), or pass nonfinite="skip".'
                 )
             self.log["step_losses"] += losses.tolist()
+            rates = np.full(len(losses), np.nan) if steps.learning_rate is None else np.asarray(steps.learning_rate)
             self.log["learning_rates"] += rates.tolist()
             self.log["skipped_steps"] += (first + np.flatnonzero(~finite)).tolist()
             total += float(losses[finite].sum(dtype=np.float64)) * order.shape[1]
             examples += int(finite.sum()) * order.shape[1]
+        self.state = state
         self.log["losses"].append(total / examples if examples else math.nan)
 
     def validate(self, recipe: Recipe, data: PyTree, orders: list[Array], rng: PRNGKeyArray) -> None:
@@ -106,7 +109,7 @@ class Run:
         """Let the plateau look at the epoch's loss."""
         if self.plateau is not None:
             loss = (self.log["validation_losses"] or self.log["losses"])[-1]
-            before = float(learning_rate(self.state.opt_state))
+            before = float(learning_rates(self.state.opt_state)[0])
             after, self.plateau_state = self.plateau.update(before, loss, self.plateau_state)
             if after != before:
                 self.state = self.state._replace(opt_state=with_learning_rate(self.state.opt_state, after))
@@ -161,10 +164,11 @@ _NUMBERS = ("epoch", "best_epoch", "bad_epochs", "best_loss", "plateau_state")
 
 
 def _check_rate_can_be_set(opt_state: Any) -> None:
-    if jnp.isnan(learning_rate(opt_state)):
+    rates = learning_rates(opt_state)
+    if len(rates) != 1:
         raise ValueError(
-            "optimizer must keep its learning rate in its state when plateau is given. Got one that does not. "
-            "Take it from jattn.training, or wrap it in optax.inject_hyperparams."
+            "optimizer must keep one learning rate in its state when plateau is given. Got one that keeps "
+            f"{'several' if rates else 'none'}. Take it from jattn.training, or wrap it in optax.inject_hyperparams."
         )
     schedules = optax.tree.get_all_with_path(opt_state, "hyperparams_states")
     if any("learning_rate" in by_name for _, by_name in schedules):

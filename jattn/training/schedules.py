@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jattn.checks import one_of
+from jattn import checks
 from jattn.training.optimizers import Schedule
 
 
@@ -24,10 +25,11 @@ def step_lr(learning_rate: float, step_size: int, gamma: float = 0.1) -> Schedul
         >>> [round(float(step_lr(1.0, 2)(count)), 3) for count in range(5)]
         [1.0, 1.0, 0.1, 0.1, 0.01]
     """
+    checks.number("step_size", step_size, "[1, inf)", integer=True)
     return per_epoch(exponential_lr(learning_rate, gamma), step_size)
 
 
-def multi_step_lr(learning_rate: float, milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
+def multi_step_lr(learning_rate: float, milestones: Sequence[int] | np.ndarray, gamma: float = 0.1) -> Schedule:
     """Multiplied by gamma at each milestone, twice where it is listed twice, as ``MultiStepLR``.
 
     Example:
@@ -35,7 +37,10 @@ def multi_step_lr(learning_rate: float, milestones: Sequence[int], gamma: float 
         >>> [round(float(multi_step_lr(1.0, [1, 3])(count)), 3) for count in range(5)]
         [1.0, 0.1, 0.1, 0.01, 0.01]
     """
-    factors = {milestone: gamma ** milestones.count(milestone) for milestone in milestones}
+    steps = np.asarray(milestones)
+    if steps.ndim != 1 or (steps.size and (steps.dtype.kind not in "iu" or steps.min() < 0)):
+        raise ValueError(f"milestones must be a sequence of integers of at least 0. Got {milestones!r:.80}.")
+    factors = {step: gamma ** steps.tolist().count(step) for step in steps.tolist()}
     return _of_float(optax.piecewise_constant_schedule(learning_rate, factors))
 
 
@@ -62,6 +67,7 @@ def cosine_annealing_lr(learning_rate: float, t_max: int, eta_min: float = 0.0) 
         >>> [round(float(cosine_annealing_lr(1.0, 2)(count)), 3) for count in range(5)]
         [1.0, 0.5, 0.0, 0.5, 1.0]
     """
+    checks.number("t_max", t_max, "[1, inf)", integer=True)
     return _of_float(lambda count: eta_min + (learning_rate - eta_min) * (1 + jnp.cos(math.pi * count / t_max)) / 2)
 
 
@@ -81,7 +87,9 @@ def one_cycle_lr(
         >>> [round(float(one_cycle_lr(1.0, 10)(count)), 3) for count in range(10)]
         [0.04, 0.52, 1.0, 0.95, 0.812, 0.611, 0.389, 0.188, 0.05, 0.0]
     """
-    low = max_lr / div_factor
+    checks.number("max_lr", max_lr)
+    low = max_lr / checks.number("div_factor", div_factor, "(0, inf)")
+    checks.number("final_div_factor", final_div_factor, "(0, inf)")
     return _one_cycle(low, max_lr, low / final_div_factor, total_steps, pct_start)
 
 
@@ -101,6 +109,8 @@ def one_cycle_momentum(
 
 
 def _one_cycle(start: float, middle: float, end: float, total_steps: int, pct_start: float) -> Schedule:
+    checks.number("total_steps", total_steps, "[1, inf)", integer=True)
+    checks.number("pct_start", pct_start, "[0, 1]")
     top = pct_start * total_steps - 1
     if top == 0:
         raise ValueError(
@@ -131,8 +141,9 @@ def per_epoch(schedule: Schedule, steps_per_epoch: int) -> Schedule:
         >>> [round(float(per_epoch(exponential_lr(1.0, 0.5), 2)(count)), 3) for count in range(5)]
         [1.0, 1.0, 0.5, 0.5, 0.25]
     """
-    if steps_per_epoch < 1:
-        raise ValueError(f"The number of steps must be at least 1. Got {steps_per_epoch}.")
+    if not callable(schedule):
+        raise ValueError(f"schedule must be a function of the number of steps. Got {schedule!r:.80}.")
+    checks.number("steps_per_epoch", steps_per_epoch, "[1, inf)", integer=True)
     return lambda count: schedule(count // steps_per_epoch)  # of integers: XLA's quotient of floats may fall short
 
 
@@ -161,7 +172,7 @@ class ReduceLROnPlateau:
         eps: a reduction by no more than this is not made.
 
     Raises:
-        ValueError: if factor or threshold_mode is none of these.
+        ValueError: if factor or threshold_mode is none of these, or a number is negative.
 
     Example:
 
@@ -182,9 +193,12 @@ class ReduceLROnPlateau:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        one_of("threshold_mode", self.threshold_mode, ("rel", "abs"))
-        if not 0 < self.factor < 1:
-            raise ValueError(f"factor must lie in (0, 1). Got {self.factor}.")
+        checks.one_of("threshold_mode", self.threshold_mode, ("rel", "abs"))
+        checks.number("factor", self.factor, "(0, 1)")
+        for name in ("threshold", "min_lr", "eps"):
+            checks.number(name, getattr(self, name))
+        for name in ("patience", "cooldown"):
+            checks.number(name, getattr(self, name), integer=True)
 
     def update(self, learning_rate: float, loss: float, state: PlateauState) -> tuple[float, PlateauState]:
         """The learning rate after an epoch that ended with this loss, and the state."""

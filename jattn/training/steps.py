@@ -24,7 +24,7 @@ class Recipe(NamedTuple):
     eval_graph: Any  # and in eval mode
     wrt: Any  # the filter that tells parameters from the rest
     loss: Loss
-    metrics: tuple[Metric, ...]
+    metrics: tuple[tuple[str, Metric], ...]
     optimizer: optax.GradientTransformation
     skip: bool  # whether a step that is not finite is left out, or ends the run
 
@@ -42,7 +42,7 @@ class Steps(NamedTuple):
     """What each step tells."""
 
     loss: Float[Array, "n"]
-    learning_rate: Float[Array, "n"]
+    learning_rate: Float[Array, "n"] | None  # where the optimiser's state holds one
     finite: Bool[Array, "n"]  # the loss, and all of its gradient
 
 
@@ -70,7 +70,7 @@ def _run_steps(variables: Any, others: Any, data: Any, order: Any, rng: Any, rec
             _check_same_variables(rest, changed)
             return _number("loss", value), changed
 
-        (value, changed), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        (value, changed), gradients = _value_and_grad(loss, parameters)
         updates, opt_state = optimizer.update(gradients, state.opt_state, parameters, value=value)
         finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves((value, gradients))])
         choose = functools.partial(jnp.where, finite & ~state.failed)
@@ -80,9 +80,36 @@ def _run_steps(variables: Any, others: Any, data: Any, order: Any, rng: Any, rec
             step=state.step + 1,
             failed=state.failed | (~finite & (not recipe.skip)),
         )
-        return after, Steps(value, learning_rate(opt_state), finite)
+        rates = learning_rates(opt_state)
+        return after, Steps(value, rates[0] if len(rates) == 1 else None, finite)
 
     return jax.lax.scan(step, State(variables, *others), order)
+
+
+def _value_and_grad(loss: Callable[[Any], tuple[Array, Any]], parameters: Any) -> Any:
+    """As JAX's, with an error where it would give zeros because the loss does not depend on the parameters."""
+    asked = []
+
+    @jax.custom_jvp
+    def watch(x: Any) -> Any:
+        return x
+
+    @watch.defjvp
+    def derivative(x: Any, dx: Any) -> Any:  # asked for by JAX only where x depends on the parameters
+        asked.append(True)
+        return *x, *dx
+
+    def watched(parameters: Any) -> tuple[Any, Any]:
+        value, rest = loss(parameters)
+        return watch(value), rest
+
+    result = jax.value_and_grad(watched, has_aux=True)(parameters)
+    if not asked:
+        raise ValueError(
+            "loss must depend on the parameters that wrt selects. Got one that does not. Compute it with the model "
+            "that it is given, not with the one outside."
+        )
+    return result
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
@@ -95,23 +122,21 @@ def evaluate(
         batch = _select(data, indices)
         model = nnx.merge(recipe.eval_graph, *variables, copy=True)
         values = [_number("loss", recipe.loss(model, batch, rng))]
-        return jnp.stack(values + [_number("a metric", metric(model, batch)) for metric in recipe.metrics])
+        values += [_number(f"metrics[{name!r}]", metric(model, batch)) for name, metric in recipe.metrics]
+        return jnp.stack(values)
 
     return jax.lax.map(one, order).mean(axis=0)
 
 
-def learning_rate(opt_state: Any) -> Float[Array, ""]:
-    """The one that the optimiser's state holds; NaN if it holds none, or several."""
-    try:
-        return jnp.asarray(optax.tree.get(opt_state, "learning_rate", jnp.nan, filtering=_is_array))
-    except KeyError:
-        return jnp.asarray(jnp.nan)
+def learning_rates(opt_state: Any) -> list[Float[Array, ""]]:
+    """Those that the optimiser's state holds."""
+    return [rate for _, rate in optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_array)]
 
 
 def with_learning_rate(opt_state: Any, rate: float) -> Any:
     """The optimiser's state with another learning rate."""
-    as_it_was = jnp.asarray(rate, learning_rate(opt_state).dtype)
-    return optax.tree.set(opt_state, _is_array, learning_rate=as_it_was)
+    [as_it_was] = learning_rates(opt_state)
+    return optax.tree.set(opt_state, _is_array, learning_rate=jnp.asarray(rate, as_it_was.dtype))
 
 
 def _is_array(path: Any, value: Any) -> bool:
