@@ -8,6 +8,7 @@ has a map between its parameters and PyTorch's:
     flax.nnx.LayerNorm      scale, bias                      weight, bias
     flax.nnx.Embed          embedding                        weight
     GRU                     layers.i.input, layers.i.hidden  weight_ih_li, weight_hh_li, bias_ih_li, bias_hh_li
+    TorchMultiheadAttention query, key, value kernels        in_proj_weight (3 m, m), or q_proj_weight, ...
     Wide...SelfAttention    query kernel (m, h, m)           query.i.weight (m, m), one Linear for each head i
     an nnx.Param of yours   itself                           the same name
 
@@ -17,22 +18,24 @@ are data, not parameters, and stay where they are.
 """
 
 import math
-import re
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jattn import entries, weight_files
 from jattn.nn.attention import WideMultiHeadSelfAttention
 from jattn.nn.recurrent import GRU
+from jattn.nn.torch_modules import TorchMultiheadAttention
+from jattn.weight_files import to_numpy as to_numpy
+from jattn.weight_files import to_tensor as to_tensor
 
 if TYPE_CHECKING:
     import torch
 
-BFLOAT16 = np.dtype(jnp.bfloat16)  # NumPy knows it, PyTorch's numpy() does not
 Arrays = Sequence[np.ndarray]
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -52,15 +55,20 @@ class Map(NamedTuple):
 
 
 def load_state_dict(
-    module: Module, state_dict: Mapping[str, Any], *, rename: Mapping[str, str] | None = None
+    module: Module,
+    state_dict: Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    rename: Mapping[str, str | None] | None = None,
 ) -> Module:
     """Put the numbers of a PyTorch state dict into ``module``, in place.
 
     Args:
         module: any module made of `jattn.nn` and ``flax.nnx`` parts.
-        state_dict: names to tensors (PyTorch's, NumPy's or JAX's).
+        state_dict: names to tensors (PyTorch's, NumPy's or JAX's), or the path of a file or folder that holds them, as
+            `jattn.weight_files.load` reads it: safetensors (without PyTorch), or PyTorch's own.
         rename: regular expressions to replacements, applied in turn to each name of the state dict, for models that
-            name things otherwise: ``{r"^layers\\.(\\d+)\\.self_attn\\.": r"blocks.\\1.attention."}``.
+            name things otherwise: ``{r"^layers\\.(\\d+)\\.self_attn\\.": r"blocks.\\1.attention."}``. None for a
+            replacement drops what its pattern matches: ``{r"\\.position_ids$": None}``. Each pattern must match.
 
     Returns:
         The module.
@@ -78,18 +86,26 @@ def load_state_dict(
         >>> load_state_dict(linear, {"weights": weight, "bias": bias[:2]})
         Traceback (most recent call last):
         ValueError: state_dict must fit this Linear, entry for entry.
-          unknown: weights, shape (3, 2)
+          unknown: weights, shape (3, 2); nearest missing: weight
           missing: weight, shape (3, 2)
           misshapen: bias must have shape (3,). Got (2,)
     """
-    arrays = _renamed(state_dict, rename or {})
-    maps = _all_maps(module)
-    _check_entries(type(module).__name__, {name: a for m in maps for name, a in m.entries().items()}, arrays)
+    subject = "state_dict"
+    if isinstance(state_dict, str | os.PathLike):
+        subject, state_dict = str(state_dict), weight_files.load(state_dict)
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(
+            f"state_dict must be a mapping of names to tensors, or a path. Got {type(state_dict).__name__}."
+        )
+    arrays = weight_files.to_arrays(subject, entries.renamed(state_dict, rename or {}))
+    maps = _without_aliases(_all_maps(module), arrays)
+    shapes = {name: array.shape for m in maps for name, array in m.entries().items()}
+    entries.check(subject, type(module).__name__, shapes, arrays)
     loaded: dict[int, tuple[nnx.Param, np.ndarray]] = {}
     for m in maps:
         for parameter, value in zip(m.parameters, m.from_torch([arrays[name] for name in m.names]), strict=True):
-            if id(parameter) in loaded and not np.array_equal(loaded[id(parameter)][1], value):
-                raise ValueError(f"state_dict must agree on a parameter that modules share. Got another {m.names[0]}.")
+            if id(parameter) in loaded and loaded[id(parameter)][1].tobytes() != value.tobytes():
+                raise ValueError(f"{subject} must agree on a parameter that modules share. Got another {m.names[0]}.")
             loaded[id(parameter)] = parameter, value
     for parameter, value in loaded.values():
         parameter.set_value(jnp.array(value))  # a copy: the tensor's memory stays PyTorch's
@@ -108,33 +124,33 @@ def state_dict(module: nnx.Module) -> "dict[str, torch.Tensor]":
         >>> {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         {'weight': (3, 2), 'bias': (3,)}
     """
-    return {name: to_tensor(array) for m in _all_maps(module) for name, array in m.entries().items()}
+    return {name: to_tensor(array) for name, array in _arrays(module).items()}
 
 
-def to_numpy(tensor: Any) -> np.ndarray:
-    """A PyTorch tensor, or anything like an array, as a NumPy array with the same bits, bfloat16 included."""
-    if not hasattr(tensor, "detach"):
-        return np.asarray(tensor)
-    import torch
+def save(module: nnx.Module, path: str | os.PathLike[str]) -> None:
+    """Write the state dict of ``module`` to a safetensors file, without PyTorch.
 
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().view(BFLOAT16)
-    return tensor.numpy()
+    Raises:
+        ValueError: if the path doesn't end in ``.safetensors``, or its folder is not there.
+        ImportError: if safetensors is not installed.
 
+    Example:
 
-def to_tensor(array: Any) -> "torch.Tensor":
-    """An array as a PyTorch tensor of its own with the same bits, bfloat16 included."""
-    import torch
-
-    array = np.array(array, order="C")  # a copy, and in the order that safetensors asks for
-    if array.dtype == BFLOAT16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+        >>> import tempfile
+        >>> path = f"{tempfile.mkdtemp()}/linear.safetensors"
+        >>> save(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), path)
+        >>> load_state_dict(nnx.Linear(2, 3, rngs=nnx.Rngs(1)), path)(jnp.zeros(2))
+        Array([0., 0., 0.], dtype=float32)
+    """
+    weight_files.save(path, _arrays(module), metadata={"format": "pt"})  # which Hugging Face's loaders look for
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The maps, one for each kind of module.
+
+
+def _arrays(module: nnx.Module) -> dict[str, np.ndarray]:
+    return {name: array for m in _all_maps(module) for name, array in m.entries().items()}
 
 
 def _all_maps(module: nnx.Module) -> list[Map]:
@@ -152,6 +168,12 @@ def _all_maps(module: nnx.Module) -> list[Map]:
             "The layers with maps are listed in jattn.torch_weights.__doc__."
         )
     return maps
+
+
+def _without_aliases(maps: Sequence[Map], given: Mapping[str, Any]) -> list[Map]:
+    """The maps, less those of shared parameters that are given under another name: files hold tied weights once."""
+    filled = {id(parameter) for m in maps if given.keys() >= set(m.names) for parameter in m.parameters}
+    return [m for m in maps if given.keys() & set(m.names) or not filled >= set(map(id, m.parameters))]
 
 
 def _maps(module: nnx.Module, path: str) -> Iterator[Map]:
@@ -238,6 +260,43 @@ def _wide_maps(module: WideMultiHeadSelfAttention, path: str) -> Iterator[Map]:
             yield Map((child.bias,), names, lambda xs: list(xs[0]), lambda xs: [np.stack(xs)])
 
 
+def _torch_attention_maps(module: TorchMultiheadAttention, path: str) -> Iterator[Map]:
+    """Kernels m h d as matrices (h d, m), packed where all have the same m; biases always; bias_k h d as 1 1 (h d)."""
+    projections = (module.query, module.key, module.value)
+    kernels = tuple(p.kernel for p in projections)
+    shapes = [kernel.shape for kernel in kernels]
+
+    def matrices(xs: Arrays) -> Arrays:
+        return [x.reshape(x.shape[0], -1).T for x in xs]
+
+    def unpacked(xs: Arrays) -> Arrays:
+        return [x.T.reshape(shape) for x, shape in zip(xs, shapes, strict=True)]
+
+    if len({shape[0] for shape in shapes}) == 1:
+        yield Map(
+            kernels,
+            (f"{path}in_proj_weight",),
+            lambda xs: [np.concatenate(matrices(xs))],
+            lambda xs: unpacked(np.split(xs[0], 3)),
+        )
+    else:
+        yield Map(kernels, tuple(f"{path}{name}_proj_weight" for name in "qkv"), matrices, unpacked)
+    biases = tuple(p.bias for p in projections if p.bias is not None)
+    if biases:
+        yield Map(
+            biases,
+            (f"{path}in_proj_bias",),
+            lambda xs: [np.stack(xs).reshape(-1)],
+            lambda xs: list(xs[0].reshape(3, *shapes[0][1:])),
+        )
+    for name in ("bias_k", "bias_v"):
+        if getattr(module, name) is not None:
+            yield _one_to_one(
+                getattr(module, name), path + name, lambda x: x.reshape(1, 1, -1), lambda x: x.reshape(shapes[0][1:])
+            )
+    yield from _linear_maps(module.out_proj, f"{path}out_proj.")
+
+
 _MAPS: dict[type, Callable[[Any, str], Iterator[Map]]] = {
     nnx.Linear: _linear_maps,
     nnx.LinearGeneral: _linear_maps,
@@ -245,36 +304,6 @@ _MAPS: dict[type, Callable[[Any, str], Iterator[Map]]] = {
     nnx.RMSNorm: _norm_maps,
     nnx.Embed: _embed_maps,
     GRU: _gru_maps,
+    TorchMultiheadAttention: _torch_attention_maps,
     WideMultiHeadSelfAttention: _wide_maps,
 }
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The contract of a state dict.
-
-
-def _renamed(state_dict: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    for old, tensor in state_dict.items():
-        name = old
-        for pattern, replacement in rename.items():
-            name = re.sub(pattern, replacement, name)
-        if name in arrays:
-            raise ValueError(f"rename must give each entry a name of its own. Got {name} twice, once for {old}.")
-        arrays[name] = to_numpy(tensor)
-    return arrays
-
-
-def _check_entries(kind: str, expected: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> None:
-    problems = [f"unknown: {name}, shape {given[name].shape}" for name in given if name not in expected]
-    problems += [f"missing: {name}, shape {expected[name].shape}" for name in expected if name not in given]
-    for name in (name for name in expected if name in given):
-        if given[name].shape != expected[name].shape:
-            problems.append(f"misshapen: {name} must have shape {expected[name].shape}. Got {given[name].shape}")
-        dtype = given[name].dtype
-        if not jnp.issubdtype(dtype, jnp.floating):
-            problems.append(f"{dtype}: {name} must be floating point")
-        elif jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            problems.append(f"{dtype}: {name} would lose digits. Turn on jax_enable_x64, or convert it first")
-    if problems:
-        raise ValueError("\n  ".join([f"state_dict must fit this {kind}, entry for entry.", *problems]))

@@ -15,7 +15,7 @@ from flax import nnx
 
 import torch_ref.nn
 from jattn import models, nn
-from jattn.torch_weights import load_state_dict, state_dict, to_numpy, to_tensor
+from jattn.torch_weights import load_state_dict, save, state_dict, to_numpy, to_tensor
 from parity_tests.conftest import Parity
 from parity_tests.nn import blank, both, randomised
 
@@ -82,7 +82,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", MODULES)
-def test_there_and_back(name: str, dtype: str) -> None:
+def test_there_and_back(name: str, dtype: str, tmp_path: Path) -> None:
     make, inputs = MODULES[name]
     made = make()
     module, torch_module = made["module"], made["torch_module"].to(getattr(torch, dtype))
@@ -91,6 +91,11 @@ def test_there_and_back(name: str, dtype: str) -> None:
         load_state_dict(module, given)
         assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))} == {jnp.dtype(dtype)}
         back = state_dict(module)
+        save(module, tmp_path / "a.safetensors")
+        save(load_state_dict(module, tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    from_file = safetensors.torch.load_file(tmp_path / "b.safetensors")
+    assert {n: bits(t) for n, t in from_file.items()} == {n: bits(t) for n, t in given.items()}
     assert {n: (t.dtype, t.shape, bits(t)) for n, t in back.items()} == {
         n: (t.dtype, t.shape, bits(t)) for n, t in given.items()
     }
@@ -98,7 +103,7 @@ def test_there_and_back(name: str, dtype: str) -> None:
     inputs = tuple(i.to(getattr(torch, dtype)) if i.is_floating_point() else i for i in inputs)
     wanted = torch_module(*inputs)
     other = randomised(torch_module, seed=1).to(getattr(torch, dtype))
-    other.load_state_dict(back, strict=True)
+    other.load_state_dict(from_file, strict=True)
     torch.testing.assert_close(other(*inputs), wanted, rtol=0, atol=0)
 
 
@@ -137,12 +142,13 @@ def test_arrays_of_any_kind(convert: Callable[[Any], Any]) -> None:
     same(given_to(block(), convert), given_to(block(), np.asarray))
 
 
-def test_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [str, Path])
+def test_files(kind: type, tmp_path: Path) -> None:
     module = given_to(block(), np.asarray)
     torch.save(state_dict(module), tmp_path / "weights.pt")
     safetensors.torch.save_file(state_dict(module), tmp_path / "weights.safetensors")
-    same(load_state_dict(block(), torch.load(tmp_path / "weights.pt", weights_only=True)), module)
-    same(load_state_dict(block(), safetensors.torch.load_file(tmp_path / "weights.safetensors")), module)
+    for path in (tmp_path / "weights.pt", tmp_path / "weights.safetensors", tmp_path):
+        same(load_state_dict(block(), kind(path)), module)
 
 
 class Encoder(nnx.Module):
@@ -206,7 +212,7 @@ def test_one_error_lists_everything() -> None:
         "  unknown: linear3.weight, shape (1,)\n"
         "  unknown: linear1.scale, shape ()\n"
         "  missing: linear1.bias, shape (3,)\n"
-        "  misshapen: linear1.weight must have shape (3, 2). Got (2, 3)\n"
+        "  misshapen: linear1.weight must have shape (3, 2). Got (2, 3); its transpose would fit\n"
         "  misshapen: linear2.bias must have shape (2,). Got (4,)",
     )
 
@@ -229,7 +235,7 @@ def test_renamed_entries_must_not_collide() -> None:
     entries = {name: torch.ones(tensor.shape) for name, tensor in state_dict(feed_forward()).items()}
     refuses(
         entries,
-        "rename must give each entry a name of its own. Got linear.weight twice, once for linear2.weight.",
+        "rename must give each entry a name of its own. Got linear.weight for linear1.weight and linear2.weight.",
         rename={r"^linear\d\.weight": "linear.weight"},
     )
 

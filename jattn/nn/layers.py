@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from jattn import checks
 from jattn.scores import at_least_float32
 
 Initializer = Callable[..., Array]
@@ -88,13 +89,103 @@ def _mean_square(x: Array) -> Array:
     return (x * x).mean(axis=-1, keepdims=True)
 
 
-def embedding(num_embeddings: int, features: int, *, dtype: Any = None, rngs: nnx.Rngs, **options: Any) -> nnx.Embed:
-    """`flax.nnx.Embed` in the dtype of its present parameters, like the other layers.
+class RMSNorm(nnx.RMSNorm):
+    """`flax.nnx.RMSNorm` over the last axis as PyTorch has it: ``scale x / sqrt(mean(x^2) + epsilon)``.
+
+    Args:
+        features: m, the width.
+        epsilon: added to the mean square; by default the smallest step from 1 of the type that this is computed in,
+            float32 or wider. Flax's is 1e-6.
+        use_scale, dtype, param_dtype, rngs: as in ``flax.nnx.RMSNorm``.
+
+    Source: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
+
+    Example:
+
+        >>> RMSNorm(2, rngs=nnx.Rngs(0))(jnp.array([[1.0, 7.0]]))
+        Array([[0.2, 1.4]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        epsilon: float | None = None,
+        use_scale: bool = True,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        super().__init__(features, use_scale=use_scale, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.epsilon = epsilon  # type: ignore[assignment]
+
+    def __call__(self, x: Float[Array, "... m"]) -> Float[Array, "... m"]:  # type: ignore[override]
+        x, scale = self.promote_dtype((x, None if self.scale is None else self.scale[...]), dtype=self.dtype)
+        wide = x.astype(at_least_float32(x))
+        y = _divide_by_root_mean_square(wide, float(jnp.finfo(wide).eps) if self.epsilon is None else self.epsilon)
+        return (y if scale is None else y * scale).astype(x.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _divide_by_root_mean_square(x: Float[Array, "... m"], epsilon: float) -> Float[Array, "... m"]:
+    """``x / sqrt(mean(x^2) + epsilon)``, over the last axis."""
+    return x * jax.lax.rsqrt(_mean_square(x) + epsilon)
+
+
+@_divide_by_root_mean_square.defjvp
+def _divide_by_root_mean_square_jvp(epsilon: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """``d y = (d x - y mean(y d x)) / sqrt(mean(x^2) + epsilon)``"""
+    (x,), (change,) = primals, tangents
+    rate = jax.lax.rsqrt(_mean_square(x) + epsilon)
+    y = x * rate
+    return y, rate * (change - y * (y * change).mean(axis=-1, keepdims=True))
+
+
+class _Embedding(nnx.Embed):
+    """What `embedding` makes."""
+
+    padding_idx: int | None = None
+
+    def __call__(self, inputs: Int[Array, "..."]) -> Float[Array, "... m"]:  # type: ignore[override]
+        x = super().__call__(inputs)
+        if self.padding_idx is None:
+            return x
+        return jnp.where(inputs[..., None] == self.padding_idx, jax.lax.stop_gradient(x), x)
+
+
+def embedding(
+    num_embeddings: int,
+    features: int,
+    *,
+    padding_idx: int | None = None,
+    dtype: Any = None,
+    rngs: nnx.Rngs,
+    **options: Any,
+) -> nnx.Embed:
+    """`flax.nnx.Embed` in the dtype of its present parameters, like the other layers, and with PyTorch's padding.
 
     Flax fixes the dtype when the layer is made, so that float64 weights loaded later would be looked up in float32.
+
+    Args:
+        num_embeddings: how many vectors.
+        features: m, their width.
+        padding_idx: the number of the vector for padding, from the end if negative: zero at first, and, having no
+            gradient, unchanged in training.
+        dtype, rngs, options: as in ``flax.nnx.Embed``.
+
+    Raises:
+        ValueError: if there is no vector of the number padding_idx.
+
+    Example:
+
+        >>> embedding(10, 2, padding_idx=0, rngs=nnx.Rngs(0))(jnp.array([0]))
+        Array([[0., 0.]], dtype=float32)
     """
-    layer = nnx.Embed(num_embeddings, features, rngs=rngs, **options)
+    layer = _Embedding(num_embeddings, features, rngs=rngs, **options)
     layer.dtype = dtype
+    if padding_idx is not None:
+        layer.padding_idx = int(checks.selection("padding_idx", padding_idx, num_embeddings)[0])
+        layer.embedding[...] = layer.embedding[...].at[layer.padding_idx].set(0)
     return layer
 
 

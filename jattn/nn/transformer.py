@@ -14,7 +14,12 @@ from jattn.nn.attention import MultiHeadAttention
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.layers import Initializer, LayerNorm, Linear, default_bias_init, default_kernel_init
 
-ACTIVATIONS = {"relu": jax.nn.relu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+Activation = Literal["relu", "gelu", "gelu_tanh"]
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
 
 
 class FeedForward(nnx.Module):
@@ -23,7 +28,7 @@ class FeedForward(nnx.Module):
     Args:
         features: m, the width of input and output.
         hidden_features: the width between.
-        activation: ``"relu"`` or ``"gelu"``, the exact one.
+        activation: ``"relu"``, ``"gelu"``, the exact one, or ``"gelu_tanh"``, its approximation.
         dropout_rate: in training, in [0, 1).
         kernel_init, bias_init, dtype, param_dtype: as in ``flax.nnx.Linear``.
         rngs: for the initial parameters.
@@ -39,7 +44,7 @@ class FeedForward(nnx.Module):
         features: int,
         hidden_features: int,
         *,
-        activation: Literal["relu", "gelu"] = "relu",
+        activation: Activation = "relu",
         dropout_rate: float = 0.0,
         kernel_init: Initializer = default_kernel_init,
         bias_init: Initializer = default_bias_init,
@@ -76,7 +81,7 @@ class TransformerBlock(nnx.Module):
         features: m, the width.
         feedforward_features: the feed-forward network's inner width.
         norm: ``"post"`` (Vaswani et al., 2017) or ``"pre"`` (Xiong et al., 2020).
-        activation: ``"relu"`` or ``"gelu"``, the exact one.
+        activation: ``"relu"``, ``"gelu"``, the exact one, or ``"gelu_tanh"``, its approximation.
         dropout_rate: in training, in [0, 1).
         attention_dropout_rate: of the attention weights.
         use_bias: whether the attention's projections have biases.
@@ -103,7 +108,7 @@ class TransformerBlock(nnx.Module):
         feedforward_features: int,
         *,
         norm: Literal["post", "pre"] = "post",
-        activation: Literal["relu", "gelu"] = "relu",
+        activation: Activation = "relu",
         dropout_rate: float = 0.0,
         attention_dropout_rate: float = 0.0,
         use_bias: bool = True,

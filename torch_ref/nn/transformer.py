@@ -11,7 +11,11 @@ from torch_ref.masks import causal as causal_mask
 from torch_ref.nn.attention import MultiHeadAttention
 
 Activation = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu}  # gelu is the exact one, x * Phi(x)
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": F.relu,
+    "gelu": F.gelu,  # the exact one, x * Phi(x)
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
 
 
 class FeedForward(nn.Module):

@@ -1,0 +1,338 @@
+"""PyTorch's modules without PyTorch: shapes, the polarity of masks, transformations, and every error."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+
+from jattn import masks, nn
+
+B, T, S, H, M = 2, 5, 7, 3, 12
+rngs = nnx.Rngs(0)
+normal = np.random.default_rng(0).standard_normal
+query, key = jnp.asarray(normal((T, B, M)), jnp.float32), jnp.asarray(normal((S, B, M)), jnp.float32)
+future = ~jnp.tri(T, S, dtype=bool)
+
+
+def attention(*args: Any, **options: Any) -> nn.TorchMultiheadAttention:
+    return nn.TorchMultiheadAttention(*(args or (M, H)), **options, rngs=rngs)
+
+
+@pytest.mark.parametrize("extra", [{}, {"add_bias_kv": True}, {"add_bias_kv": True, "add_zero_attn": True}], ids=str)
+def test_shapes(extra: dict[str, Any]) -> None:
+    s = S + len(extra)
+    module = attention(**extra)
+    output, weights = module(query, key, key)
+    assert (output.shape, weights.shape) == ((T, B, M), (B, T, s))
+    assert module(query, key, key, average_attn_weights=False)[1].shape == (B, H, T, s)
+    output, weights = module(query[:, 0], key[:, 0], key[:, 0])
+    assert (output.shape, weights.shape) == ((T, M), (T, s))
+    assert module(query[:, 0], key[:, 0], key[:, 0], average_attn_weights=False)[1].shape == (H, T, s)
+    assert module(query, key, key, need_weights=False)[1] is None
+
+
+def test_same_as_multi_head_attention_with_the_mask_turned_around() -> None:
+    """On the same parameters: True bars here and allows there."""
+    ported = attention(batch_first=True)
+    ours = nn.MultiHeadAttention(H, M, use_bias=True, rngs=rngs)
+    for name in ("query", "key", "value"):
+        nnx.update(getattr(ours, name), nnx.state(getattr(ported, name)))
+    ours.out.kernel[...] = ported.out_proj.kernel[...].reshape(H, M // H, M)
+    x, y = query.swapaxes(0, 1), key.swapaxes(0, 1)
+    output, weights = ported(x, y, y, attn_mask=future, average_attn_weights=False)
+    expected, expected_weights = ours(x, y, mask=masks.causal(), return_weights=True)
+    np.testing.assert_allclose(output, expected, atol=1e-6)
+    np.testing.assert_allclose(weights, expected_weights, atol=1e-6)
+    assert (weights[..., future] == 0).all()
+
+
+def test_batch_first_only_swaps_axes() -> None:
+    first, last = attention(batch_first=True), attention()
+    nnx.update(first, nnx.state(last))
+    output, weights = first(*(x.swapaxes(0, 1) for x in (query, key, key)))
+    expected, expected_weights = last(query, key, key)
+    np.testing.assert_allclose(output.swapaxes(0, 1), expected, atol=1e-6)
+    np.testing.assert_allclose(weights, expected_weights, atol=1e-6)
+
+
+@pytest.mark.parametrize("extra", ["add_bias_kv", "add_zero_attn"])
+def test_the_extra_key_is_open_to_all(extra: str) -> None:
+    """Where everything else is barred, it has all of the weight."""
+    _, weights = attention(**{extra: True})(query, key, key, key_padding_mask=jnp.ones((B, S), bool))
+    np.testing.assert_array_equal(weights, np.broadcast_to(np.arange(S + 1) == S, (B, T, S + 1)).astype(np.float32))
+
+
+def test_weights_are_those_after_dropout() -> None:
+    module, rng = attention(dropout=0.5), jax.random.key(0)
+    _, dropped = module(query, key, key, average_attn_weights=False, rng=rng)
+    module.eval()
+    _, whole = module(query, key, key, average_attn_weights=False)
+    kept = dropped != 0
+    assert 0.3 < kept.mean() < 0.7
+    np.testing.assert_allclose(dropped, jnp.where(kept, 2 * whole, 0), rtol=1e-6)
+
+
+def test_hint_is_checked_where_the_mask_is_known_and_traced_where_not() -> None:
+    """Either way the mask decides."""
+    module = attention()
+    run = jax.jit(lambda mask: module(query, key, key, attn_mask=mask, is_causal=True)[0])
+    np.testing.assert_allclose(run(future), module(query, key, key, attn_mask=future, is_causal=True)[0], atol=1e-6)
+    additive = jnp.where(future, -jnp.inf, 0)
+    by_head = jnp.broadcast_to(additive, (B * H, T, S))
+    np.testing.assert_allclose(run(future), module(query, key, key, attn_mask=by_head, is_causal=True)[0], atol=1e-6)
+
+
+def test_gradients_of_empty_rows() -> None:
+    """Zero by default; on request NaN, for the queries of those rows and for all keys and values that they saw."""
+    barred = jnp.zeros((T, S), bool).at[2].set(True)
+    for empty_rows in ("zeros", "nan"):
+        module = attention(empty_rows=empty_rows)
+        output, weights = module(query, key, key, attn_mask=barred)
+        gradient = jax.grad(lambda q, m=module: m(q, key, key, attn_mask=barred)[0].sum())(query)
+        for x in (output, weights.swapaxes(0, 1), gradient):
+            assert bool(jnp.isnan(x[2]).all()) == (empty_rows == "nan")
+            assert not jnp.isnan(x[jnp.arange(T) != 2]).any()
+        if empty_rows == "zeros":
+            assert (weights[:, 2] == 0).all()
+            assert (gradient[2] == 0).all()
+    x, _ = attention(empty_rows="nan")(query, key, key, need_weights=False, attn_mask=barred)
+    assert not jnp.isnan(x).any()
+
+
+def test_weights_of_a_transformer() -> None:
+    model = nn.Transformer(M, H, 3, 2, 8, 0.0, rngs=rngs)
+    output, (encoder, decoder) = model(key, query, return_weights=True)
+    assert output.shape == (T, B, M)
+    assert [w.shape for w in encoder] == [(B, H, S, S)] * 3
+    assert [(w.shape, m.shape) for w, m in decoder] == [((B, H, T, T), (B, H, T, S))] * 2
+    for weights in jax.tree.leaves((encoder, decoder)):
+        np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_weights_of_a_layer_are_those_before_dropout() -> None:
+    layer = nn.TransformerEncoderLayer(M, H, 8, 0.5, rngs=rngs)
+    _, weights = layer(query, return_weights=True, rng=jax.random.key(0))
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_under_jit_grad_and_vmap() -> None:
+    """Merged inside, with dropout on."""
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(M, H, 8, rngs=rngs), 1)
+    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    def gradient(parameters: Any, rng: jax.Array) -> Any:
+        return jax.grad(lambda p: nnx.merge(graph, p, rest)(query, rng=rng).var())(parameters)
+
+    of_each = jax.vmap(gradient, in_axes=(None, 0))(parameters, jax.random.split(jax.random.key(0), 2))
+    for leaf in jax.tree.leaves(of_each):
+        assert leaf.shape[0] == 2
+        assert jnp.isfinite(leaf).all()
+
+
+def test_custom_encoder() -> None:
+    class Echo(nnx.Module):
+        def __call__(self, src: Any, **_: Any) -> Any:
+            return src
+
+    model = nn.Transformer(M, H, 1, 1, 8, 0.0, custom_encoder=Echo(), rngs=rngs)
+    np.testing.assert_array_equal(model(key, query), model.decoder(query, key))
+
+
+def test_clones_share_nothing() -> None:
+    layer = nn.TransformerEncoderLayer(M, H, 8, rngs=rngs)
+    encoder = nn.TransformerEncoder(layer, 2)
+    encoder.layers[0].linear1.kernel[...] = jnp.zeros((M, 8))
+    assert (layer.linear1.kernel[...] != 0).any()
+    assert (encoder.layers[1].linear1.kernel[...] != 0).any()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Errors.
+
+
+def attend(module: Any = None, q: Any = query, k: Any = key, v: Any = None, **arguments: Any) -> Any:
+    return (module or attention())(q, k, k if v is None else v, **arguments)
+
+
+def encoder_layer(**arguments: Any) -> Any:
+    return nn.TransformerEncoderLayer(M, H, 8, 0.0, rngs=rngs)(**{"src": query, **arguments})
+
+
+def decoder(**arguments: Any) -> Any:
+    layer = nn.TransformerDecoderLayer(M, H, 8, 0.0, rngs=rngs)
+    return nn.TransformerDecoder(layer, 1)(**{"tgt": query, "memory": key, **arguments})
+
+
+ERRORS = [
+    (lambda: attention(M, 5), "num_heads must be a positive divisor of embed_dim, 12. Got 5."),
+    (lambda: attention(M, 0), "num_heads must be a positive divisor of embed_dim, 12. Got 0."),
+    (lambda: attention(0, 1), "embed_dim must be an integer in [1, inf). Got 0."),
+    (lambda: attention(kdim=0), "kdim must be an integer in [1, inf). Got 0."),
+    (lambda: attention(vdim=2.5), "vdim must be an integer in [1, inf). Got 2.5."),
+    (lambda: attention(dropout=1.0), "dropout_rate must lie in [0, 1), a Python number. Got 1.0."),
+    (lambda: attention(empty_rows="mean"), "empty_rows must be one of 'zeros', 'nan'. Got 'mean'."),
+    (lambda: attend(q=query[0, 0]), "query must have the axes t b m or t m. Got shape (12,)."),
+    (lambda: attend(q=query[None]), "query must have the axes t b m or t m. Got shape (1, 5, 2, 12)."),
+    (
+        lambda: attend(attention(batch_first=True), q=query[None]),
+        "query must have the axes b t m or t m. Got shape (1, 5, 2, 12).",
+    ),
+    (
+        lambda: attend(q=query.astype(int)),
+        "query must be floating point. Got int32. Convert it with .astype(jnp.float32).",
+    ),
+    (lambda: attend(q=query[..., :8]), "query must have 12 features on its last axis. Got shape (5, 2, 8)."),
+    (lambda: attend(attention(kdim=10)), "key must have 10 features on its last axis. Got shape (7, 2, 12)."),
+    (lambda: attend(attention(vdim=9)), "value must have 9 features on its last axis. Got shape (7, 2, 12)."),
+    (
+        lambda: attend(k=key[:, :1]),
+        "key must have query's batch, axes t b m or t m. Got shape (7, 1, 12), query (5, 2, 12).",
+    ),
+    (
+        lambda: attend(k=key[:, 0]),
+        "key must have query's batch, axes t b m or t m. Got shape (7, 12), query (5, 2, 12).",
+    ),
+    (
+        lambda: attend(v=key[1:]),
+        "value must have key's axes but for the last. Got shape (6, 2, 12), key (7, 2, 12).",
+    ),
+    (
+        lambda: attend(key_padding_mask=jnp.zeros((S, B), bool)),
+        "key_padding_mask must have shape (2, 7), the axes b s. Got shape (7, 2).",
+    ),
+    (
+        lambda: attend(q=query[:, 0], k=key[:, 0], key_padding_mask=jnp.zeros((B, S), bool)),
+        "key_padding_mask must have shape (7,), the axes s. Got shape (2, 7).",
+    ),
+    (
+        lambda: attend(key_padding_mask=jnp.zeros((B, S), int)),
+        "key_padding_mask must be boolean, True where a query may not attend, or floating point, added to the scores. "
+        "Got int32. Convert it with .astype(bool).",
+    ),
+    (
+        lambda: attend(attn_mask=future.T),
+        "attn_mask must have shape (5, 7), the axes t s or (6, 5, 7), the axes (b h) t s. Got shape (7, 5).",
+    ),
+    (
+        lambda: attend(attn_mask=jnp.zeros((B, T, S))),
+        "attn_mask must have shape (5, 7), the axes t s or (6, 5, 7), the axes (b h) t s. Got shape (2, 5, 7).",
+    ),
+    (
+        lambda: attend(attn_mask=future.astype(jnp.uint8)),
+        "attn_mask must be boolean, True where a query may not attend, or floating point, added to the scores. "
+        "Got uint8. Convert it with .astype(bool).",
+    ),
+    (
+        lambda: attend(is_causal=True),
+        "is_causal must come with the causal attn_mask, of which it is a hint. Got attn_mask None. "
+        "Pass attn_mask=~jnp.tri(5, 7, dtype=bool).",
+    ),
+    (
+        lambda: attend(attn_mask=~future, is_causal=True),
+        "is_causal must be False unless attn_mask is the causal mask. Got another. "
+        "Leave is_causal out: attn_mask decides alone.",
+    ),
+    (
+        lambda: attend(attn_mask=jnp.where(future, -1e9, 0), is_causal=True),
+        "is_causal must be False unless attn_mask is the causal mask. Got another.",
+    ),
+    (
+        lambda: attend(attention(dropout=0.5)),
+        "rng must be given when dropout_rate is above 0. Got None with dropout_rate 0.5.",
+    ),
+    (
+        lambda: nn.TransformerEncoderLayer(M, H, activation="swish", rngs=rngs),
+        "activation must be one of 'relu', 'gelu'",
+    ),
+    (lambda: encoder_layer(src=query[0, 0]), "src must have the axes t b m, b t m or t m. Got shape (12,)."),
+    (lambda: encoder_layer(src=query[..., 1:]), "src must have 12 features on its last axis. Got shape (5, 2, 11)."),
+    (lambda: encoder_layer(src=query[None]), "src must have the axes t b m or t m. Got shape (1, 5, 2, 12)."),
+    (
+        lambda: encoder_layer(src_mask=future),
+        "src_mask must have shape (5, 5), the axes t s or (6, 5, 5), the axes (b h) t s. Got shape (5, 7).",
+    ),
+    (
+        lambda: encoder_layer(src_key_padding_mask=jnp.zeros((T, B), bool)),
+        "src_key_padding_mask must have shape (2, 5), the axes b s. Got shape (5, 2).",
+    ),
+    (lambda: encoder_layer(is_causal=True), "is_causal must come with the causal src_mask, of which it is a hint."),
+    (lambda: decoder(memory=key[:, :1]), "memory must have tgt's batch, axes t b m or t m. Got shape (7, 1, 12)"),
+    (lambda: decoder(memory=key[..., 1:]), "memory must have 12 features on its last axis. Got shape (7, 2, 11)."),
+    (lambda: decoder(tgt_is_causal=True), "tgt_is_causal must come with the causal tgt_mask, of which it is a hint."),
+    (
+        lambda: decoder(memory_mask=~future, memory_is_causal=True),
+        "memory_is_causal must be False unless memory_mask is the causal mask. Got another.",
+    ),
+    (
+        lambda: decoder(memory_key_padding_mask=jnp.zeros((B, T), bool)),
+        "memory_key_padding_mask must have shape (2, 7), the axes b s. Got shape (2, 5).",
+    ),
+    (
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer, 2),
+        "encoder_layer must be a module, of which copies are made. Got <class",
+    ),
+    (
+        lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(M, H, 8, rngs=rngs), 0),
+        "num_layers must be an integer in [1, inf). Got 0.",
+    ),
+    (
+        lambda: nn.embedding(4, 2, padding_idx=4, rngs=rngs),
+        "padding_idx must lie between -4 and 3. Got 4.",
+    ),
+    (
+        lambda: nn.torch_init(nn.NadarayaWatson(), rngs=rngs),
+        "module must be made of layers that PyTorch has a rule for. Got factor without one.",
+    ),
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("call", "message"), ERRORS, ids=[message[:50] for _, message in ERRORS])
+def test_errors(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+def test_a_refused_init_leaves_the_module_as_it_was() -> None:
+    class Half(nnx.Module):
+        def __init__(self) -> None:
+            self.linear = nn.Linear(2, 3, rngs=rngs)
+            self.own = nnx.Param(jnp.ones(3))
+
+    module = Half()
+    before = module.linear.kernel[...]
+    with pytest.raises(ValueError, match="Got own without one"):
+        nn.torch_init(module, rngs=rngs)
+    np.testing.assert_array_equal(module.linear.kernel[...], before)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The small layers.
+
+
+def test_rms_norm() -> None:
+    x = jnp.array([[1.0, 7.0], [0.0, 0.0]])
+    np.testing.assert_allclose(nn.RMSNorm(2, rngs=rngs)(x), [[0.2, 1.4], [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(nn.RMSNorm(2, epsilon=75.0, rngs=rngs)(x), [[0.1, 0.7], [0, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [None, 0.3])
+def test_own_derivative_of_rms_norm(x64: None, epsilon: float | None) -> None:
+    """Of first and second order, forwards and backwards, against differences."""
+    layer = nn.RMSNorm(6, epsilon=epsilon, param_dtype=jnp.float64, rngs=rngs)
+    check_grads(lambda x: layer(jnp.asarray(x)), (jnp.asarray(normal((3, 6))),), order=2)
+
+
+def test_embedding_without_padding_has_all_gradients() -> None:
+    tokens = jnp.array([[0, 1, 1]])
+    for padding_idx, expected in ((None, [1, 2, 0]), (1, [1, 0, 0]), (-3, [0, 2, 0])):
+        layer = nn.embedding(3, 2, padding_idx=padding_idx, rngs=rngs)
+        graph, parameters = nnx.split(layer)
+        gradient = jax.grad(lambda p, g=graph: nnx.merge(g, p)(tokens).sum())(parameters)
+        np.testing.assert_array_equal(gradient["embedding"][...][:, 0], expected)
