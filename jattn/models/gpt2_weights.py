@@ -1,0 +1,74 @@
+"""How Hugging Face stores a GPT-2: the names of its parts, its settings, and its fused and turned weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jattn.models.hugging_face import Format, check_settings, parameters, setting
+
+# Hugging Face's name of each part, and the name here; c_attn, which holds three of them, is taken apart before.
+NAMES = {
+    "transformer.wte": "embedding",
+    "transformer.wpe": "positions.embedding",
+    "transformer.h.#.ln_1": "blocks.#.norm1",
+    "transformer.h.#.attn.query": "blocks.#.attention.query",
+    "transformer.h.#.attn.key": "blocks.#.attention.key",
+    "transformer.h.#.attn.value": "blocks.#.attention.value",
+    "transformer.h.#.attn.c_proj": "blocks.#.attention.out",
+    "transformer.h.#.ln_2": "blocks.#.norm2",
+    "transformer.h.#.mlp.c_fc": "blocks.#.feed_forward.linear1",
+    "transformer.h.#.mlp.c_proj": "blocks.#.feed_forward.linear2",
+    "transformer.ln_f": "norm",
+}
+EMBEDDING = "transformer.wte.weight"
+PARTS = ("query", "key", "value")  # of c_attn, in this order
+IMPLEMENTED = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+    "quantization_config": (None,),
+}
+
+
+def options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `GPT2` for the settings of a ``GPT2LMHeadModel``."""
+    check_settings(config, {**IMPLEMENTED, "embd_pdrop": (config.get("resid_pdrop", 0.1),)})
+    return dict(
+        vocab_size=setting(config, "vocab_size"),
+        max_length=setting(config, "n_positions"),
+        features=setting(config, "n_embd"),
+        num_heads=setting(config, "n_head"),
+        num_layers=setting(config, "n_layer"),
+        feedforward_features=config.get("n_inner"),
+        dropout_rate=config.get("resid_pdrop", 0.1),
+        attention_dropout_rate=config.get("attn_pdrop", 0.1),
+        norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
+    )
+
+
+def taken_apart(state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Query, key and value out of c_attn, and each Conv1D's ``(in, out)`` as a Linear's ``(out, in)``."""
+    bare = not any(name.startswith("transformer.") for name in state_dict)  # as the official files have it
+    full = {f"transformer.{name}" if bare else name: x for name, x in state_dict.items()}
+    arrays = parameters(full, constants=r"\.attn\.(masked_)?bias$", tied=EMBEDDING)
+    arrays = {name: x.T if ".c_" in name else x for name, x in arrays.items()}
+    for name in [name for name in arrays if "c_attn" in name]:
+        for part, x in zip(PARTS, np.array_split(arrays.pop(name), 3), strict=True):
+            arrays[name.replace("c_attn", part)] = x
+    return arrays
+
+
+def put_together(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse of `taken_apart`."""
+    arrays = {"lm_head.weight": arrays[EMBEDDING], **arrays}
+    for name in [name for name in arrays if ".query." in name]:
+        parts = [arrays.pop(name.replace("query", part)) for part in PARTS]
+        arrays[name.replace("query", "c_attn")] = np.concatenate(parts)
+    return {name: x.T if ".c_" in name else x for name, x in arrays.items()}
+
+
+FORMAT = Format(NAMES, options, taken_apart, put_together)

@@ -1,0 +1,94 @@
+"""What both sides give as NumPy arrays, and how far two of them are apart."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jattn.torch_weights import to_numpy
+
+FLOAT64 = 1e-10
+# In lower precision the error against PyTorch in float64 on the same rounded numbers may be FACTOR times PyTorch's own
+# plus ULPS. That is wide, since a port may add up in another order and both errors are luck; what is wrong with the
+# function itself is found in float64, and what is left for float32 is a loss of digits.
+FACTOR, ULPS = 4.0, 32.0
+
+
+def limit(dtype: str, reference_error: float) -> float:
+    """The largest error that a port may have in ``dtype`` where PyTorch's own is ``reference_error``."""
+    return FLOAT64 if dtype == "float64" else FACTOR * reference_error + ULPS * float(jnp.finfo(dtype).eps)
+
+
+def leaves(nest: Any) -> Iterator[Any]:
+    """The arrays and tensors of a nest of tuples, lists and mappings, in order; what is none is left out."""
+    if isinstance(nest, Mapping):
+        nest = nest.values()
+    elif hasattr(nest, "shape") and hasattr(nest, "dtype"):
+        yield nest
+        return
+    elif not isinstance(nest, tuple | list):
+        return
+    for item in nest:
+        yield from leaves(item)
+
+
+def numbers(x: Any) -> np.ndarray:
+    """A copy as float64; integers and booleans stay as they are."""
+    array = to_numpy(x)
+    return np.array(array, np.float64 if floating(array) else None)
+
+
+def floating(x: Any) -> bool:
+    """Whether an array holds floating-point numbers, bfloat16 among them."""
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+
+def aligned(x: np.ndarray, like: np.ndarray) -> np.ndarray | None:
+    """``x`` in the layout of ``like``: axes merged or split, or, where nothing else fits, in another order.
+
+    A module of a port may well see ``b*t m`` or ``b t h d`` where PyTorch's sees ``b t m``. None where nothing fits.
+    """
+    if x.shape == like.shape:
+        return x
+    ends, like_ends = (set(itertools.accumulate(reversed((*y.shape, 1)), lambda a, b: a * b)) for y in (x, like))
+    if x.size == like.size and (ends <= like_ends or like_ends <= ends):
+        return x.reshape(like.shape)
+    if x.ndim <= 4 and sorted(x.shape) == sorted(like.shape):
+        orders = (order for order in itertools.permutations(range(x.ndim)))
+        fitting = [x.transpose(order) for order in orders if tuple(x.shape[i] for i in order) == like.shape]
+        return min(fitting, key=lambda y: error(y, like))
+    return None
+
+
+def error(x: np.ndarray, true: np.ndarray, scale: float | None = None) -> float:
+    """The largest difference, relative to ``scale``, the largest true entry by default; infinite if shapes differ.
+
+    Equal infinities differ by nothing; NaN by nothing from NaN, and infinitely from any number.
+    """
+    fitting = x if x.shape == true.shape else aligned(x, true)
+    if fitting is None:
+        return float("inf")
+    x, true = fitting.astype(np.float64), true.astype(np.float64)
+    same = (x == true) | (np.isnan(x) & np.isnan(true))
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(np.where(same, 0, x) - np.where(same, 0, true))
+    worst = float(np.max(np.where(np.isnan(difference), np.inf, difference), initial=0.0))
+    return worst / (largest(true) or 1.0 if scale is None else scale)
+
+
+def largest(x: np.ndarray) -> float:
+    """The largest finite entry, without its sign."""
+    return float(np.max(np.abs(x), initial=0.0, where=np.isfinite(x)))
+
+
+def scales(true: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What the errors of each gradient are relative to: its largest entry.
+
+    Where that is nothing but rounding (the gradient of a key's bias is zero, as softmax does not see what all keys
+    share), the largest entry of all.
+    """
+    each = {name: largest(x) for name, x in true.items()}
+    most = max(each.values(), default=0.0)
+    return {name: x if x > 1e-12 * most else most or 1.0 for name, x in each.items()}

@@ -1,0 +1,221 @@
+"""Where two runs first part, and what is known there on both sides."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jattn.parity.arrays import aligned, error, floating, limit, numbers
+from jattn.parity.trace import Call, Trace
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Step(NamedTuple):
+    """One call on both sides, and how far its outputs are apart."""
+
+    torch_name: str
+    flax_name: str
+    number: int
+    torch_shape: tuple[int, ...]
+    flax_shape: tuple[int, ...]
+    error: float
+    limit: float
+
+
+class Layer(NamedTuple):
+    """A submodule of PyTorch's with parameters of its own."""
+
+    name: str
+    parameters: dict[str, np.ndarray]
+
+
+class Known(NamedTuple):
+    """Numbers on which both sides agree, or that only one side has."""
+
+    name: str
+    array: np.ndarray
+
+
+@dataclasses.dataclass
+class Site:
+    """The innermost module whose inputs agree while something in it does not, for the catalogue to look at."""
+
+    torch_name: str
+    flax_name: str
+    torch: np.ndarray  # the first numbers that differ, on PyTorch's side
+    flax: np.ndarray  # and on Flax's, in PyTorch's layout if there is a way
+    inputs: list[Known]  # of the module
+    before: list[Known]  # what agreed in it before: its inputs, and those and outputs of its submodules
+    torch_calls: list[Call]  # the calls in it, itself the last
+    flax_calls: list[Call]
+    layers: list[Layer]  # itself and the submodules in it
+    others: list[Layer]  # all other submodules of PyTorch's
+    heads: list[int]  # how many there may be, as its attributes say
+    arguments: list[np.ndarray]  # what it and the calls around it were given: masks, lengths, biases
+    where: str  # "its output", or what follows which submodule
+    tolerance: float
+
+    def same(self, x: np.ndarray, y: np.ndarray) -> bool:
+        """Whether two arrays are the same numbers, in the same layout up to merged axes."""
+        if x.shape != y.shape:
+            fitting = aligned(x, y) if x.size == y.size and x.ndim != y.ndim else None
+            return fitting is not None and self.same(fitting, y)
+        return error(x, y) <= self.tolerance
+
+    def is_torch(self, x: np.ndarray) -> bool:
+        """Whether a plain recomputation is what PyTorch has."""
+        return self.same(x, self.torch)
+
+    def is_flax(self, x: np.ndarray) -> bool:
+        """Whether a hypothesis is what Flax has."""
+        return self.same(x, self.flax)
+
+
+@dataclasses.dataclass
+class Run:
+    """A forward run of both sides, and of PyTorch in float64 as the truth."""
+
+    dtype: str
+    torch: Trace
+    flax: Trace
+    truth: Trace
+    pairs: Mapping[str, str]
+
+
+def walk(run: Run) -> Iterator[tuple[Step, Call, Call]]:
+    """All calls that have a match, in the order in which they ended on PyTorch's side."""
+    for theirs in run.torch.calls:
+        ours = run.flax.find(run.pairs[theirs.path], theirs.number) if theirs.path in run.pairs else None
+        true = run.truth.find(theirs.path, theirs.number)
+        if ours is None or true is None or not ours.outputs or not theirs.outputs:
+            continue
+        worst = [_apart(run.dtype, *arrays) for arrays in zip(theirs.outputs, ours.outputs, true.outputs, strict=False)]
+        e, allowed = max(worst, key=lambda pair: pair[0] - pair[1])
+        shapes = theirs.outputs[0].shape, ours.outputs[0].shape
+        yield Step(theirs.path, ours.path, theirs.number, *shapes, e, allowed), theirs, ours
+
+
+def _apart(dtype: str, theirs: np.ndarray, ours: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """Error and limit."""
+    return error(ours, true), limit(dtype, error(theirs, true))
+
+
+def first_parting(run: Run, module: "torch.nn.Module") -> tuple[list[Step], Site] | None:
+    """The steps up to the one at which they part, which is the last, and the site."""
+    steps: list[Step] = []
+    for step, theirs, ours in walk(run):
+        steps.append(step)
+        if not step.error <= step.limit:
+            return steps, _site(run, module, steps, theirs, ours)
+    return None
+
+
+def _site(run: Run, module: "torch.nn.Module", steps: list[Step], theirs: Call, ours: Call) -> Site:
+    """From the call whose output differs, out to the innermost one whose inputs agree."""
+    inside = None  # the outermost call whose inputs differ already
+    while not _inputs_agree(run, theirs, ours) and theirs.parent is not None:
+        outer = [call for call in theirs.ancestors() if call.path in run.pairs]
+        found = [(call, run.flax.find(run.pairs[call.path], call.number)) for call in outer]
+        inside = theirs, ours
+        theirs, ours = next((call, match) for call, match in found if match is not None)
+
+    in_torch = [call for call in run.torch.calls if call is theirs or call.within(theirs)]
+    in_flax = [call for call in run.flax.calls if call is ours or call.within(ours)]
+    agreed = [
+        (call, match)
+        for step, call, match in walk(run)
+        if step.error <= step.limit and call.within(theirs) and match.within(ours)
+    ]
+    if inside is None:
+        pairs = list(zip(theirs.outputs, ours.outputs, strict=False))
+        at = next((i for i, pair in enumerate(pairs) if not _fits(run, *pair)), 0)
+        target, ported = pairs[at]
+        where = "its output" if at == 0 else f"its output {at}"
+    else:
+        target, ported = next(pair for pair in _input_pairs(*inside) if not _fits(run, *pair))
+        done = [call for call, _ in agreed if not call.within(inside[0])]
+        after = f", after {_name(done[-1], theirs)}" if done else ""
+        where = f"the input of {_name(inside[0], theirs)}{after}"
+
+    layers = [Layer(path, parameters) for path, m in module.named_modules() if (parameters := _own(m))]
+    inner = {call.path for call in in_torch}
+    inputs = [Known("its input", x) for x in theirs.inputs if floating(x)]
+    return Site(
+        torch_name=theirs.path,
+        flax_name=ours.path,
+        torch=target,
+        flax=ported if (fitting := aligned(ported, target)) is None else fitting,
+        inputs=inputs,
+        before=[
+            *inputs,
+            *[Known(f"the input of {call.path}", x) for call, _ in agreed for x in call.inputs if floating(x)],
+            *[Known(call.path, x) for call, _ in agreed for x in call.outputs if floating(x)],
+        ],
+        torch_calls=in_torch,
+        flax_calls=in_flax,
+        layers=[layer for layer in layers if layer.name in inner],
+        others=[layer for layer in layers if layer.name not in inner],
+        heads=_heads(module, theirs),
+        arguments=[x for call in (theirs, *theirs.ancestors()) for x in call.inputs],
+        where=where,
+        tolerance=_tolerance(run, error(ported, target)),
+    )
+
+
+def _name(call: Call, outer: Call) -> str:
+    """Within that call, and which one it is if there are several."""
+    return call.path.removeprefix(f"{outer.path}.") + (f" (call {call.number + 1})" if call.number else "")
+
+
+def _tolerance(run: Run, difference: float) -> float:
+    """For a recomputation from numbers that agree: looser than equality, far below the difference to be explained."""
+    return min(100 * limit(run.dtype, 0.0), 0.1 * difference)
+
+
+def _fits(run: Run, theirs: np.ndarray, ours: np.ndarray) -> bool:
+    """Whether inputs agree; in low precision they carry the rounding of all that was before."""
+    return error(ours, theirs) <= (1 if run.dtype == "float64" else 8) * limit(run.dtype, 0.0)
+
+
+def _input_pairs(theirs: Call, ours: Call) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Inputs that belong together: each of PyTorch's with the one of Flax's that is nearest of those that fit it.
+
+    Only integers (tokens) are compared where there is nothing else; masks may well have another form or polarity.
+    """
+    pairs = []
+    for wanted in (floating, lambda x: np.issubdtype(x.dtype, np.integer)):
+        for x in (x for x in theirs.inputs if wanted(x)):
+            fitting = [y for y in ours.inputs if wanted(y) and aligned(y, x) is not None]
+            if fitting:
+                pairs.append((x, min(fitting, key=lambda y: error(y, x))))
+        if pairs:
+            break
+    return pairs
+
+
+def _inputs_agree(run: Run, theirs: Call, ours: Call) -> bool:
+    return all(_fits(run, *pair) for pair in _input_pairs(theirs, ours))
+
+
+def _own(module: "torch.nn.Module") -> dict[str, np.ndarray]:
+    """A module's own parameters, and those of a part of it that is used without being called."""
+    parameters = {name: numbers(x) for name, x in module.named_parameters(recurse=False)}
+    if "in_proj_bias" in dict(module.named_parameters(recurse=False)) or hasattr(module, "in_proj_weight"):
+        parameters |= {name: numbers(x) for name, x in module.named_parameters() if name.startswith("out_proj.")}
+    return parameters
+
+
+def _heads(module: "torch.nn.Module", call: Call) -> list[int]:
+    """The numbers of heads that the module, the modules around it and those in it have as an attribute."""
+    around = [call.path, *[outer.path for outer in call.ancestors()]]
+    inside = [path for path, _ in module.named_modules() if path.startswith(call.path)]
+    found = [
+        value
+        for path in (*around, *inside)
+        for name, value in vars(module.get_submodule(path)).items()
+        if "head" in name.lower() and isinstance(value, int) and not isinstance(value, bool) and value > 0
+    ]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,237 @@
+"""`compare`: both modules once on the same numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jattn.parity import locate
+from jattn.parity.arrays import FLOAT64, error, limit, numbers, scales
+from jattn.parity.catalogue import diagnose
+from jattn.parity.match import pair_modules, renamed
+from jattn.parity.report import Entry, Parting, Report, Run
+from jattn.parity.sides import (
+    Arguments,
+    Side,
+    arguments,
+    check_modules,
+    flax_copy,
+    rounded,
+    run_flax,
+    run_torch,
+    torch_copy,
+)
+from jattn.torch_weights import state_dict
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def compare(
+    torch_module: "torch.nn.Module",
+    flax_module: Any,
+    inputs: Any,
+    *,
+    flax_inputs: Any = None,
+    gradients: bool = True,
+    dtypes: Sequence[str] = ("float64", "float32"),
+    load: bool = True,
+    rename: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Report:
+    """Run a PyTorch module and its port on the same numbers, and say where they first part, and why.
+
+    Both run in eval mode and on copies: what was given stays as it was. In float64 the error may be 1e-10 of the
+    largest entry. In less, the error against PyTorch in float64 on the same rounded numbers may be four times
+    PyTorch's own plus 32 ulp. A layer that has float32 as its own dtype computes in float64 in the float64 run.
+
+    Args:
+        torch_module: the original.
+        flax_module: the port.
+        inputs: a tuple or a dictionary of arrays (NumPy's or tensors), the arguments of both; integers and whatever is
+            no array are handed over as they are.
+        flax_inputs: the port's arguments where they differ in form from PyTorch's; floating-point ones in PyTorch's
+            order.
+        gradients: whether to compare those of inputs and parameters under a random cotangent.
+        dtypes: in which to compare, of float64, float32, bfloat16 and float16.
+        load: whether the port gets PyTorch's weights, by `jattn.torch_weights.load_state_dict`; otherwise it has them.
+        rename: as there.
+        names: submodules on PyTorch's side to submodules of the port, where neither their names nor their numbers nor
+            their order tell.
+        seed: of the cotangents.
+
+    Returns:
+        The report: print it, or call its ``assert_equal()``.
+
+    Raises:
+        ValueError: if the arguments aren't modules, the inputs don't fit them, or the weights can't be loaded.
+
+    Example:
+
+        >>> import torch
+        >>> report = compare(torch.nn.LayerNorm(8), nnx.LayerNorm(8, rngs=nnx.Rngs(0)), np.eye(3, 8))
+        >>> print(report.finding)
+        They part in the module itself: its output is off by ... in float64, 1e-10 allowed.
+        Cause: layer-norm epsilon. It has epsilon 1e-06 in the port, 1e-05 in PyTorch.
+        ...
+    """
+    check_modules(torch_module, flax_module)
+    unknown = [dtype for dtype in dtypes if dtype not in DTYPES]
+    if unknown or not dtypes:
+        raise ValueError(f"dtypes must be some of {', '.join(DTYPES)}. Got {', '.join(unknown) or 'none'}.")
+    given = arguments(inputs)
+    flax_given = given if flax_inputs is None else arguments(flax_inputs, "flax_inputs")
+    comparison = _Comparison(torch_module, flax_module, gradients, load, rename or {}, names or {}, seed)
+    for dtype in dtypes:
+        comparison.add(dtype, given, flax_given)
+    return comparison.report()
+
+
+class _Comparison:
+    """The runs so far."""
+
+    def __init__(
+        self,
+        torch_module: "torch.nn.Module",
+        flax_module: nnx.Module,
+        gradients: bool,
+        load: bool,
+        rename: Mapping[str, str],
+        names: Mapping[str, str],
+        seed: int,
+    ) -> None:
+        self.torch_module, self.flax_module = torch_module, flax_module
+        self.load, self.rename, self.names = load, rename, names
+        self.options: Any = {"gradients": gradients, "seed": seed}
+        self.runs: list[Run] = []
+        self.parting: Parting | None = None
+        self.only: tuple[list[str], list[str]] = [], []
+        self.notes: list[str] = _constant_parameters(torch_module)
+
+    def add(self, dtype: str, given: Arguments, flax_given: Arguments) -> None:
+        """Run in one more dtype."""
+        low = torch_copy(self.torch_module, dtype)
+        wide = torch_copy(low, "float64")
+        truth = run_torch(wide, rounded(rounded(given, dtype), "float64"), **self.options)
+        theirs = truth if dtype == "float64" else run_torch(low, rounded(given, dtype), **self.options)
+        with jax.enable_x64(dtype == "float64"):
+            tensors = low.state_dict() if self.load else None
+            port = flax_copy(self.flax_module, tensors, dtype, self.rename)
+            ours, why = run_flax(port, rounded(flax_given, dtype), **self.options)
+            if not self.load:
+                self._note_weights(low, port)
+        run = self._entries(dtype, theirs, ours, truth, why)
+        for name, x in theirs.outputs.items():
+            if name in ours.outputs and not np.isfinite(x).all() and not np.isfinite(ours.outputs[name]).all():
+                self._note(f"{name} is not finite on either side, which hides other differences.")
+        self.runs.append(run)
+
+        pairs = pair_modules(low, port, theirs.trace, ours.trace, self.rename, self.names)
+        self.only = (
+            list(dict.fromkeys(call.path for call in theirs.trace.calls if call.path not in pairs)),
+            list(dict.fromkeys(call.path for call in ours.trace.calls if call.path not in pairs.values())),
+        )
+        if self.parting is None and not all(entry.equal for entry in run.outputs):
+            forward = locate.Run(dtype, theirs.trace, ours.trace, truth.trace, pairs)
+            same_function = any(run.dtype == "float64" and run.equal for run in self.runs)
+            self.parting = _parting(forward, low, name_cause=not same_function)
+
+    def _entries(self, dtype: str, theirs: Side, ours: Side, truth: Side, why: str | None) -> Run:
+        kinds = []
+        for kind in ("outputs", "input_gradients", "parameter_gradients"):
+            a, b, true = getattr(theirs, kind), getattr(ours, kind), getattr(truth, kind)
+            if kind == "input_gradients":  # by their order, as the port may name them otherwise
+                b = dict(zip([*a, *[f"{name} of the port" for name in b][len(a) :]], b.values(), strict=False))
+            if kind == "parameter_gradients":
+                a, true = ({renamed(name, self.rename): y[name] for name in _in_order(theirs)} for y in (a, true))
+                if a and not b:
+                    self._note(f"gradients of parameters are not compared: {why or 'the port has none by name.'}")
+                    a = {}
+                elif not self.load:
+                    self._note_names(set(a), set(b))
+                    a, b = ({name: x for name, x in y.items() if name in a and name in b} for y in (a, b))
+            kinds.append(_compared(dtype, a, b, true, outputs=kind == "outputs"))
+        return Run(dtype, *kinds)
+
+    def _note_names(self, theirs: set[str], ours: set[str]) -> None:
+        if theirs != ours:
+            self._note(f"gradients are not compared, as only one side has them: {', '.join(sorted(theirs ^ ours))}.")
+
+    def _note_weights(self, low: "torch.nn.Module", port: nnx.Module) -> None:
+        try:
+            ours = {name: numbers(x) for name, x in state_dict(port).items()}
+        except ValueError:  # layers without a map have no names to compare by
+            return
+        theirs = {renamed(name, self.rename): numbers(x) for name, x in low.state_dict().items()}
+        other = [name for name, x in theirs.items() if name in ours and error(ours[name], x) > FLOAT64]
+        if other:
+            self._note(f"the port's weights are not PyTorch's: {', '.join(other)}.")
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def report(self) -> Report:
+        return Report(self.runs, self.parting, *self.only, self.notes)
+
+
+def _in_order(side: Side) -> list[str]:
+    """The parameters that have gradients, as their modules were called."""
+    places = {call.path: place for place, call in enumerate(side.trace.calls)}
+    return sorted(side.parameter_gradients, key=lambda name: places.get(name.rpartition(".")[0], len(places)))
+
+
+def _compared(
+    dtype: str,
+    theirs: Mapping[str, np.ndarray],
+    ours: Mapping[str, np.ndarray],
+    true: Mapping[str, np.ndarray],
+    *,
+    outputs: bool,
+) -> list[Entry]:
+    """What only one side has is infinitely wrong."""
+    scale = dict.fromkeys(true, None) if outputs else scales(true)
+    entries = []
+    for name in (*theirs, *[name for name in ours if name not in theirs]):
+        if name not in theirs or name not in ours:
+            present = theirs if name in theirs else ours
+            side = "PyTorch" if name in theirs else "the port"
+            entries.append(Entry(f"{name}, only of {side}", present[name].shape, float("inf"), limit(dtype, 0.0)))
+            continue
+        own = error(theirs[name], true[name], scale[name])
+        entries.append(Entry(name, theirs[name].shape, error(ours[name], true[name], scale[name]), limit(dtype, own)))
+    return entries
+
+
+def _parting(run: locate.Run, module: "torch.nn.Module", *, name_cause: bool) -> Parting | None:
+    found = locate.first_parting(run, module)
+    if found is None:
+        return None
+    steps, site = found
+    shapes = site.torch.shape, site.flax.shape
+    return Parting(
+        dtype=run.dtype,
+        torch_name=site.torch_name,
+        flax_name=site.flax_name,
+        where=site.where,
+        torch_shape=shapes[0],
+        flax_shape=shapes[1],
+        error=error(site.flax, site.torch),
+        limit=steps[-1].limit,
+        before=steps[:-1],
+        diagnosis=diagnose(site) if name_cause else None,
+    )
+
+
+def _constant_parameters(module: "torch.nn.Module") -> list[str]:
+    """Biases of zero and scales of one hide what is wrong with them."""
+    constant = [n for n, p in module.named_parameters() if p.numel() > 1 and bool((p == p.flatten()[0]).all())]
+    if not constant:
+        return []
+    some = ", ".join(constant[:3]) + (", ..." if len(constant) > 3 else "")
+    return [f"all entries of {len(constant)} parameters are equal ({some}), which may hide a mistake. Randomise them."]

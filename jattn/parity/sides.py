@@ -1,0 +1,209 @@
+"""Either side made ready and run: in a dtype, in eval mode, on copies, so that what was given stays as it was."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jattn.parity.arrays import floating, leaves, numbers
+from jattn.parity.trace import Trace, submodules, trace_flax, trace_torch
+from jattn.torch_weights import load_state_dict, state_dict, to_numpy, to_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Side(NamedTuple):
+    """What a run gives."""
+
+    outputs: dict[str, np.ndarray]
+    input_gradients: dict[str, np.ndarray]
+    parameter_gradients: dict[str, np.ndarray]
+    trace: Trace
+
+
+def check_modules(torch_module: Any, flax_module: Any) -> None:
+    """That they are what they should be."""
+    import torch
+
+    if not isinstance(torch_module, torch.nn.Module):
+        raise ValueError(f"torch_module must be a torch.nn.Module. Got {type(torch_module).__name__}.")
+    if not isinstance(flax_module, nnx.Module):
+        raise ValueError(f"flax_module must be a flax.nnx.Module. Got {type(flax_module).__name__}.")
+
+
+def arguments(inputs: Any, name: str = "inputs") -> Arguments:
+    """Positional and keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    if hasattr(inputs, "shape"):
+        return (inputs,), {}
+    raise ValueError(f"{name} must be an array, a tuple or a dictionary of arrays. Got {type(inputs).__name__}.")
+
+
+def rounded(nest: Any, dtype: str) -> Any:
+    """The arrays of a nest as NumPy's, floating-point ones in ``dtype``, 64-bit ones otherwise kept."""
+    return _map(nest, lambda x: x.astype(jnp.dtype(dtype)) if floating(x) else x)
+
+
+def _map(nest: Any, f: Any) -> Any:
+    if isinstance(nest, Mapping):
+        return {name: _map(item, f) for name, item in nest.items()}
+    if isinstance(nest, tuple | list):
+        return type(nest)(_map(item, f) for item in nest)
+    return f(to_numpy(nest)) if hasattr(nest, "shape") and hasattr(nest, "dtype") else nest
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# PyTorch's side.
+
+
+def torch_copy(module: "torch.nn.Module", dtype: str) -> "torch.nn.Module":
+    """A copy in eval mode whose parameters all have gradients."""
+    import torch
+
+    module = copy.deepcopy(module).to(getattr(torch, dtype)).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return module
+
+
+def run_torch(module: "torch.nn.Module", given: Arguments, *, gradients: bool, seed: int) -> Side:
+    """Run a copy made by `torch_copy`."""
+    import torch
+
+    args, kwargs = _map(given, lambda x: to_tensor(x).requires_grad_(floating(x)))
+    with _called("PyTorch's module"), torch.enable_grad(), _plain_layers():
+        result, trace = trace_torch(module, lambda: module(*args, **kwargs))
+    outputs = {f"output {i}": x for i, x in enumerate(leaves(result))}
+    arrays = {name: numbers(x) for name, x in outputs.items()}
+    differentiable = {name: x for name, x in outputs.items() if x.requires_grad}
+    inputs = _named_inputs((args, kwargs))
+    parameters = {n: p for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
+    if not gradients or not differentiable:
+        return Side(arrays, {}, {}, trace)
+    grads = torch.autograd.grad(
+        list(differentiable.values()),
+        [*inputs.values(), *parameters.values()],
+        [to_tensor(cotangent(name, x.shape, seed)).to(x.dtype) for name, x in differentiable.items()],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    found = [numbers(g) for g in grads]
+    n = len(inputs)
+    return Side(arrays, dict(zip(inputs, found[:n], strict=True)), dict(zip(parameters, found[n:], strict=True)), trace)
+
+
+@contextmanager
+def _plain_layers() -> Iterator[None]:
+    """PyTorch's fused encoder layer would run without its submodules."""
+    import torch
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Flax's side.
+
+
+def flax_copy(
+    module: nnx.Module, tensors: Mapping[str, Any] | None, dtype: str, rename: Mapping[str, str] | None
+) -> nnx.Module:
+    """A copy in eval mode and in ``dtype``, with the numbers of a state dict if there is one."""
+    module = nnx.clone(module)
+    module.eval()
+    for _, variable in nnx.iter_graph(module):
+        if isinstance(variable, nnx.Variable) and isinstance(variable[...], jax.Array) and floating(variable[...]):
+            variable.set_value(variable[...].astype(dtype))
+    if dtype == "float64":
+        for _, layer in submodules(module):  # nnx.Embed among others keeps the dtype that it was made with
+            if vars(layer).get("dtype") in (jnp.float32, jnp.dtype("float32")):
+                layer.dtype = jnp.float64  # type: ignore[attr-defined]
+    return module if tensors is None else load_state_dict(module, tensors, rename=rename)
+
+
+def run_flax(module: nnx.Module, given: Arguments, *, gradients: bool, seed: int) -> tuple[Side, str | None]:
+    """Run a copy made by `flax_copy`; also, why there are no gradients of parameters, if there are none."""
+    args, kwargs = _map(given, jnp.asarray)
+    with _called("the port"):
+        result, trace = trace_flax(module, lambda: module(*args, **kwargs))
+    outputs = {f"output {i}": numbers(x) for i, x in enumerate(leaves(result))}
+    if not gradients:
+        return Side(outputs, {}, {}, trace), None
+
+    flat, tree = jax.tree.flatten((args, kwargs))
+    places = [i for i, x in enumerate(flat) if isinstance(x, jax.Array) and floating(x)]
+    graph, parameters, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
+
+    def run(parameters: Any, inputs: list[Any]) -> dict[str, Any]:
+        everything = list(flat)
+        for i, x in zip(places, inputs, strict=True):
+            everything[i] = x
+        args, kwargs = jax.tree.unflatten(tree, everything)
+        result = nnx.merge(graph, parameters, rest, copy=True)(*args, **kwargs)
+        return {f"output {i}": x for i, x in enumerate(leaves(result)) if floating(x)}
+
+    @jax.jit
+    def pull(parameters: Any, inputs: list[Any]) -> Any:
+        outputs, back = jax.vjp(run, parameters, inputs)
+        return back({name: jnp.asarray(cotangent(name, x.shape, seed), x.dtype) for name, x in outputs.items()})
+
+    with _called("the gradient of the port"):
+        gradient, input_gradients = pull(parameters, [flat[i] for i in places])
+    names = _named_inputs((args, kwargs))
+    side = Side(outputs, dict(zip(names, map(numbers, input_gradients), strict=True)), {}, trace)
+    try:
+        tensors = state_dict(nnx.merge(graph, gradient, rest))
+    except ValueError as problem:  # a layer without a map has no names to compare by
+        return side, str(problem)
+    return side._replace(parameter_gradients={name: numbers(x) for name, x in tensors.items()}), None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Both.
+
+
+def cotangent(name: str, shape: Any, seed: int) -> np.ndarray:
+    """The same numbers on both sides, if only the number of entries is the same."""
+    rng = np.random.default_rng([seed, *name.encode()])
+    return rng.standard_normal(int(np.prod(tuple(shape)))).reshape(tuple(shape)).astype(np.float32)
+
+
+def _named_inputs(given: Arguments) -> dict[str, Any]:
+    """The floating-point arrays among the arguments."""
+    args, kwargs = given
+    named = [(f"input {i}", arg) for i, arg in enumerate(args)] + list(kwargs.items())
+    found: dict[str, Any] = {}
+    for name, nest in named:
+        arrays = [x for x in leaves(nest) if floating_or_torch(x)]
+        found |= {name if len(arrays) == 1 else f"{name}[{i}]": x for i, x in enumerate(arrays)}
+    return found
+
+
+def floating_or_torch(x: Any) -> bool:
+    """Whether an array or a tensor holds floating-point numbers."""
+    return x.is_floating_point() if hasattr(x, "is_floating_point") else floating(x)
+
+
+@contextmanager
+def _called(side: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as problem:
+        raise ValueError(
+            f"inputs must be what both modules take. Got {type(problem).__name__} from {side}: {problem}"
+        ) from problem

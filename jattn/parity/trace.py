@@ -1,0 +1,136 @@
+"""What each submodule was called with and gave back, on either side, in the order of execution."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jattn.parity.arrays import leaves, numbers
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One call of one module."""
+
+    path: str  # of the module, dotted; "" is the whole
+    kind: str  # its class
+    number: int  # 0 for the first call of this module
+    parent: "Call | None"  # the call in which it happened
+    inputs: list[np.ndarray]
+    outputs: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    def within(self, other: "Call") -> bool:
+        """Whether this happened in that call."""
+        return self.parent is other or (self.parent is not None and self.parent.within(other))
+
+    def ancestors(self) -> "Iterator[Call]":
+        """The calls that this one happened in, the innermost first."""
+        if self.parent is not None:
+            yield self.parent
+            yield from self.parent.ancestors()
+
+
+class Trace:
+    """The calls of a run, as they ended."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._open: list[tuple[Call, Any]] = []
+        self._counts: dict[str, int] = {}
+
+    def begin(self, path: str, module: Any, arguments: Any) -> None:
+        parent = self._open[-1][0] if self._open else None
+        number = self._counts.get(path, 0)
+        self._counts[path] = number + 1
+        self._open.append((Call(path, type(module).__name__, number, parent, _arrays(arguments) or []), module))
+
+    def end(self, result: Any) -> None:
+        call, _ = self._open.pop()
+        outputs = _arrays(result)
+        if outputs is not None:  # what was inside a compiled function or a scan has no numbers to show
+            call.outputs = outputs
+            self.calls.append(call)
+
+    def calling(self, module: Any) -> bool:
+        """Whether the innermost open call is one of this module."""
+        return bool(self._open) and self._open[-1][1] is module
+
+    def find(self, path: str, number: int) -> Call | None:
+        return next((call for call in self.calls if call.path == path and call.number == number), None)
+
+
+def _arrays(nest: Any) -> list[np.ndarray] | None:
+    try:
+        return [numbers(x) for x in leaves(nest) if not _is_rng(x)]
+    except jax.errors.TracerArrayConversionError:
+        return None
+
+
+def _is_rng(x: Any) -> bool:
+    return isinstance(x, jax.Array) and bool(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+
+
+def trace_torch(module: "torch.nn.Module", run: Callable[[], Any]) -> tuple[Any, Trace]:
+    """What ``run`` gives, and the calls of ``module``'s submodules in it."""
+    trace, handles = Trace(), []
+    for path, submodule in module.named_modules():
+
+        def before(m: Any, args: Any, kwargs: Any, path: str = path) -> None:
+            trace.begin(path, m, (args, kwargs))
+
+        def after(m: Any, args: Any, result: Any) -> None:
+            trace.end(result)
+
+        handles += [
+            submodule.register_forward_pre_hook(before, with_kwargs=True),
+            submodule.register_forward_hook(after),
+        ]
+    try:
+        return run(), trace
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace_flax(module: nnx.Module, run: Callable[[], Any]) -> tuple[Any, Trace]:
+    """Likewise for a Flax module: while ``run`` runs, its submodules' classes call through the recorder."""
+    trace = Trace()
+    paths = {id(m): path for path, m in submodules(module)}
+    with contextlib.ExitStack() as stack:
+        for cls in {type(m) for _, m in submodules(module) if callable(m)}:
+            stack.enter_context(_recording(cls, paths, trace))
+        return run(), trace
+
+
+@contextlib.contextmanager
+def _recording(cls: Any, paths: dict[int, str], trace: Trace) -> Iterator[None]:
+    own, original = "__call__" in vars(cls), cls.__call__
+
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(self) not in paths or trace.calling(self):  # the latter is a call of super()
+            return original(self, *args, **kwargs)
+        trace.begin(paths[id(self)], self, (args, kwargs))
+        result = original(self, *args, **kwargs)
+        trace.end(result)
+        return result
+
+    cls.__call__ = recorded
+    try:
+        yield
+    finally:
+        if own:
+            cls.__call__ = original
+        else:
+            del cls.__call__
+
+
+def submodules(module: nnx.Module) -> list[tuple[str, nnx.Module]]:
+    """The modules of a Flax module by dotted path, itself among them."""
+    return [(".".join(map(str, path)), m) for path, m in nnx.iter_modules(module)]

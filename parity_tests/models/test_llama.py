@@ -1,0 +1,123 @@
+"""Llama against torch_ref, and against Hugging Face's `transformers` on the same weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flax import nnx
+
+import torch_ref.models
+from jattn import models
+from parity_tests.compare import DTYPES
+from parity_tests.conftest import Parity
+from parity_tests.models.decoders import (
+    LENS,
+    TOKENS,
+    V,
+    assert_continues_alike,
+    assert_loads_and_dumps,
+    logits_and_weights,
+)
+from parity_tests.nn import blank, both, call_for_weights, randomised
+
+SIZES: dict[str, Any] = {"features": 12, "num_heads": 4, "num_kv_heads": 2, "num_layers": 2, "feedforward_features": 20}
+MORE: dict[str, Any] = {"head_features": 6, "rotary_base": 50.0, "norm_epsilon": 1e-3}
+THEIRS: dict[str, Any] = {
+    "hidden_size": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "intermediate_size": 20,
+    "head_dim": 6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
+    "rms_norm_eps": 1e-3,
+}
+PADDED: dict[str, Any] = {"tokens": TOKENS, "valid_lens": LENS}
+
+
+class Wide:
+    """torch, in which float32 is float64."""
+
+    float = float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+@contextmanager
+def in_float64(wide: bool = True) -> Iterator[None]:
+    """Hugging Face's Llama takes its norms, softmax and angles in float32 whatever its dtype; here in float64."""
+    llama = pytest.importorskip(
+        "transformers.models.llama.modeling_llama", reason="no transformers: Llama was not compared with Hugging Face's"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        if wide:
+            patch.setattr(llama, "torch", Wide())
+        yield
+
+
+def made(**options: Any) -> Any:
+    transformers = pytest.importorskip(
+        "transformers", reason="no transformers: Llama was not compared with Hugging Face's"
+    )
+    config = transformers.LlamaConfig(
+        **{**THEIRS, **options}, vocab_size=V, bos_token_id=0, eos_token_id=0, attn_implementation="eager"
+    )
+    return randomised(transformers.LlamaForCausalLM(config))
+
+
+def under_their_names(twin: torch_ref.models.Llama) -> dict[str, torch.Tensor]:
+    """The parameters as Hugging Face names them."""
+    named = {"model.embed_tokens": twin.embedding, "model.norm": twin.norm, "lm_head": twin.output or twin.embedding}
+    for i, block in enumerate(twin.blocks):
+        layer, attend, feed = f"model.layers.{i}.", block.attention, block.feed_forward
+        named |= {f"{layer}input_layernorm": block.norm1, f"{layer}post_attention_layernorm": block.norm2}
+        named |= {
+            f"{layer}self_attn.{name}_proj": getattr(attend, part)
+            for name, part in zip("qkvo", ("query", "key", "value", "out"), strict=True)
+        }
+        named |= {f"{layer}mlp.{name}_proj": getattr(feed, name) for name in ("gate", "up", "down")}
+    return {f"{name}.weight": module.weight for name, module in named.items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "dtypes"),
+    [(MORE, DTYPES), ({"tied": True, "num_heads": 2, "num_kv_heads": 1}, ("float64",))],
+    ids=["untied", "tied"],
+)
+def test_llama(parity: Parity, options: dict[str, Any], dtypes: tuple[str, ...]) -> None:
+    modules = both(models.Llama, V, **{**SIZES, **options})
+    parity("Llama", call_for_weights, call_for_weights, {}, PADDED, **modules, dtypes=dtypes)
+
+
+@pytest.mark.parametrize(
+    ("tied", "inputs", "dtypes"),
+    [(False, PADDED, DTYPES[:2]), (False, {**PADDED, "valid_lens": None}, ("float64",)), (True, PADDED, ("float64",))],
+    ids=["padded", "whole", "tied"],
+)
+def test_hugging_face(parity: Parity, tied: bool, inputs: dict[str, Any], dtypes: tuple[str, ...]) -> None:
+    narrow = made(tie_word_embeddings=tied)
+    with in_float64():
+        wide = made(tie_word_embeddings=tied)  # its frequencies are made with it
+
+    def theirs(twin: torch_ref.models.Llama, **inputs: Any) -> Any:
+        double = twin.embedding.weight.dtype == torch.float64
+        with in_float64(double):
+            return logits_and_weights(wide if double else narrow, under_their_names(twin), **inputs)
+
+    module = blank(lambda: models.Llama(V, **SIZES, **MORE, tied=tied, rngs=nnx.Rngs(0)))
+    twin = randomised(torch_ref.models.Llama(V, **SIZES, **MORE, tied=tied))
+    parity("Llama, transformers", call_for_weights, theirs, {}, inputs, module=module, torch_module=twin, dtypes=dtypes)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_weights_from_and_to_hugging_face(tmp_path: Path, tied: bool) -> None:
+    assert_loads_and_dumps(models.Llama, made(tie_word_embeddings=tied), tmp_path)
+
+
+def test_greedy_continuation() -> None:
+    with in_float64():
+        assert_continues_alike(models.Llama, made())

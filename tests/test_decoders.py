@@ -1,0 +1,279 @@
+"""GPT-2 and Llama: no token sees a later one, greedy continuations are what the models say, and errors are clear."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jattn import models
+from jattn.models import generation
+from jattn.models.hugging_face import renames
+from jattn.models.llama_weights import rotary_base
+from tests.test_mistakes import raises
+
+V = 19
+KINDS = ("gpt2", "llama")
+PROMPT = jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3], [5, 8, 9, 7, 9]])
+LENS = jnp.array([5, 2, 1])
+
+
+def made(kind: str, seed: int = 0, **options: Any) -> Any:
+    """A model whose continuations differ much."""
+    sizes: dict[str, Any] = {"features": 12, "num_heads": 2, "num_layers": 1, "feedforward_features": 16, **options}
+    rngs = nnx.Rngs(seed)
+    if kind == "gpt2":
+        model: Any = models.GPT2(V, max_length=14, **sizes, rngs=rngs)
+    else:
+        model = models.Llama(V, num_kv_heads=1, **sizes, rngs=rngs)
+    for block in model.blocks:
+        block.attention.out.kernel[...] *= 8
+    model.eval()
+    return model
+
+
+GPT2_CONFIG: dict[str, Any] = {
+    "model_type": "gpt2",
+    "vocab_size": V,
+    "n_positions": 8,
+    "n_embd": 12,
+    "n_head": 2,
+    "n_layer": 1,
+}
+LLAMA_CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": V,
+    "hidden_size": 12,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes(kind: str) -> None:
+    model = made(kind, num_layers=2)
+    logits, weights = model(PROMPT, return_weights=True)
+    assert logits.shape == (3, 5, V)
+    assert [w.shape for w in weights] == [(3, 2, 5, 5)] * 2
+    np.testing.assert_array_equal(model(PROMPT), logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_token_sees_a_later_one(kind: str) -> None:
+    model = made(kind)
+    logits, weights = model(PROMPT, return_weights=True)
+    for i in range(5):
+        other = model(PROMPT.at[:, i].set((PROMPT[:, i] + 1) % V))
+        np.testing.assert_array_equal(logits[:, :i], other[:, :i])
+        assert bool((logits[:, i:] != other[:, i:]).any(-1).all()), "and every later one sees it"
+    assert all(bool((jnp.triu(w, 1) == 0).all()) for w in weights)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_has_no_influence(kind: str) -> None:
+    """Not on real tokens, and not on the weights of padding."""
+    model = made(kind)
+    logits, weights = model(PROMPT, valid_lens=LENS, return_weights=True)
+    for i, length in enumerate(LENS.tolist()):
+        other = model(PROMPT.at[i, length:].set(0), valid_lens=LENS)
+        np.testing.assert_array_equal(logits[i, :length], other[i, :length])
+        whole = model(PROMPT)  # where no padding is known of, real tokens come before it
+        np.testing.assert_allclose(logits[i, :length], whole[i, :length], rtol=1e-5, atol=1e-5)
+        assert bool((weights[0][i, :, :, length:] == 0).all())
+
+
+def test_dropout_is_where_gpt2_has_it() -> None:
+    model = made("gpt2", dropout_rate=0.5, attention_dropout_rate=0.0)
+    model.train()
+    with raises("rng must be given"):
+        model(PROMPT)
+    a, b, c = (model(PROMPT, rng=jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(a, b)
+    assert bool((a != c).any())
+    model.eval()
+    np.testing.assert_array_equal(model(PROMPT), made("gpt2")(PROMPT))
+
+
+def test_a_tied_llama_has_no_output_of_its_own() -> None:
+    model = made("llama", tied=True)
+    assert model.output is None
+    np.testing.assert_array_equal(
+        model(PROMPT), made("llama", tied=True)(PROMPT), "and is made the same from the same seed"
+    )
+    embedded = model.embedding.embedding[...]
+    model.embedding.embedding[...] = embedded.at[7].set(0)
+    assert bool((model(PROMPT[:1])[..., 7] == 0).all()), "a token of zeros has a logit of zero"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_takes_the_most_probable(kind: str) -> None:
+    model = made(kind)
+    found = models.greedy_continuation(model, PROMPT, LENS, max_new_tokens=6)
+    for i, length in enumerate(LENS.tolist()):
+        text = [*PROMPT[i, :length].tolist(), *found.tokens[i].tolist()]
+        best = model(jnp.array([text + [0] * (11 - len(text))]))[0].argmax(-1)
+        assert found.tokens[i].tolist() == best[length - 1 : length + 5].tolist()
+    assert len(np.unique(found.tokens)) > 3, "these continuations are too much alike to show anything"
+    assert found.lengths.tolist() == [6, 6, 6]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_has_ended_stays_ended(kind: str) -> None:
+    model = made(kind)
+    free = np.asarray(models.greedy_continuation(model, PROMPT, max_new_tokens=6).tokens)
+    eos, never = int(free[0, 2]), min(set(range(V)) - set(free.flat))
+    options: list[tuple[dict[str, Any], int]] = [({"eos": eos}, eos), ({"eos": (never, eos), "pad": -1}, -1)]
+    for option, rest in options:
+        found = models.greedy_continuation(model, PROMPT, max_new_tokens=6, **option)
+        for row, tokens, length in zip(free.tolist(), found.tokens.tolist(), found.lengths.tolist(), strict=True):
+            n = row.index(eos) + 1 if eos in row else 6
+            assert length == n
+            assert tokens == row[:n] + [rest] * (6 - n)
+        assert int(found.lengths[0]) <= 3
+
+
+def test_new_lengths_and_tokens_compile_nothing_and_jit_works() -> None:
+    model = made("llama")
+    first = models.greedy_continuation(model, PROMPT, LENS, max_new_tokens=3)
+    compiled = generation._compiled._cache_size()
+    models.greedy_continuation(made("llama", 1), PROMPT[::-1], LENS - 0, max_new_tokens=3)
+    assert generation._compiled._cache_size() == compiled
+    graph, state = nnx.split(model)
+    inside = jax.jit(lambda s, p, n: models.greedy_continuation(nnx.merge(graph, s), p, n, max_new_tokens=3))
+    np.testing.assert_array_equal(inside(state, PROMPT, LENS).tokens, first.tokens)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("wrong", "phrases"),
+    [
+        ({"model": nnx.Linear(2, 2, rngs=nnx.Rngs(0))}, ("model must be a jattn.models.GPT2 or Llama", "Got Linear")),
+        ({"prompt": PROMPT + 10}, ("prompt must lie between 0 and 18", "Got 19")),
+        ({"prompt": PROMPT[0]}, ("prompt must have the axes b t", "(5,)")),
+        ({"prompt": PROMPT[None]}, ("prompt must have the axes b t", "(1, 3, 5)")),
+        ({"prompt_valid_lens": LENS[:2]}, ("prompt_valid_lens must have one entry for each prompt", "Got shape (2,)")),
+        ({"prompt_valid_lens": LENS + 1}, ("valid_lens", "6")),
+        ({"prompt_valid_lens": LENS - 1}, ("prompt_valid_lens must be at least 1", "Got 0")),
+        ({"max_new_tokens": 0}, ("max_new_tokens must be at least 1", "Got 0")),
+        ({"max_new_tokens": 2.0}, ("max_new_tokens must be at least 1, an integer", "Got 2.0")),
+        ({"max_new_tokens": 10}, ("must be at most max_length = 14 together", "Got 5 + 10")),
+        ({"eos": V}, ("eos must be an integer in [0, 19)", "Got 19")),
+        ({"eos": [1, -1]}, ("eos must be an integer in [0, 19)", "Got -1")),
+        ({"pad": "<pad>"}, ("pad must be an integer", "'<pad>'")),
+    ],
+)
+def test_one_clear_error(wrong: dict[str, Any], phrases: tuple[str, ...]) -> None:
+    arguments = {"model": made("gpt2"), "prompt": PROMPT, "prompt_valid_lens": LENS, "max_new_tokens": 3, **wrong}
+    with raises(*phrases):
+        models.greedy_continuation(**arguments)
+
+
+def test_training_mode() -> None:
+    model = made("gpt2")
+    model.train()
+    with raises("model must be in eval mode", "model.eval()"):
+        models.greedy_continuation(model, PROMPT, max_new_tokens=3)
+
+
+def test_too_many_tokens() -> None:
+    with raises("tokens must be at most max_length = 14", "Got 15"):
+        made("gpt2")(jnp.ones((1, 15), int))
+
+
+@pytest.mark.parametrize(
+    ("config", "phrases"),
+    [
+        (
+            {**GPT2_CONFIG, "scale_attn_by_inverse_layer_idx": True},
+            ("scale_attn_by_inverse_layer_idx must be False. Got True",),
+        ),
+        ({**GPT2_CONFIG, "scale_attn_weights": False}, ("scale_attn_weights must be True. Got False",)),
+        ({**GPT2_CONFIG, "activation_function": "relu"}, ("activation_function must be 'gelu_new' or", "Got 'relu'")),
+        ({**GPT2_CONFIG, "embd_pdrop": 0.3}, ("embd_pdrop must be 0.1. Got 0.3",)),
+        (
+            {**GPT2_CONFIG, "add_cross_attention": True, "tie_word_embeddings": False},
+            ("add_cross_attention must be False", "tie_word_embeddings must be True"),
+        ),
+        ({**GPT2_CONFIG, "model_type": "gptj"}, ("model_type must be 'gpt2'. Got 'gptj'",)),
+        ({**LLAMA_CONFIG, "attention_bias": True}, ("attention_bias must be False. Got True",)),
+        ({**LLAMA_CONFIG, "mlp_bias": True}, ("mlp_bias must be False. Got True",)),
+        ({**LLAMA_CONFIG, "hidden_act": "gelu"}, ("hidden_act must be 'silu'. Got 'gelu'",)),
+        ({**LLAMA_CONFIG, "rope_scaling": {"type": "linear", "factor": 2.0}}, ("rope_scaling", "linear")),
+        (
+            {**LLAMA_CONFIG, "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}},
+            ("rope_parameters", "llama3"),
+        ),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(config: dict[str, Any], phrases: tuple[str, ...]) -> None:
+    kind = models.GPT2 if "n_embd" in config or config["model_type"].startswith("gpt") else models.Llama
+    with raises("config must", *phrases):
+        kind.from_hugging_face(config, {})
+
+
+def test_a_setting_that_is_not_there() -> None:
+    with raises("config must have vocab_size", "Got the settings model_type"):
+        models.GPT2.from_hugging_face({"model_type": "gpt2"}, {})
+
+
+def test_the_base_of_rotary_positions() -> None:
+    assert rotary_base({}) == 10000.0
+    assert rotary_base({"rope_theta": 5e5, "rope_scaling": None}) == 5e5
+    assert rotary_base({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}) == 7.0
+
+
+def gpt2_weights() -> dict[str, np.ndarray]:
+    """As the official files have them: no prefix, and the causal masks among them."""
+    m, rng = 12, np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (V, m), "wpe.weight": (8, m), "h.0.attn.bias": (1, 1, 8, 8)}
+    for name in ("ln_f", "h.0.ln_1", "h.0.ln_2"):
+        shapes |= {f"{name}.weight": (m,), f"{name}.bias": (m,)}
+    for name, outer, inner in (
+        ("attn.c_attn", m, 3 * m),
+        ("attn.c_proj", m, m),
+        ("mlp.c_fc", m, 4 * m),
+        ("mlp.c_proj", 4 * m, m),
+    ):
+        shapes |= {f"h.0.{name}.weight": (outer, inner), f"h.0.{name}.bias": (inner,)}
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy", reason="reading a folder was not tested")
+    weights = gpt2_weights()
+    safetensors.save_file(weights, tmp_path / "model.safetensors")
+    with raises("config.json"):
+        models.GPT2.from_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(GPT2_CONFIG))
+    model = models.GPT2.from_folder(tmp_path)
+    block = model.blocks[0]
+    np.testing.assert_array_equal(
+        block.attention.key.kernel[...].reshape(12, 12), weights["h.0.attn.c_attn.weight"][:, 12:24]
+    )
+    np.testing.assert_array_equal(block.feed_forward.linear1.kernel[...], weights["h.0.mlp.c_fc.weight"])
+    assert model(PROMPT).shape == (3, 5, V)
+
+
+def test_weights_that_do_not_fit() -> None:
+    weights = gpt2_weights()
+    del weights["h.0.ln_1.bias"], weights["ln_f.weight"], weights["ln_f.bias"]
+    with raises("missing: blocks.0.norm1.bias", "missing: norm"):
+        models.GPT2.from_hugging_face(GPT2_CONFIG, weights)
+    weights = {f"transformer.{name}": x for name, x in gpt2_weights().items()}
+    with raises("lm_head.weight tied to transformer.wte.weight", "Got other numbers"):
+        models.GPT2.from_hugging_face(GPT2_CONFIG, {**weights, "lm_head.weight": np.ones((V, 12), np.float32)})
+    with raises("unknown: transformer.h.0.crossattention.weight"):
+        models.GPT2.from_hugging_face(
+            GPT2_CONFIG, {**weights, "transformer.h.0.crossattention.weight": np.ones(2, np.float32)}
+        )
+
+
+def test_renames_go_both_ways() -> None:
+    names = {"a.#.b": "c.#.d"}
+    assert renames(names) == {r"^a\.(\d+)\.b(?=\.)": r"c.\1.d"}
+    assert renames(names, back=True) == {r"^c\.(\d+)\.d(?=\.)": r"a.\1.b"}
