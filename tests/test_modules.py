@@ -265,7 +265,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "activation": (
         lambda: nn.FeedForward(8, 16, activation="swish", rngs=rngs()),
-        r"activation must be one of 'relu', 'gelu'\. Got 'swish'\.",
+        r"activation must be one of 'relu', 'gelu', 'gelu_tanh'\. Got 'swish'\.",
     ),
     "too long": (
         lambda: nn.LearnedPositions(4, 8, rngs=rngs())(X),
