@@ -35,7 +35,7 @@ def renamed(entries: Mapping[str, Any], rename: Mapping[str, str | None]) -> dic
     matched: set[str] = set()
     origins: dict[str, list[str]] = {}
     for old in entries:
-        if (new := _new_name(old, rename, matched)) is not None:
+        if (new := new_name(old, rename, matched)) is not None:
             origins.setdefault(new, []).append(old)
     if unmatched := [repr(pattern) for pattern in rename if pattern not in matched]:
         raise ValueError(
@@ -47,8 +47,9 @@ def renamed(entries: Mapping[str, Any], rename: Mapping[str, str | None]) -> dic
     return {new: entries[olds[0]] for new, olds in origins.items()}
 
 
-def _new_name(name: str, rename: Mapping[str, str | None], matched: set[str]) -> str | None:
-    """None for an entry that is dropped; the patterns that match are added to ``matched``."""
+def new_name(name: str, rename: Mapping[str, str | None], matched: set[str] | None = None) -> str | None:
+    """One entry's name in `renamed`, None if it is dropped; the patterns that match are added to ``matched``."""
+    matched = set() if matched is None else matched
     for pattern, replacement in rename.items():
         try:
             new, count = re.subn(pattern, replacement or "", name)

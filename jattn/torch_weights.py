@@ -6,6 +6,7 @@ has a map between its parameters and PyTorch's:
     flax.nnx.Linear         kernel (in, out)                 weight (out, in)          bias (out)
     flax.nnx.LinearGeneral  kernel (m, h, d) or (h, e, m)    weight (h d, m), (m, h e) bias (h d), (m)
     flax.nnx.LayerNorm      scale, bias                      weight, bias
+    flax.nnx.RMSNorm        scale                            weight
     flax.nnx.Embed          embedding                        weight
     GRU                     layers.i.input, layers.i.hidden  weight_ih_li, weight_hh_li, bias_ih_li, bias_hh_li
     TorchMultiheadAttention query, key, value kernels        in_proj_weight (3 m, m), or q_proj_weight, ...

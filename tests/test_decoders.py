@@ -146,6 +146,8 @@ def test_new_lengths_and_tokens_compile_nothing_and_jit_works() -> None:
     graph, state = nnx.split(model)
     inside = jax.jit(lambda s, p, n: models.greedy_continuation(nnx.merge(graph, s), p, n, max_new_tokens=3))
     np.testing.assert_array_equal(inside(state, PROMPT, LENS).tokens, first.tokens)
+    known = jax.jit(lambda s, p: models.greedy_continuation(nnx.merge(graph, s), p, LENS, max_new_tokens=3))
+    np.testing.assert_array_equal(known(state, PROMPT).tokens, first.tokens)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -181,7 +183,7 @@ def test_training_mode() -> None:
 
 
 def test_too_many_tokens() -> None:
-    with raises("tokens must be at most max_length = 14", "Got 15"):
+    with raises("tokens must have at most max_length = 14 positions", "Got 15"):
         made("gpt2")(jnp.ones((1, 15), int))
 
 

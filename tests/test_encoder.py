@@ -13,8 +13,7 @@ import pytest
 from flax import nnx
 
 from jattn import weight_files
-from jattn.models import SentenceEncoder, TextEncoder, pool
-from jattn.models.encoder import options_of
+from jattn.models import SentenceEncoder, TextEncoder, encoder_weights, pool
 from jattn.models.sentences import TOKENS_PER_BATCH, bucket, plan
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -60,7 +59,7 @@ def encoder() -> TextEncoder:
 
 
 def model(**options: Any) -> TextEncoder:
-    encoder = TextEncoder(**{**options_of(CONFIG), **options}, rngs=nnx.Rngs(0))
+    encoder = TextEncoder(**{**encoder_weights.options(CONFIG), **options}, rngs=nnx.Rngs(0))
     encoder.eval()
     return encoder
 
@@ -127,7 +126,7 @@ def test_padding_has_no_influence(encoder: TextEncoder) -> None:
 
 def test_dropout_needs_rng_and_changes_the_output(encoder: TextEncoder) -> None:
     tokens = jnp.array([[1, 4, 2]])
-    training = TextEncoder(**{**options_of(CONFIG), "dropout_rate": 0.5}, rngs=nnx.Rngs(0))
+    training = TextEncoder(**{**encoder_weights.options(CONFIG), "dropout_rate": 0.5}, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"rng must be given when dropout_rate is above 0"):
         training(tokens)
     one, same, other = (training(tokens, rng=jax.random.key(seed)) for seed in (0, 0, 1))
@@ -142,7 +141,7 @@ def test_dropout_needs_rng_and_changes_the_output(encoder: TextEncoder) -> None:
     [
         (dict(tokens=[[8]]), "tokens must lie between 0 and 7, the vocabulary. Got 8."),
         (dict(tokens=[1, 2]), "tokens must have the axes b t, none of them empty. Got shape (2,)."),
-        (dict(tokens=[[1] * 21]), "x must have at most max_length = 20 positions. Got 21."),
+        (dict(tokens=[[1] * 21]), "tokens must have at most max_length = 20 positions. Got 21."),
         (dict(tokens=[[1]], token_types=[[2]]), "token_types must lie between 0 and 1"),
         (
             dict(tokens=[[1, 2]], token_types=[[0]]),
@@ -166,6 +165,7 @@ def test_pool() -> None:
     np.testing.assert_array_equal(pool(hidden, valid_lens), [[2, 3], [-2, 2]])
     np.testing.assert_array_equal(pool(hidden, valid_lens, "max"), [[3, 5], [-1, 6]])
     np.testing.assert_array_equal(pool(hidden, valid_lens, "cls"), [[1, 5], [-1, 0]])
+    np.testing.assert_array_equal(jax.jit(lambda x: pool(x, valid_lens))(hidden), [[2, 3], [-2, 2]])
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -314,7 +314,7 @@ def test_other_dtypes(folder: Path) -> None:
     ("file", "content", "message"),
     [
         *[
-            ("config.json", {**CONFIG, name: value}, f"{name} must be {must} in config.json: nothing else is")
+            ("config.json", {**CONFIG, name: value}, f"{name} must be {must}. Got {value!r}.")
             for name, value, must in [
                 ("model_type", "roberta", "'bert'"),
                 (
@@ -329,7 +329,7 @@ def test_other_dtypes(folder: Path) -> None:
                 ("quantization_config", {"bits": 4}, "None"),
             ]
         ],
-        ("config.json", {"model_type": "bert"}, "config.json must describe the whole model. Got none of the entries "),
+        ("config.json", {"model_type": "bert"}, "config must have vocab_size. Got the settings model_type."),
         ("config.json", [1], "config.json must hold a dict. Got a list."),
         ("config.json", {**CONFIG, "num_hidden_layers": 1}, "unknown: blocks.1."),
         (

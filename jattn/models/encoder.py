@@ -1,21 +1,13 @@
-"""A text encoder of the BERT family, and its weights from a Hugging Face folder.
+"""A text encoder of the BERT family."""
 
-More axes here: v vocabulary · f the feed-forward network's inner width.
-"""
-
-import json
-import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jattn import checks, torch_weights, weight_files
+from jattn import checks
+from jattn.models import encoder_weights, hugging_face
 from jattn.nn import FeedForward, LayerNorm, LearnedPositions, MultiHeadAttention, embedding
 from jattn.nn.dropout import Dropout, split
 
@@ -73,14 +65,14 @@ class EncoderBlock(nnx.Module):
         return x.reshape(shape), weights
 
 
-class TextEncoder(nnx.Module):
+class TextEncoder(hugging_face.Model):
     """BERT's encoder: the sum of word, position and token type embeddings, normed, then post-norm blocks.
 
     Without the pooler, a layer on the first token that BERT's next-sentence task was trained with. Dropout is on at
     first, as in every module here; a model from `from_folder` has it off.
 
     Args:
-        vocab_size: v, how many tokens there are.
+        vocab_size: how many tokens there are.
         features: m, the width.
         num_heads: heads in each block.
         num_layers: how many blocks.
@@ -106,6 +98,8 @@ class TextEncoder(nnx.Module):
         >>> hidden.shape, len(weights), weights[0].shape
         ((2, 5, 12), 2, (2, 3, 5, 5))
     """
+
+    hugging_face = encoder_weights.FORMAT
 
     def __init__(
         self,
@@ -146,6 +140,7 @@ class TextEncoder(nnx.Module):
                 for _ in range(num_layers)
             ]
         )
+        self.max_length = max_length
 
     def __call__(
         self,
@@ -172,6 +167,10 @@ class TextEncoder(nnx.Module):
             ValueError: naming the argument that doesn't fit.
         """
         tokens = checks.tokens("tokens", tokens, self.words.num_embeddings, "b t", 2)
+        if tokens.shape[-1] > self.max_length:
+            raise ValueError(
+                f"tokens must have at most max_length = {self.max_length} positions. Got {tokens.shape[-1]}."
+            )
         if token_types is None:
             token_types = jnp.zeros((1, 1), int)
         else:
@@ -189,128 +188,3 @@ class TextEncoder(nnx.Module):
             x, block_weights = block(x, valid_lens, rng=block_rng)
             weights.append(block_weights)
         return (x, weights) if return_weights else x
-
-    @classmethod
-    def from_folder(cls, path: str | Path, *, param_dtype: Any = None) -> "TextEncoder":
-        """The encoder of a Hugging Face folder: ``config.json`` and ``model.safetensors``.
-
-        Args:
-            path: the folder.
-            param_dtype: of the parameters; the file's own by default.
-
-        Returns:
-            The encoder, in eval mode.
-
-        Raises:
-            ValueError: if the folder lacks a file, its model is none of BERT's or has a part that is not implemented
-                here, or its weights are not those of its configuration.
-        """
-        folder = Path(path)
-        options = options_of(read_json(folder, "config.json"))
-        weights = {
-            name: weight if param_dtype is None else weight.astype(param_dtype)
-            for name, weight in read_weights(folder).items()
-            if not name.startswith(BESIDE_THE_ENCODER)
-        }
-        # All numbers are replaced, so none are drawn.
-        graph, state = nnx.split(nnx.eval_shape(lambda: cls(**options, rngs=nnx.Rngs(0))))
-        model = nnx.merge(graph, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state))
-        torch_weights.load_state_dict(model, weights, rename=RENAME)
-        model.eval()
-        return model
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Hugging Face's folder.
-
-# A TextEncoder's arguments in config.json.
-OPTIONS = {
-    "vocab_size": "vocab_size",
-    "features": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "num_layers": "num_hidden_layers",
-    "feedforward_features": "intermediate_size",
-    "max_length": "max_position_embeddings",
-    "num_token_types": "type_vocab_size",
-    "activation": "hidden_act",
-    "norm_epsilon": "layer_norm_eps",
-    "dropout_rate": "hidden_dropout_prob",
-    "attention_dropout_rate": "attention_probs_dropout_prob",
-}
-# What the other entries that change the numbers may be. An entry that is not there has the first value.
-IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("bert",),
-    "architectures": (None, ["BertModel"], ["BertForMaskedLM"], ["BertForPreTraining"]),
-    "hidden_act": ("gelu", "relu"),
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "quantization_config": (None,),
-}
-# Names of BertModel's parts, and in a TextEncoder.
-RENAME = {
-    r"^embeddings\.word_embeddings\.": "words.",
-    r"^embeddings\.position_embeddings\.": "positions.embedding.",
-    r"^embeddings\.token_type_embeddings\.": "token_types.",
-    r"^embeddings\.LayerNorm\.": "norm.",
-    r"^encoder\.layer\.(\d+)\.": r"blocks.\1.",
-    r"\.attention\.self\.": ".attention.",
-    r"\.attention\.output\.dense\.": ".attention.out.",
-    r"\.attention\.output\.LayerNorm\.": ".norm1.",
-    r"\.intermediate\.dense\.": ".feed_forward.linear1.",
-    r"\.output\.dense\.": ".feed_forward.linear2.",
-    r"\.output\.LayerNorm\.": ".norm2.",
-}
-# What the file may hold beside the encoder: the layers of the tasks it was trained on, and the numbers 0, 1, 2, ...
-BESIDE_THE_ENCODER = ("pooler.", "cls.", "embeddings.position_ids")
-
-
-def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A `TextEncoder`'s arguments for the ``config.json`` of a BERT model.
-
-    Raises:
-        ValueError: naming the entry that is missing or not implemented here.
-
-    Example:
-
-        >>> options_of({"model_type": "bert", "hidden_act": "gelu_new"})
-        Traceback (most recent call last):
-        ValueError: hidden_act must be 'gelu' or 'relu' in config.json: nothing else is implemented. Got 'gelu_new'.
-    """
-    for name, values in IMPLEMENTED.items():
-        if config.get(name, values[0]) not in values:
-            raise ValueError(
-                f"{name} must be {' or '.join(repr(value) for value in values)} in config.json: nothing else is "
-                f"implemented. Got {config[name]!r}."
-            )
-    config = {"hidden_act": "gelu", **config}
-    missing = [name for name in OPTIONS.values() if name not in config]
-    if missing:
-        raise ValueError(f"config.json must describe the whole model. Got none of the entries {', '.join(missing)}.")
-    return {ours: config[name] for ours, name in OPTIONS.items()}
-
-
-def read_json(folder: Path, name: str, kind: type = dict, *, default: Any = None) -> Any:
-    """What a JSON file holds; of one that is not there the default, or else a ValueError that names it."""
-    path = folder / name
-    if default is not None and not path.is_file():
-        return default
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} must be a model's folder with a readable {name}. Got {error}.") from error
-    if not isinstance(content, kind):
-        raise ValueError(f"{path} must hold a {kind.__name__}. Got a {type(content).__name__}.")
-    return content
-
-
-def read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """A BERT file's arrays under the names of Hugging Face's BertModel.
-
-    Whole models with heads write ``bert.`` in front, and the oldest files call a norm's parameters gamma and beta.
-    """
-
-    def present(name: str) -> str:
-        return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
-
-    return {present(name.removeprefix("bert.")): array for name, array in weight_files.load(folder).items()}

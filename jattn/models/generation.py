@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int
 
@@ -75,7 +76,7 @@ def greedy_continuation(
             f"prompt_valid_lens must have one entry for each prompt, shape {(b,)}. Got shape {lens.shape}."
         )
     lengths(lens, per_query=False).check(1, t, (b,))
-    if checks.is_concrete(lens) and bool((lens < 1).any()):
+    if checks.is_concrete(lens) and np.any(np.asarray(lens) < 1):
         raise ValueError("prompt_valid_lens must be at least 1: there is nothing to continue otherwise. Got 0.")
     if not checks.is_count(max_new_tokens) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, an integer known while tracing. Got {max_new_tokens!r}.")

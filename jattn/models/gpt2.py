@@ -18,19 +18,22 @@ class GPT2Block(nnx.Module):
 
     def __init__(
         self,
-        features: int,
         num_heads: int,
-        hidden: int,
-        epsilon: float,
-        dropout: float,
-        of_weights: float,
+        features: int,
+        feedforward_features: int,
+        *,
+        norm_epsilon: float,
+        dropout_rate: float,
+        attention_dropout_rate: float,
         **types: Any,
     ) -> None:
-        self.norm1 = LayerNorm(features, epsilon=epsilon, **types)
-        self.attention = MultiHeadAttention(num_heads, features, use_bias=True, dropout_rate=of_weights, **types)
-        self.norm2 = LayerNorm(features, epsilon=epsilon, **types)
-        self.feed_forward = FeedForward(features, hidden, activation="gelu_tanh", **types)
-        self.dropout = Dropout(dropout)
+        self.norm1 = LayerNorm(features, epsilon=norm_epsilon, **types)
+        self.attention = MultiHeadAttention(
+            num_heads, features, use_bias=True, dropout_rate=attention_dropout_rate, **types
+        )
+        self.norm2 = LayerNorm(features, epsilon=norm_epsilon, **types)
+        self.feed_forward = FeedForward(features, feedforward_features, activation="gelu_tanh", **types)
+        self.dropout = Dropout(dropout_rate)
 
     def __call__(
         self, x: Float[Array, "b t m"], valid_lens: Any = None, *, rng: PRNGKeyArray | None = None
@@ -38,7 +41,7 @@ class GPT2Block(nnx.Module):
         """The output and the attention weights."""
         rngs = split(rng, 3)
         y, weights = self.attention(
-            self.norm1(x), None, None, valid_lens, mask=causal(), return_weights=True, rng=rngs[0]
+            self.norm1(x), valid_lens=valid_lens, mask=causal(), return_weights=True, rng=rngs[0]
         )
         x = x + self.dropout(y, rngs[1])
         x = x + self.dropout(self.feed_forward(self.norm2(x)), rngs[2])
@@ -91,12 +94,19 @@ class GPT2(hugging_face.Model):
         rngs: nnx.Rngs,
     ) -> None:
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        rates: dict[str, Any] = dict(
+            dropout_rate=dropout_rate,
+            attention_dropout_rate=dropout_rate if attention_dropout_rate is None else attention_dropout_rate,
+        )
         hidden = 4 * features if feedforward_features is None else feedforward_features
-        of_weights = dropout_rate if attention_dropout_rate is None else attention_dropout_rate
         self.embedding = embedding(vocab_size, features, **types)
         self.positions = LearnedPositions(max_length, features, **types)
-        block = (features, num_heads, hidden, norm_epsilon, dropout_rate, of_weights)
-        self.blocks = nnx.List([GPT2Block(*block, **types) for _ in range(num_layers)])
+        self.blocks = nnx.List(
+            [
+                GPT2Block(num_heads, features, hidden, norm_epsilon=norm_epsilon, **rates, **types)
+                for _ in range(num_layers)
+            ]
+        )
         self.norm = LayerNorm(features, epsilon=norm_epsilon, **types)
         self.dropout = Dropout(dropout_rate)
         self.max_length = max_length
@@ -123,7 +133,7 @@ class GPT2(hugging_face.Model):
         tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
         if tokens.shape[-1] > self.max_length:
             raise ValueError(
-                f"tokens must be at most max_length = {self.max_length}. Got {tokens.shape[-1]} positions."
+                f"tokens must have at most max_length = {self.max_length} positions. Got {tokens.shape[-1]}."
             )
         rngs = split(rng, len(self.blocks) + 1)
         x = self.dropout(self.positions(self.embedding(tokens)), rngs[0])

@@ -54,7 +54,7 @@ def taken_apart(state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> di
     """Query, key and value out of c_attn, and each Conv1D's ``(in, out)`` as a Linear's ``(out, in)``."""
     bare = not any(name.startswith("transformer.") for name in state_dict)  # as the official files have it
     full = {f"transformer.{name}" if bare else name: x for name, x in state_dict.items()}
-    arrays = parameters(full, constants=r"\.attn\.(masked_)?bias$", tied=EMBEDDING)
+    arrays = parameters(full, without=r"\.attn\.(masked_)?bias$", tied=EMBEDDING)
     arrays = {name: x.T if ".c_" in name else x for name, x in arrays.items()}
     for name in [name for name in arrays if "c_attn" in name]:
         for part, x in zip(PARTS, np.array_split(arrays.pop(name), 3), strict=True):

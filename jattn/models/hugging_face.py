@@ -1,16 +1,17 @@
 """Models that come from Hugging Face and go back: their settings, and their names for the weights."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jattn import torch_weights, weight_files
-from jattn.models.encoder import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -29,34 +30,49 @@ class Format(NamedTuple):
 
 
 class Model(nnx.Module):
-    """A model with a `Format`."""
+    """A model that `transformers` has too: from its folder or its weights, and back."""
 
     hugging_face: ClassVar[Format]
 
     @classmethod
-    def from_folder(cls: type[M], path: str | Path) -> M:
+    def from_folder(cls: type[M], path: str | Path, *, param_dtype: Any = None) -> M:
         """The model of a Hugging Face folder: ``config.json``, and ``model.safetensors`` or its shards.
 
-        Result and errors as in `from_hugging_face`.
+        Args:
+            path: the folder.
+            param_dtype: of the parameters; the file's own by default.
+
+        Returns:
+            The model in eval mode.
+
+        Raises:
+            ValueError: if the folder lacks a file, a setting is not implemented here, or the weights don't fit the
+                settings.
         """
-        return cls.from_hugging_face(read_json(Path(path), "config.json"), weight_files.load(path))
+        config, state_dict = read_json(Path(path), "config.json"), weight_files.load(path)
+        return cls.from_hugging_face(config, state_dict, param_dtype=param_dtype)
 
     @classmethod
-    def from_hugging_face(cls: type[M], config: Mapping[str, Any], state_dict: Mapping[str, Any]) -> M:
+    def from_hugging_face(
+        cls: type[M], config: Mapping[str, Any], state_dict: Mapping[str, Any], *, param_dtype: Any = None
+    ) -> M:
         """The model with the settings and the weights of one of `transformers`.
 
         Args:
             config: its ``config.to_dict()``.
             state_dict: its ``state_dict()``, names to tensors (PyTorch's, NumPy's or JAX's).
+            param_dtype: of the parameters; the state dict's own by default.
 
         Returns:
-            The model in eval mode, its parameters in the dtypes of the state dict.
+            The model in eval mode.
 
         Raises:
             ValueError: if a setting is not implemented here, or the state dict doesn't fit the settings.
         """
         names, options = renames(cls.hugging_face.names), cls.hugging_face.options(config)
         arrays = cls.hugging_face.take(state_dict, options)
+        if param_dtype is not None:
+            arrays = {name: x.astype(jnp.dtype(param_dtype)) for name, x in arrays.items()}
         # The initial numbers are all replaced, so they are not drawn.
         graph, state = nnx.split(nnx.eval_shape(lambda: cls(**options, rngs=nnx.Rngs(0))))  # type: ignore[call-arg]
         model = nnx.merge(graph, jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), state))
@@ -66,13 +82,27 @@ class Model(nnx.Module):
         return torch_weights.load_state_dict(model, arrays, rename=present)
 
     def to_hugging_face(self) -> "dict[str, torch.Tensor]":
-        """The state dict, bit for bit, of the model of `transformers` with these weights."""
+        """The state dict of the model of `transformers` with these weights, bit for bit."""
         arrays = {}
         for name, tensor in torch_weights.state_dict(self).items():
             for pattern, theirs in renames(self.hugging_face.names, back=True).items():
                 name = re.sub(pattern, theirs, name)
             arrays[name] = weight_files.to_numpy(tensor)
         return {name: weight_files.to_tensor(x) for name, x in self.hugging_face.give(arrays).items()}
+
+
+def read_json(folder: Path, name: str, kind: type = dict, *, default: Any = None) -> Any:
+    """What a JSON file holds; of one that is not there the default, or else a ValueError that names it."""
+    path = folder / name
+    if default is not None and not path.is_file():
+        return default
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} must be a model's folder with a readable {name}. Got {error}.") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} must hold a {kind.__name__}. Got a {type(content).__name__}.")
+    return content
 
 
 def check_settings(config: Mapping[str, Any], implemented: Mapping[str, tuple[Any, ...]]) -> None:
@@ -93,15 +123,15 @@ def setting(config: Mapping[str, Any], name: str) -> Any:
     return config[name]
 
 
-def parameters(state_dict: Mapping[str, Any], *, constants: str, tied: str | None = None) -> dict[str, np.ndarray]:
-    """The entries of a state dict that are parameters.
+def parameters(state_dict: Mapping[str, Any], *, without: str, tied: str | None = None) -> dict[str, np.ndarray]:
+    """The entries of a state dict that are parameters here.
 
     Args:
         state_dict: names to tensors.
-        constants: a regular expression for the names of those that are not: they follow from the settings.
+        without: a regular expression for the names of the others: constants, and layers that are not kept.
         tied: the name of the embedding that ``lm_head.weight`` is the same as; it is in some files and not in others.
     """
-    entries = {name: x for name, x in state_dict.items() if not re.search(constants, name)}
+    entries = {name: x for name, x in state_dict.items() if not re.search(without, name)}
     arrays = weight_files.to_arrays("state_dict", entries)
     if tied in arrays and "lm_head.weight" in arrays:
         if not np.array_equal(arrays[tied], arrays["lm_head.weight"]):

@@ -65,7 +65,7 @@ def rotary_base(config: Mapping[str, Any]) -> float:
 def taken(state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The parameters; the oldest files hold the frequencies of the rotary positions too."""
     tied = EMBEDDING if options["tied"] else None
-    return parameters(state_dict, constants=r"\.rotary_emb\.inv_freq$", tied=tied)
+    return parameters(state_dict, without=r"\.rotary_emb\.inv_freq$", tied=tied)
 
 
 def given(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -16,7 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jattn import checks
-from jattn.models.encoder import TextEncoder, read_json
+from jattn.models.encoder import TextEncoder
+from jattn.models.hugging_face import read_json
 
 POOLINGS = ("mean", "cls", "max")
 # More in one batch gains nothing on a CPU, and one batch too large is padding.
@@ -48,11 +49,12 @@ def pool(
     valid_lens = jnp.asarray(checks.integers("valid_lens", valid_lens))
     if valid_lens.shape != hidden.shape[:1]:
         raise ValueError(f"valid_lens must have shape {hidden.shape[:1]}. Got {valid_lens.shape}.")
-    if checks.is_concrete(valid_lens) and not np.all((np.asarray(valid_lens) > 0) & (valid_lens <= hidden.shape[1])):
-        raise ValueError(f"valid_lens must lie between 1 and {hidden.shape[1]}, all tokens. Got {valid_lens}.")
+    t = hidden.shape[1]
+    if checks.is_concrete(valid_lens) and not all(0 < n <= t for n in np.asarray(valid_lens)):
+        raise ValueError(f"valid_lens must lie between 1 and {t}, all tokens. Got {valid_lens}.")
     if mode == "cls":
         return hidden[:, 0]
-    real = (jnp.arange(hidden.shape[1]) < valid_lens[:, None])[..., None]
+    real = (jnp.arange(t) < valid_lens[:, None])[..., None]
     if mode == "max":
         return jnp.where(real, hidden, -jnp.inf).max(axis=1)
     return jnp.where(real, hidden, 0).sum(axis=1) / valid_lens[:, None].astype(hidden.dtype)
@@ -85,10 +87,11 @@ class SentenceEncoder:
         normalize: bool = True,
     ) -> None:
         checks.one_of("pooling", pooling, POOLINGS)
-        longest = encoder.positions.embedding.num_embeddings
-        max_length = longest if max_length is None else max_length
-        if not checks.is_count(max_length) or not 0 < max_length <= longest:
-            raise ValueError(f"max_length must lie between 1 and the encoder's {longest}. Got {max_length!r}.")
+        max_length = encoder.max_length if max_length is None else max_length
+        if not checks.is_count(max_length) or not 0 < max_length <= encoder.max_length:
+            raise ValueError(
+                f"max_length must lie between 1 and the encoder's {encoder.max_length}. Got {max_length!r}."
+            )
         most = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
         if most >= encoder.words.num_embeddings:
             raise ValueError(
@@ -261,5 +264,4 @@ def _max_length(folder: Path, transformer: Path, encoder: TextEncoder) -> int:
     length = config.get("max_seq_length")
     if length is None:
         length = read_json(transformer, "tokenizer_config.json", default={}).get("model_max_length")
-    longest = encoder.positions.embedding.num_embeddings
-    return longest if length is None else min(int(length), longest)
+    return encoder.max_length if length is None else min(int(length), encoder.max_length)

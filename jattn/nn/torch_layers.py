@@ -18,6 +18,8 @@ from jattn.nn.torch_modules import Mask, TorchMultiheadAttention
 from jattn.nn.transformer import ACTIVATIONS
 
 Activation = str | Callable[[Array], Array]
+# Arguments of an attention, in the order in which each layer lists its own ones for it.
+_MASKS = ("attn_mask", "key_padding_mask", "is_causal")
 
 
 class _Layer(nnx.Module):
@@ -75,9 +77,8 @@ class _Layer(nnx.Module):
         """x with an attention to memory, or to itself, added; and the weights. Masks come by the caller's names."""
         query = self._before(norm, x)
         key = query if memory is None else memory
-        names = dict(zip(("attn_mask", "key_padding_mask", "is_causal"), masks, strict=True))
-        names |= {"query": name, "key": "memory", "value": "memory"}
-        arguments = dict(zip(names, masks.values(), strict=False))
+        arguments = dict(zip(_MASKS, masks.values(), strict=True))
+        names = {"query": name, "key": "memory", "value": "memory", **dict(zip(_MASKS, masks, strict=True))}
         y, weights = attend.with_head_weights(query, key, key, names=names, rng=rngs[0], **arguments)
         return self._after(norm, x, y, rngs[1]), weights
 

@@ -41,8 +41,8 @@ def numbers(x: Any) -> np.ndarray:
 
 
 def floating(x: Any) -> bool:
-    """Whether an array holds floating-point numbers, bfloat16 among them."""
-    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+    """Whether an array or a tensor holds floating-point numbers, bfloat16 among them."""
+    return x.is_floating_point() if hasattr(x, "is_floating_point") else bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
 def aligned(x: np.ndarray, like: np.ndarray) -> np.ndarray | None:

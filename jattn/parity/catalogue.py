@@ -129,7 +129,86 @@ CAUSES = [
         "Call it.",
         layer_causes.left_out,
     ),
-    *[Cause(*texts, test) for texts, test in attention_causes.CAUSES],
+    # Before the rest of attention, which leaves open what such rows get.
+    Cause(
+        "rows with nothing to attend to",
+        "A query whose keys are all masked gets NaN from a softmax of minus infinities, the mean of all values "
+        "from one of large negative numbers, zeros from jattn.",
+        "Decide for one, and give such queries no weight in the loss.",
+        attention_causes.empty_rows,
+    ),
+    Cause(
+        "missing scale",
+        "The scale of the products of queries and keys is another one.",
+        "Scale by 1 / sqrt(d), with d the width of one head; jattn.attention does by default.",
+        attention_causes.scale,
+    ),
+    Cause(
+        "number of heads",
+        "The same projections are split into another number of heads, which fits without an error.",
+        "Give the port PyTorch's number of heads; the weights don't tell it.",
+        attention_causes.heads,
+    ),
+    Cause(
+        "inverted mask",
+        "True means may attend in JAX and in PyTorch's function, may not attend in PyTorch's modules.",
+        "Invert it with ~ where it crosses over.",
+        attention_causes.inverted_mask,
+    ),
+    Cause(
+        "missing mask",
+        "The mask is given to attention on PyTorch's side and has no effect in the port.",
+        "Hand it through.",
+        attention_causes.missing_mask,
+    ),
+    Cause(
+        "missing causal mask",
+        "Who may see which keys of the past and the future differs.",
+        "Use jattn.masks.causal() on both sides or on neither.",
+        attention_causes.causality,
+    ),
+    Cause(
+        "softmax over the wrong axis",
+        "The weights of a query must add up to one over the keys.",
+        "Use axis=-1 for weights laid out as b h t s.",
+        attention_causes.softmax_axis,
+    ),
+    Cause(
+        "query and key swapped",
+        "The products are the same, transposed: each key asks the queries.",
+        "Hand over the query first.",
+        attention_causes.query_for_key,
+    ),
+    Cause(
+        "heads and time swapped",
+        "A reshape between b t (h d) and b h t d must go with a transpose, or it mixes positions and heads.",
+        "Reshape to b t h d and leave it at that, as jattn.attention takes it.",
+        attention_causes.heads_for_time,
+    ),
+    Cause(
+        "order of heads and features",
+        "The features of a head are neighbours in PyTorch's projections: (h d), not (d h).",
+        "Reshape the last axis to (h, d).",
+        attention_causes.order_of_heads,
+    ),
+    Cause(
+        "order of grouped heads",
+        "The query heads that share a key and value head are neighbours: 0 to h / k - 1 share head 0.",
+        "Repeat (jnp.repeat), don't tile.",
+        attention_causes.order_of_groups,
+    ),
+    Cause(
+        "missing projection biases",
+        "The biases of the projections to query, key and value are not added.",
+        "Split in_proj_bias into three and add them.",
+        attention_causes.missing_biases,
+    ),
+    Cause(
+        "weights averaged over heads",
+        "torch.nn.MultiheadAttention returns the mean over heads by default, jattn the weights of each head.",
+        "Ask PyTorch for average_attn_weights=False, or take the mean over the axis h.",
+        attention_causes.heads_of_weights,
+    ),
     Cause(
         "dropped out",
         "Some numbers are zero and the others larger by one factor: they come from after dropout, or it is still on.",

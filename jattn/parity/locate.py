@@ -75,7 +75,7 @@ class Site:
 
 
 @dataclasses.dataclass
-class Run:
+class Traces:
     """A forward run of both sides, and of PyTorch in float64 as the truth."""
 
     dtype: str
@@ -85,15 +85,16 @@ class Run:
     pairs: Mapping[str, str]
 
 
-def walk(run: Run) -> Iterator[tuple[Step, Call, Call]]:
+def walk(traces: Traces) -> Iterator[tuple[Step, Call, Call]]:
     """All calls that have a match, in the order in which they ended on PyTorch's side."""
-    for theirs in run.torch.calls:
-        ours = run.flax.find(run.pairs[theirs.path], theirs.number) if theirs.path in run.pairs else None
-        true = run.truth.find(theirs.path, theirs.number)
+    for theirs in traces.torch.calls:
+        ours = traces.flax.find(traces.pairs[theirs.path], theirs.number) if theirs.path in traces.pairs else None
+        true = traces.truth.find(theirs.path, theirs.number)
         if ours is None or true is None or not ours.outputs or not theirs.outputs:
             continue
-        worst = [_apart(run.dtype, *arrays) for arrays in zip(theirs.outputs, ours.outputs, true.outputs, strict=False)]
-        e, allowed = max(worst, key=lambda pair: pair[0] - pair[1])
+        outputs = zip(theirs.outputs, ours.outputs, true.outputs, strict=False)
+        apart = [_apart(traces.dtype, *arrays) for arrays in outputs]
+        e, allowed = max(apart, key=lambda pair: pair[0] - pair[1])
         shapes = theirs.outputs[0].shape, ours.outputs[0].shape
         yield Step(theirs.path, ours.path, theirs.number, *shapes, e, allowed), theirs, ours
 
@@ -103,39 +104,39 @@ def _apart(dtype: str, theirs: np.ndarray, ours: np.ndarray, true: np.ndarray) -
     return error(ours, true), limit(dtype, error(theirs, true))
 
 
-def first_parting(run: Run, module: "torch.nn.Module") -> tuple[list[Step], Site] | None:
+def first_parting(traces: Traces, module: "torch.nn.Module") -> tuple[list[Step], Site] | None:
     """The steps up to the one at which they part, which is the last, and the site."""
     steps: list[Step] = []
-    for step, theirs, ours in walk(run):
+    for step, theirs, ours in walk(traces):
         steps.append(step)
         if not step.error <= step.limit:
-            return steps, _site(run, module, steps, theirs, ours)
+            return steps, _site(traces, module, theirs, ours)
     return None
 
 
-def _site(run: Run, module: "torch.nn.Module", steps: list[Step], theirs: Call, ours: Call) -> Site:
+def _site(traces: Traces, module: "torch.nn.Module", theirs: Call, ours: Call) -> Site:
     """From the call whose output differs, out to the innermost one whose inputs agree."""
     inside = None  # the outermost call whose inputs differ already
-    while not _inputs_agree(run, theirs, ours) and theirs.parent is not None:
-        outer = [call for call in theirs.ancestors() if call.path in run.pairs]
-        found = [(call, run.flax.find(run.pairs[call.path], call.number)) for call in outer]
+    while not _inputs_agree(traces, theirs, ours) and theirs.parent is not None:
+        outer = [call for call in theirs.ancestors() if call.path in traces.pairs]
+        found = [(call, traces.flax.find(traces.pairs[call.path], call.number)) for call in outer]
         inside = theirs, ours
         theirs, ours = next((call, match) for call, match in found if match is not None)
 
-    in_torch = [call for call in run.torch.calls if call is theirs or call.within(theirs)]
-    in_flax = [call for call in run.flax.calls if call is ours or call.within(ours)]
+    in_torch = [call for call in traces.torch.calls if call is theirs or call.within(theirs)]
+    in_flax = [call for call in traces.flax.calls if call is ours or call.within(ours)]
     agreed = [
         (call, match)
-        for step, call, match in walk(run)
+        for step, call, match in walk(traces)
         if step.error <= step.limit and call.within(theirs) and match.within(ours)
     ]
     if inside is None:
         pairs = list(zip(theirs.outputs, ours.outputs, strict=False))
-        at = next((i for i, pair in enumerate(pairs) if not _fits(run, *pair)), 0)
+        at = next((i for i, pair in enumerate(pairs) if not _fits(traces, *pair)), 0)
         target, ported = pairs[at]
         where = "its output" if at == 0 else f"its output {at}"
     else:
-        target, ported = next(pair for pair in _input_pairs(*inside) if not _fits(run, *pair))
+        target, ported = next(pair for pair in _input_pairs(*inside) if not _fits(traces, *pair))
         done = [call for call, _ in agreed if not call.within(inside[0])]
         after = f", after {_name(done[-1], theirs)}" if done else ""
         where = f"the input of {_name(inside[0], theirs)}{after}"
@@ -161,7 +162,7 @@ def _site(run: Run, module: "torch.nn.Module", steps: list[Step], theirs: Call, 
         heads=_heads(module, theirs),
         arguments=[x for call in (theirs, *theirs.ancestors()) for x in call.inputs],
         where=where,
-        tolerance=_tolerance(run, error(ported, target)),
+        tolerance=_tolerance(traces, error(ported, target)),
     )
 
 
@@ -170,14 +171,14 @@ def _name(call: Call, outer: Call) -> str:
     return call.path.removeprefix(f"{outer.path}.") + (f" (call {call.number + 1})" if call.number else "")
 
 
-def _tolerance(run: Run, difference: float) -> float:
+def _tolerance(traces: Traces, difference: float) -> float:
     """For a recomputation from numbers that agree: looser than equality, far below the difference to be explained."""
-    return min(100 * limit(run.dtype, 0.0), 0.1 * difference)
+    return min(100 * limit(traces.dtype, 0.0), 0.1 * difference)
 
 
-def _fits(run: Run, theirs: np.ndarray, ours: np.ndarray) -> bool:
+def _fits(traces: Traces, theirs: np.ndarray, ours: np.ndarray) -> bool:
     """Whether inputs agree; in low precision they carry the rounding of all that was before."""
-    return error(ours, theirs) <= (1 if run.dtype == "float64" else 8) * limit(run.dtype, 0.0)
+    return error(ours, theirs) <= (1 if traces.dtype == "float64" else 8) * limit(traces.dtype, 0.0)
 
 
 def _input_pairs(theirs: Call, ours: Call) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -196,8 +197,8 @@ def _input_pairs(theirs: Call, ours: Call) -> list[tuple[np.ndarray, np.ndarray]
     return pairs
 
 
-def _inputs_agree(run: Run, theirs: Call, ours: Call) -> bool:
-    return all(_fits(run, *pair) for pair in _input_pairs(theirs, ours))
+def _inputs_agree(traces: Traces, theirs: Call, ours: Call) -> bool:
+    return all(_fits(traces, *pair) for pair in _input_pairs(theirs, ours))
 
 
 def _own(module: "torch.nn.Module") -> dict[str, np.ndarray]:

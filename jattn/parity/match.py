@@ -1,20 +1,22 @@
 """Which submodule of the port is which of PyTorch's: by name, by their numbers, or by order, kind and shapes."""
 
 import difflib
-import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 
+from jattn.entries import new_name
 from jattn.parity.arrays import numbers
 from jattn.parity.trace import Call, Trace, submodules
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 def pair_modules(
@@ -22,7 +24,7 @@ def pair_modules(
     flax_module: nnx.Module,
     torch_trace: Trace,
     flax_trace: Trace,
-    rename: Mapping[str, str],
+    rename: Mapping[str, str | None],
     names: Mapping[str, str],
 ) -> dict[str, str]:
     """Path on PyTorch's side to path on Flax's, of modules that were called."""
@@ -36,49 +38,48 @@ def pair_modules(
     for path, to in names.items():
         add(path, to)
     for path in theirs:
-        add(path, renamed(path + ".", rename).removesuffix("."))
+        if (new := new_name(f"{path}.", rename)) is not None:
+            add(path, new.removesuffix("."))
     for path, to in _same_numbers(theirs, ours, pairs, torch_module, flax_module):
         add(path, to)
 
     their_kinds, our_kinds = _kinds_of_torch(torch_module, theirs), _kinds_of_flax(flax_module, ours)
     for path in theirs:  # from the outside in: the children of a pair, in their order
         if path in pairs:
-            add_in_order(_children(theirs, path), _children(ours, pairs[path]), their_kinds, our_kinds, pairs, add)
+            children = [child for child in _children(theirs, path) if child not in pairs]
+            our_children = [child for child in _children(ours, pairs[path]) if child not in pairs.values()]
+            for child, to in _in_order(children, our_children, their_kinds, our_kinds):
+                add(child, to)
     return pairs
 
 
-def renamed(name: str, rename: Mapping[str, str]) -> str:
-    """As `jattn.torch_weights.load_state_dict` renames entries."""
-    for pattern, replacement in rename.items():
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def add_in_order(
-    theirs: Sequence[str],
-    ours: Sequence[str],
-    their_kinds: Mapping[str, Hashable],
-    our_kinds: Mapping[str, Hashable],
-    pairs: Mapping[str, str],
-    add: Callable[[str, str], None],
-) -> None:
-    """The longest run of unpaired modules of the same kind, in the same order."""
-    theirs = [path for path in theirs if path not in pairs]
-    ours = [path for path in ours if path not in pairs.values()]
-    kinds = [their_kinds[path] for path in theirs], [our_kinds[path] for path in ours]
-    for block in difflib.SequenceMatcher(None, *kinds, autojunk=False).get_matching_blocks():
-        for i in range(block.size):
-            add(theirs[block.a + i], ours[block.b + i])
+def renamed(entries: Mapping[str, T], rename: Mapping[str, str | None]) -> dict[str, T]:
+    """As `jattn.torch_weights.load_state_dict` renames them, but not all patterns need to match."""
+    return {new: x for name, x in entries.items() if (new := new_name(name, rename)) is not None}
 
 
 def _called(trace: Trace) -> dict[str, Call]:
     """Each module's first call, the outer before the inner and otherwise in the order in which they ended."""
-    calls = {call.path: call for call in reversed(trace.calls)}
-    return dict(sorted(reversed(calls.items()), key=lambda item: len(list(item[1].ancestors()))))
+    first: dict[str, Call] = {}
+    for call in trace.calls:
+        first.setdefault(call.path, call)
+    return dict(sorted(first.items(), key=lambda item: len(list(item[1].ancestors()))))
 
 
 def _children(calls: Mapping[str, Call], path: str) -> list[str]:
     return [child for child, call in calls.items() if call.parent is not None and call.parent.path == path]
+
+
+def _in_order(
+    theirs: Sequence[str],
+    ours: Sequence[str],
+    their_kinds: Mapping[str, Hashable],
+    our_kinds: Mapping[str, Hashable],
+) -> Iterator[tuple[str, str]]:
+    """The longest runs of modules of the same kinds, in the same order."""
+    kinds = [their_kinds[path] for path in theirs], [our_kinds[path] for path in ours]
+    for block in difflib.SequenceMatcher(None, *kinds, autojunk=False).get_matching_blocks():
+        yield from zip(theirs[block.a : block.a + block.size], ours[block.b : block.b + block.size], strict=True)
 
 
 def _same_numbers(

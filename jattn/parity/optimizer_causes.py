@@ -42,10 +42,10 @@ def diagnose(replay: Replay, settings: Mapping[str, Any]) -> Diagnosis | None:
     recipe = _recipe(settings)
     if recipe is None or not _gives(recipe, replay, replay.torch):
         return None
-    for name, found, explanation, remedy, changes in ALTERATIONS:
+    for diagnosis, changes in ALTERATIONS:
         altered = dataclasses.replace(recipe, **{n: f(recipe) for n, f in changes.items()})
         if altered != recipe and _gives(altered, replay, replay.flax):
-            return Diagnosis(name, found, explanation, remedy)
+            return diagnosis
     return None
 
 
@@ -85,40 +85,50 @@ def _parameter_gives(recipe: Recipe, replay: Replay, wanted: Sequence[Arrays], n
     return True
 
 
-ALTERATIONS: list[tuple[str, str, str, str, dict[str, Any]]] = [
+ALTERATIONS: list[tuple[Diagnosis, dict[str, Any]]] = [
     (
-        "weight decay: decoupled for L2",
-        "One side adds the decay to the gradient, the other to the step.",
-        "torch.optim.Adam's weight_decay is an L2 penalty in the gradient; AdamW's, and optax.adamw's, is decoupled.",
-        "Use jattn.training.adam or adamw, which mean what PyTorch's of the same name mean.",
+        Diagnosis(
+            "weight decay: decoupled for L2",
+            "One side adds the decay to the gradient, the other to the step.",
+            "torch.optim.Adam's weight_decay is an L2 penalty in the gradient; AdamW's and optax.adamw's is decoupled.",
+            "Use jattn.training.adam or adamw, which mean what PyTorch's of the same name mean.",
+        ),
         {"decoupled": lambda r: not r.decoupled},
     ),
     (
-        "no weight decay",
-        "The port's parameters don't decay.",
-        "optax.adam and optax.sgd have no weight decay.",
-        "Use the optimiser of the same name in jattn.training.",
+        Diagnosis(
+            "no weight decay",
+            "The port's parameters don't decay.",
+            "optax.adam and optax.sgd have no weight decay.",
+            "Use the optimiser of the same name in jattn.training.",
+        ),
         {"decay": lambda r: 0.0},
     ),
     (
-        "no bias correction",
-        "The port's moments are not divided by 1 - b**step.",
-        "Without it the first steps of Adam are of another size.",
-        "Use jattn.training.adam.",
+        Diagnosis(
+            "no bias correction",
+            "The port's moments are not divided by 1 - b**step.",
+            "Without it the first steps of Adam are of another size.",
+            "Use jattn.training.adam.",
+        ),
         {"corrected": lambda r: False},
     ),
     (
-        "Adam's epsilon under the root",
-        "The port adds epsilon before the root is taken.",
-        "Adam divides by sqrt(v) + eps; optax has eps_root for the other place.",
-        "Give it as eps, not as eps_root.",
+        Diagnosis(
+            "Adam's epsilon under the root",
+            "The port adds epsilon before the root is taken.",
+            "Adam divides by sqrt(v) + eps; optax has eps_root for the other place.",
+            "Give it as eps, not as eps_root.",
+        ),
         {"inside": lambda r: True},
     ),
     (
-        "another epsilon",
-        "The port's Adam has epsilon 1e-7, as TensorFlow's.",
-        "PyTorch's default is 1e-8.",
-        "Give both the same.",
+        Diagnosis(
+            "another epsilon",
+            "The port's Adam has epsilon 1e-7, as TensorFlow's.",
+            "PyTorch's default is 1e-8.",
+            "Give both the same.",
+        ),
         {"epsilon": lambda r: 1e-7},
     ),
 ]

@@ -13,6 +13,7 @@ from jattn.parity.catalogue import diagnose
 from jattn.parity.match import pair_modules, renamed
 from jattn.parity.report import Entry, Parting, Report, Run
 from jattn.parity.sides import (
+    DTYPES,
     Arguments,
     Side,
     arguments,
@@ -28,8 +29,6 @@ from jattn.torch_weights import state_dict
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float64", "float32", "bfloat16", "float16")
-
 
 def compare(
     torch_module: "torch.nn.Module",
@@ -40,7 +39,7 @@ def compare(
     gradients: bool = True,
     dtypes: Sequence[str] = ("float64", "float32"),
     load: bool = True,
-    rename: Mapping[str, str] | None = None,
+    rename: Mapping[str, str | None] | None = None,
     names: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Report:
@@ -101,7 +100,7 @@ class _Comparison:
         flax_module: nnx.Module,
         gradients: bool,
         load: bool,
-        rename: Mapping[str, str],
+        rename: Mapping[str, str | None],
         names: Mapping[str, str],
         seed: int,
     ) -> None:
@@ -137,9 +136,9 @@ class _Comparison:
             list(dict.fromkeys(call.path for call in ours.trace.calls if call.path not in pairs.values())),
         )
         if self.parting is None and not all(entry.equal for entry in run.outputs):
-            forward = locate.Run(dtype, theirs.trace, ours.trace, truth.trace, pairs)
+            traces = locate.Traces(dtype, theirs.trace, ours.trace, truth.trace, pairs)
             same_function = any(run.dtype == "float64" and run.equal for run in self.runs)
-            self.parting = _parting(forward, low, name_cause=not same_function)
+            self.parting = _parting(traces, low, name_cause=not same_function)
 
     def _entries(self, dtype: str, theirs: Side, ours: Side, truth: Side, why: str | None) -> Run:
         kinds = []
@@ -148,7 +147,7 @@ class _Comparison:
             if kind == "input_gradients":  # by their order, as the port may name them otherwise
                 b = dict(zip([*a, *[f"{name} of the port" for name in b][len(a) :]], b.values(), strict=False))
             if kind == "parameter_gradients":
-                a, true = ({renamed(name, self.rename): y[name] for name in _in_order(theirs)} for y in (a, true))
+                a, true = (renamed({name: y[name] for name in _in_order(theirs)}, self.rename) for y in (a, true))
                 if a and not b:
                     self._note(f"gradients of parameters are not compared: {why or 'the port has none by name.'}")
                     a = {}
@@ -167,8 +166,8 @@ class _Comparison:
             ours = {name: numbers(x) for name, x in state_dict(port).items()}
         except ValueError:  # layers without a map have no names to compare by
             return
-        theirs = {renamed(name, self.rename): numbers(x) for name, x in low.state_dict().items()}
-        other = [name for name, x in theirs.items() if name in ours and error(ours[name], x) > FLOAT64]
+        theirs = renamed(low.state_dict(), self.rename)
+        other = [name for name, x in theirs.items() if name in ours and error(ours[name], numbers(x)) > FLOAT64]
         if other:
             self._note(f"the port's weights are not PyTorch's: {', '.join(other)}.")
 
@@ -208,19 +207,18 @@ def _compared(
     return entries
 
 
-def _parting(run: locate.Run, module: "torch.nn.Module", *, name_cause: bool) -> Parting | None:
-    found = locate.first_parting(run, module)
+def _parting(traces: locate.Traces, module: "torch.nn.Module", *, name_cause: bool) -> Parting | None:
+    found = locate.first_parting(traces, module)
     if found is None:
         return None
     steps, site = found
-    shapes = site.torch.shape, site.flax.shape
     return Parting(
-        dtype=run.dtype,
+        dtype=traces.dtype,
         torch_name=site.torch_name,
         flax_name=site.flax_name,
         where=site.where,
-        torch_shape=shapes[0],
-        flax_shape=shapes[1],
+        torch_shape=site.torch.shape,
+        flax_shape=site.flax.shape,
         error=error(site.flax, site.torch),
         limit=steps[-1].limit,
         before=steps[:-1],

@@ -1,6 +1,7 @@
 """Either side made ready and run: in a dtype, in eval mode, on copies, so that what was given stays as it was."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 class Side(NamedTuple):
@@ -56,10 +58,11 @@ def rounded(nest: Any, dtype: str) -> Any:
 
 
 def _map(nest: Any, f: Any) -> Any:
-    if isinstance(nest, Mapping):
-        return {name: _map(item, f) for name, item in nest.items()}
+    if isinstance(nest, Mapping):  # ordered, as JAX would sort the names of a plain one
+        return OrderedDict((name, _map(item, f)) for name, item in nest.items())
     if isinstance(nest, tuple | list):
-        return type(nest)(_map(item, f) for item in nest)
+        items = [_map(item, f) for item in nest]
+        return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
     return f(to_numpy(nest)) if hasattr(nest, "shape") and hasattr(nest, "dtype") else nest
 
 
@@ -121,7 +124,7 @@ def _plain_layers() -> Iterator[None]:
 
 
 def flax_copy(
-    module: nnx.Module, tensors: Mapping[str, Any] | None, dtype: str, rename: Mapping[str, str] | None
+    module: nnx.Module, tensors: Mapping[str, Any] | None, dtype: str, rename: Mapping[str, str | None]
 ) -> nnx.Module:
     """A copy in eval mode and in ``dtype``, with the numbers of a state dict if there is one."""
     module = nnx.clone(module)
@@ -189,14 +192,9 @@ def _named_inputs(given: Arguments) -> dict[str, Any]:
     named = [(f"input {i}", arg) for i, arg in enumerate(args)] + list(kwargs.items())
     found: dict[str, Any] = {}
     for name, nest in named:
-        arrays = [x for x in leaves(nest) if floating_or_torch(x)]
+        arrays = [x for x in leaves(nest) if floating(x)]
         found |= {name if len(arrays) == 1 else f"{name}[{i}]": x for i, x in enumerate(arrays)}
     return found
-
-
-def floating_or_torch(x: Any) -> bool:
-    """Whether an array or a tensor holds floating-point numbers."""
-    return x.is_floating_point() if hasattr(x, "is_floating_point") else floating(x)
 
 
 @contextmanager

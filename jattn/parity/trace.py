@@ -28,7 +28,7 @@ class Call:
 
     def within(self, other: "Call") -> bool:
         """Whether this happened in that call."""
-        return self.parent is other or (self.parent is not None and self.parent.within(other))
+        return any(call is other for call in self.ancestors())
 
     def ancestors(self) -> "Iterator[Call]":
         """The calls that this one happened in, the innermost first."""

@@ -13,12 +13,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from jattn import checks
 from jattn.parity.arrays import error, largest, limit, numbers, scales
 from jattn.parity.catalogue import Diagnosis
 from jattn.parity.match import renamed
 from jattn.parity.optimizer_causes import Replay, diagnose
 from jattn.parity.report import Entry, Findings
-from jattn.parity.sides import check_modules, flax_copy, rounded, torch_copy
+from jattn.parity.sides import DTYPES, check_modules, flax_copy, rounded, torch_copy
 from jattn.torch_weights import state_dict, to_tensor
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def trajectory(
     steps: int,
     dtype: str = "float64",
     load: bool = True,
-    rename: Mapping[str, str] | None = None,
+    rename: Mapping[str, str | None] | None = None,
 ) -> TrajectoryReport:
     """Train a PyTorch module and its port from the same parameters, and say at which step they part, and in what.
 
@@ -135,12 +136,14 @@ def trajectory(
     Raises:
         ValueError: if the arguments aren't modules, or the weights can't be loaded.
     """
+    rename = rename or {}
     check_modules(torch_module, flax_module)
+    checks.one_of("dtype", dtype, DTYPES)
     if steps < 1 or not batches:
         raise ValueError(f"steps and batches must be at least one. Got {steps} steps and {len(batches)} batches.")
     low = torch_copy(torch_module, dtype)
     cast = [rounded(batch, dtype) for batch in batches]
-    theirs = _train_torch(low, cast, torch_loss, torch_optimizer, steps, rename or {})
+    theirs = _train_torch(low, cast, torch_loss, torch_optimizer, steps, rename)
     with jax.enable_x64(dtype == "float64"):
         port = flax_copy(flax_module, torch_copy(torch_module, dtype).state_dict() if load else None, dtype, rename)
         ours = _train_flax(port, cast, loss, optimizer, steps)
@@ -164,9 +167,9 @@ def _train_torch(
     loss: Callable[[Any, Any], Any],
     make: "Callable[[Any], torch.optim.Optimizer]",
     steps: int,
-    rename: Mapping[str, str],
+    rename: Mapping[str, str | None],
 ) -> _Course:
-    named = {renamed(name, rename): p for name, p in module.named_parameters(remove_duplicate=False)}
+    named = renamed(dict(module.named_parameters(remove_duplicate=False)), rename)
     optimizer = make(module.parameters())
     course = _Course({name: numbers(p) for name, p in named.items()})
     course.settings = {

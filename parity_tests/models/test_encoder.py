@@ -12,8 +12,6 @@ import torch
 from flax import nnx
 
 from jattn import models
-from jattn.models.encoder import RENAME
-from jattn.torch_weights import load_state_dict, state_dict
 from parity_tests.conftest import Parity
 from parity_tests.nn import both, call_for_weights, randomised
 
@@ -43,7 +41,7 @@ def test_other_options(parity: Parity) -> None:
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 @pytest.mark.parametrize("head", [False, True], ids=["BertModel", "BertForMaskedLM"])
 def test_bert_of_hugging_face(activation: str, head: bool, tmp_path: Path) -> None:
-    """Outputs, weights of each layer and all gradients in float64."""
+    """Outputs, weights of each layer and all gradients in float64; and the weights back, bit for bit."""
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         vocab_size=20,
@@ -79,21 +77,18 @@ def test_bert_of_hugging_face(activation: str, head: bool, tmp_path: Path) -> No
 
         hidden, pull, weights = jax.vjp(run, parameters, has_aux=True)
         (gradients,) = pull(jnp.asarray(cotangent))
-        named = state_dict(nnx.merge(graph, gradients, rest))
+        back, named = ours.to_hugging_face(), nnx.merge(graph, gradients, rest).to_hugging_face()
     close(np.asarray(hidden)[real], output.last_hidden_state.detach().numpy()[real])
     for ours_, theirs_ in zip(weights, output.attentions, strict=True):
         close(np.swapaxes(ours_, 1, 2)[real], theirs_.detach().numpy().swapaxes(1, 2)[real])
 
-    their_gradients = {name: p.grad for name, p in bert.named_parameters() if not name.startswith("pooler")}
-    with jax.enable_x64(True):  # under our names, as a folder's weights are loaded
-        theirs_named = state_dict(
-            load_state_dict(models.TextEncoder(**SIZES, rngs=nnx.Rngs(0)), their_gradients, rename=RENAME)
-        )
-    assert named.keys() == theirs_named.keys()
-    most = max(float(x.abs().max()) for x in theirs_named.values())
-    for name, gradient in theirs_named.items():
-        scale = most if name.endswith("key.bias") else float(gradient.abs().max())  # a key's bias has none
-        assert float((named[name] - gradient).abs().max()) <= 1e-10 * scale, name
+    their_parameters = {name: p for name, p in bert.named_parameters() if not name.startswith("pooler")}
+    assert named.keys() == back.keys() == their_parameters.keys()
+    most = max(float(p.grad.abs().max()) for p in their_parameters.values())
+    for name, p in their_parameters.items():
+        assert torch.equal(back[name], p), name
+        scale = most if name.endswith("key.bias") else float(p.grad.abs().max())  # a key's bias has none
+        assert float((named[name] - p.grad).abs().max()) <= 1e-10 * scale, name
 
 
 def close(ours: Any, theirs: np.ndarray) -> None:

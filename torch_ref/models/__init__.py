@@ -5,6 +5,7 @@ from torch_ref.models.decoding import Beams as Beams
 from torch_ref.models.decoding import Decoded as Decoded
 from torch_ref.models.decoding import beam_search as beam_search
 from torch_ref.models.decoding import greedy as greedy
+from torch_ref.models.encoder import TextEncoder as TextEncoder
 from torch_ref.models.gpt2 import GPT2 as GPT2
 from torch_ref.models.llama import Llama as Llama
 from torch_ref.models.recall import RecallClassifier as RecallClassifier

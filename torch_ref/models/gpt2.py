@@ -10,13 +10,20 @@ class GPT2Block(nn.Module):
     """Causal self-attention and a tanh-GELU network, each f with a residual, x + dropout(f(norm(x)))."""
 
     def __init__(
-        self, features: int, num_heads: int, hidden: int, epsilon: float, dropout_rate: float, of_weights: float
+        self,
+        num_heads: int,
+        features: int,
+        feedforward_features: int,
+        *,
+        norm_epsilon: float,
+        dropout_rate: float,
+        attention_dropout_rate: float,
     ):
         super().__init__()
-        self.norm1 = nn.LayerNorm(features, eps=epsilon)
-        self.attention = MultiHeadAttention(num_heads, features, use_bias=True, dropout_rate=of_weights)
-        self.norm2 = nn.LayerNorm(features, eps=epsilon)
-        self.feed_forward = FeedForward(features, hidden, activation="gelu_tanh")
+        self.norm1 = nn.LayerNorm(features, eps=norm_epsilon)
+        self.attention = MultiHeadAttention(num_heads, features, use_bias=True, dropout_rate=attention_dropout_rate)
+        self.norm2 = nn.LayerNorm(features, eps=norm_epsilon)
+        self.feed_forward = FeedForward(features, feedforward_features, activation="gelu_tanh")
         self.dropout = nn.Dropout(dropout_rate)
 
     def forward(self, x: Tensor, valid_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -44,12 +51,19 @@ class GPT2(nn.Module):
         norm_epsilon: float = 1e-5,
     ):
         super().__init__()
-        hidden = feedforward_features or 4 * features
-        of_weights = dropout_rate if attention_dropout_rate is None else attention_dropout_rate
+        hidden = 4 * features if feedforward_features is None else feedforward_features
         self.embedding = nn.Embedding(vocab_size, features)
         self.positions = LearnedPositions(max_length, features)
         self.blocks = nn.ModuleList(
-            GPT2Block(features, num_heads, hidden, norm_epsilon, dropout_rate, of_weights) for _ in range(num_layers)
+            GPT2Block(
+                num_heads,
+                features,
+                hidden,
+                norm_epsilon=norm_epsilon,
+                dropout_rate=dropout_rate,
+                attention_dropout_rate=dropout_rate if attention_dropout_rate is None else attention_dropout_rate,
+            )
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(features, eps=norm_epsilon)
         self.dropout = nn.Dropout(dropout_rate)

@@ -63,7 +63,7 @@ class Llama(nn.Module):
         heads: dict[str, Any] = dict(
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
-            qkv_features=head_features and num_heads * head_features,
+            qkv_features=None if head_features is None else num_heads * head_features,
             rotary_base=rotary_base,
             dropout_rate=attention_dropout_rate,
         )

@@ -1,0 +1,74 @@
+"""How Hugging Face stores a BERT: the names of its parts, its settings, and what its files hold beside the encoder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jattn.models.hugging_face import Format, check_settings, parameters, setting
+
+# Hugging Face's name of each part, and the name here.
+NAMES = {
+    "embeddings.word_embeddings": "words",
+    "embeddings.position_embeddings": "positions.embedding",
+    "embeddings.token_type_embeddings": "token_types",
+    "embeddings.LayerNorm": "norm",
+    "encoder.layer.#.attention.self.query": "blocks.#.attention.query",
+    "encoder.layer.#.attention.self.key": "blocks.#.attention.key",
+    "encoder.layer.#.attention.self.value": "blocks.#.attention.value",
+    "encoder.layer.#.attention.output.dense": "blocks.#.attention.out",
+    "encoder.layer.#.attention.output.LayerNorm": "blocks.#.norm1",
+    "encoder.layer.#.intermediate.dense": "blocks.#.feed_forward.linear1",
+    "encoder.layer.#.output.dense": "blocks.#.feed_forward.linear2",
+    "encoder.layer.#.output.LayerNorm": "blocks.#.norm2",
+}
+# The layers of the tasks that it was trained on, and the numbers 0, 1, 2, ...
+BESIDE_THE_ENCODER = r"^(pooler|cls)\.|^embeddings\.position_ids$"
+IMPLEMENTED = {
+    "model_type": ("bert",),
+    "architectures": (None, ["BertModel"], ["BertForMaskedLM"], ["BertForPreTraining"]),
+    "hidden_act": ("gelu", "relu"),
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "quantization_config": (None,),
+}
+
+
+def options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `TextEncoder` for the settings of a ``BertModel``."""
+    check_settings(config, IMPLEMENTED)
+    return dict(
+        vocab_size=setting(config, "vocab_size"),
+        features=setting(config, "hidden_size"),
+        num_heads=setting(config, "num_attention_heads"),
+        num_layers=setting(config, "num_hidden_layers"),
+        feedforward_features=setting(config, "intermediate_size"),
+        max_length=setting(config, "max_position_embeddings"),
+        num_token_types=setting(config, "type_vocab_size"),
+        activation=config.get("hidden_act", "gelu"),
+        norm_epsilon=setting(config, "layer_norm_eps"),
+        dropout_rate=setting(config, "hidden_dropout_prob"),
+        attention_dropout_rate=setting(config, "attention_probs_dropout_prob"),
+    )
+
+
+def taken(state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The encoder's parameters under the names of a ``BertModel``.
+
+    Whole models with heads write ``bert.`` in front, and the oldest files call a norm's parameters gamma and beta.
+    """
+
+    def present(name: str) -> str:
+        name = name.removeprefix("bert.")
+        return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+    return parameters({present(name): x for name, x in state_dict.items()}, without=BESIDE_THE_ENCODER)
+
+
+def given(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The entries of a ``BertModel`` without its pooler, which is not kept."""
+    return arrays
+
+
+FORMAT = Format(NAMES, options, taken, given)
