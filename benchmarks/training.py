@@ -10,7 +10,6 @@ PyTorch's loop reads the loss at each step; the others wait once for all.
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,11 +27,11 @@ from torch.nn import functional as F
 import torch_ref.models
 import torch_ref.nn
 from benchmarks.products import products_of
+from benchmarks.rounds import Run, measure
 from jattn import models, nn, training
 
 STEPS = 20  # of each column in each round, in fit's case of each epoch
 EPOCHS = 5
-Run = Callable[[], int]  # takes steps, waits for the last, and says how many there were
 
 
 class Case(NamedTuple):
@@ -267,7 +266,9 @@ def main(arguments: list[str]) -> None:
     results = []
     for size, by_name in by_size.items():
         for name in options.models or names:
-            compiling, times = measure(by_name[name], columns, options.rounds)
+            compiling, times = measure(
+                {column: make(by_name[name]) for column, make in columns.items()}, options.rounds
+            )
             least = {column: min(seconds) for column, seconds in times.items()}
             table.add_row(
                 name,
@@ -282,19 +283,3 @@ def main(arguments: list[str]) -> None:
     Console(width=max(Console().width, 130)).print(table)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
-
-
-def measure(
-    case: Case, columns: dict[str, Callable[[Case], Run]], rounds: int
-) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Seconds by which each column's first run was longer than its fastest; and seconds a step in each round."""
-    runs = {name: make(case) for name, make in columns.items()}
-    totals: dict[str, list[float]] = {name: [] for name in runs}
-    steps: dict[str, int] = {}
-    for _ in range(1 + rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            steps[name] = run()
-            totals[name].append(time.perf_counter() - start)
-    compiling = {name: first - min(rest) for name, (first, *rest) in totals.items()}
-    return compiling, {name: [total / steps[name] for total in rest] for name, (_, *rest) in totals.items()}

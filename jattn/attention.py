@@ -1,4 +1,4 @@
-"""The public functions: check the arguments, then call the definition."""
+"""The public functions: check the arguments, then call an implementation."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn import checks, masks
+from jattn.implementations import Call, Explanation, Implementation
 from jattn.mask_types import Lengths, Mask, as_mask
-from jattn.pooling import ScoreFn, logits, masked_softmax, pool, repeat_heads
+from jattn.pooling import ScoreFn, logits, masked_softmax, repeat_heads
 from jattn.scores import Additive, DotProduct, Number, Score
 
 # Functions that return a pair on request are annotated "| Any", so that a type checker leaves both uses in peace.
@@ -30,7 +31,7 @@ def attention(
     dropout_rng: PRNGKeyArray | None = None,
     head_gates: Float[Array, "..."] | None = None,
     return_weights: bool = False,
-    implementation: Literal["dense"] | None = None,
+    implementation: Implementation | None = None,
 ) -> Output | Any:
     """Attention with any score: each query's average of the values, weighted by how well its keys match.
 
@@ -56,7 +57,9 @@ def attention(
         dropout_rng: the randomness for it, a ``jax.random.key``. The same rng drops the same weights.
         head_gates: a factor on each head's output, ``h`` or ``*b h``.
         return_weights: also return the weights ``*b h t s``, from before dropout.
-        implementation: ``"dense"``, the only one, which builds the matrix of weights.
+        implementation: ``"dense"`` builds the matrix of weights; ``"streaming"`` computes a block of queries at a time
+            in memory linear in the sequence; ``"cudnn"`` calls the kernel for NVIDIA GPUs. By default the fastest that
+            honours the arguments; `explain` says which.
 
     Returns:
         The output ``*b t h e`` in value's dtype; with return_weights also the weights, in float32 or wider.
@@ -76,25 +79,99 @@ def attention(
     Source: Vaswani et al., Attention Is All You Need, 2017; grouped queries: Ainslie et al., GQA, 2023; the soft cap:
     Gemma 2, 2024.
     """
-    checks.one_of("implementation", implementation, (None, "dense"))
+    call = _call(
+        query,
+        key,
+        value,
+        score,
+        mask,
+        bias,
+        scale,
+        logits_soft_cap,
+        dropout_rate=dropout_rate,
+        dropout_rng=dropout_rng,
+        head_gates=head_gates,
+        return_weights=return_weights,
+    )
+    result = call.run(implementation)
+    return (result.output, result.weights) if return_weights else result.output
+
+
+def explain(
+    query: Float[Array, "*b t h c"],
+    key: Float[Array, "*b s k d"],
+    value: Float[Array, "*b s k e"],
+    *,
+    score: ScoreFn | None = None,
+    mask: Mask | Bool[Array, "..."] | None = None,
+    bias: Float[Array, "..."] | None = None,
+    scale: Number | None = None,
+    logits_soft_cap: Number | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: PRNGKeyArray | None = None,
+    head_gates: Float[Array, "..."] | None = None,
+    return_weights: bool = False,
+    implementation: Implementation | None = None,
+) -> Explanation:
+    """Which implementation `attention` would run for these arguments, why, and why others could not.
+
+    Args:
+        query, key, value and all others: as in `attention`. Nothing is computed.
+
+    Returns:
+        ``implementation``, ``reason``, and ``refused``, a dictionary of reasons; it prints as a few lines.
+
+    Raises:
+        ValueError: naming the argument that doesn't fit.
+
+    Example:
+
+        >>> x = jnp.ones((2, 1000, 8, 64))
+        >>> print(explain(x, x, x, mask=masks.causal()))
+        streaming: memory linear in the sequence, and faster than the matrix at this size.
+        not cudnn: it needs an NVIDIA GPU.
+    """
+    call = _call(
+        query,
+        key,
+        value,
+        score,
+        mask,
+        bias,
+        scale,
+        logits_soft_cap,
+        dropout_rate=dropout_rate,
+        dropout_rng=dropout_rng,
+        head_gates=head_gates,
+        return_weights=return_weights,
+    )
+    return call.explain(implementation)
+
+
+def _call(
+    query: Array,
+    key: Array,
+    value: Array,
+    score: ScoreFn | None,
+    mask: Mask | Array | None,
+    bias: Array | None,
+    scale: Number | None,
+    logits_soft_cap: Number | None,
+    *,
+    dropout_rate: float,
+    dropout_rng: PRNGKeyArray | None,
+    head_gates: Array | None,
+    return_weights: bool,
+) -> Call:
+    """The arguments of `attention`, checked."""
     query, key, value = checks.query_key_value(query, key, value)
     score, mask, bias = _check_logits(query, key, score, mask, bias, scale, logits_soft_cap)
     checks.dropout(dropout_rate, dropout_rng, rng_name="dropout_rng")
     if head_gates is not None:
         head_gates = checks.head_gates(head_gates, query.shape[:-3], query.shape[-2])
-    pooled = pool(
-        query,
-        key,
-        value,
-        score=score,
-        mask=mask,
-        bias=bias,
-        logits_soft_cap=logits_soft_cap,
-        dropout_rate=dropout_rate,
-        dropout_rng=dropout_rng,
-        head_gates=head_gates,
+    return Call(
+        query, key, value, score, mask, bias, logits_soft_cap, dropout_rate, dropout_rng, head_gates, return_weights
     )
-    return (pooled.output, pooled.weights) if return_weights else pooled.output
 
 
 def dot_product_attention(
@@ -167,8 +244,9 @@ def dot_product_attention(
         real = _sequence_lengths("query_seq_lengths", query_seq_lengths, t, batch).as_array(1, t)
         rules.append(masks.dense(jnp.swapaxes(real, -1, -2)))
     score, combined, bias = _check_logits(query, key, None, masks.all_of(*rules), bias, scale, None)
-    pooled = pool(query, key, value, score=score, mask=combined, bias=bias)
-    return (pooled.output, pooled.log_sum_exp) if return_residual else pooled.output
+    call = Call(query, key, value, score, combined, bias, return_log_sum_exp=return_residual)
+    result = call.run(None)
+    return (result.output, result.log_sum_exp) if return_residual else result.output
 
 
 def attention_weights(
@@ -288,15 +366,15 @@ def single_head_attention(
         if not checks.broadcasts_to(jnp.shape(mask), shape):
             raise ValueError(f"mask must broadcast to {shape}, the axes *b t s. Got shape {jnp.shape(mask)}.")
         mask = as_mask(mask if jnp.ndim(mask) <= 2 else jnp.expand_dims(mask, -3))
-    output, weights = attention(
+    result = attention(
         query[..., None, :],
         key[..., None, :],
         value[..., None, :],
         mask=masks.all_of(mask, None if valid_lens is None else masks.lengths(valid_lens)),
-        return_weights=True,
+        return_weights=return_weights,
         **rest,
     )
-    return (output[..., 0, :], weights[..., 0, :, :]) if return_weights else output[..., 0, :]
+    return (result[0][..., 0, :], result[1][..., 0, :, :]) if return_weights else result[..., 0, :]
 
 
 def _check_logits(

@@ -192,8 +192,8 @@ def positive(name: str, x: Any, *, finite: bool = False) -> None:
 
 def divides(name: str, part: int, whole_name: str, whole: int) -> None:
     """A positive integer that divides another."""
-    if part < 1 or whole % part:
-        raise ValueError(f"{name} must be a positive divisor of {whole_name}, {whole}. Got {part}.")
+    if not is_count(part) or part < 1 or whole % part:
+        raise ValueError(f"{name} must be a positive divisor of {whole_name}, {whole}. Got {part!r}.")
 
 
 def one_of(name: str, choice: Any, choices: tuple[Any, ...]) -> None:

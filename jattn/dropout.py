@@ -9,7 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, UInt32
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -33,12 +33,19 @@ def dropout_keep(rng: PRNGKeyArray, rate: float, shape: tuple[int, ...]) -> Bool
          [ True  True False  True]]
     """
     *lead, rows, columns = (1,) * (2 - len(shape)) + shape
+    matrix = jnp.arange(math.prod(lead)).reshape(*lead, 1, 1)
+    return dropout_keep_at(rng, rate, matrix, jnp.arange(rows)[:, None], jnp.arange(columns)).reshape(shape)
+
+
+def dropout_keep_at(
+    rng: PRNGKeyArray, rate: float, matrix: Int[Array, "..."], row: Int[Array, "..."], column: Int[Array, "..."]
+) -> Bool[Array, "..."]:
+    """`dropout_keep` of the elements at these indices, which broadcast; ``matrix`` counts those of the leading axes."""
     words = jax.random.bits(rng, (2,), jnp.uint32)
-    matrix = jnp.arange(math.prod(lead), dtype=jnp.uint32).reshape(*lead, 1, 1)
+    matrix, row, column = (x.astype(jnp.uint32) for x in (matrix, row, column))
     key = threefry2x32((words[0], words[1]), matrix, jnp.zeros_like(matrix))
-    row, column = jnp.arange(rows, dtype=jnp.uint32)[:, None], jnp.arange(columns, dtype=jnp.uint32)
     bits, _ = threefry2x32(key, row, column)
-    return (bits >= jnp.uint32(int(rate * 2**32))).reshape(shape)
+    return bits >= jnp.uint32(int(rate * 2**32))
 
 
 def threefry2x32(

@@ -32,6 +32,8 @@ def renamed(entries: Mapping[str, Any], rename: Mapping[str, str | None]) -> dic
         >>> renamed({"encoder.ids": 0, "encoder.weight": 1}, {r"\\.ids$": None, r"^encoder\\.": ""})
         {'weight': 1}
     """
+    if not isinstance(rename, Mapping):
+        raise ValueError(f"rename must map regular expressions to replacements. Got a {type(rename).__name__}.")
     matched: set[str] = set()
     origins: dict[str, list[str]] = {}
     for old in entries:
@@ -52,8 +54,8 @@ def new_name(name: str, rename: Mapping[str, str | None], matched: set[str] | No
     matched = set() if matched is None else matched
     for pattern, replacement in rename.items():
         try:
-            new, count = re.subn(pattern, replacement or "", name)
-        except re.error as error:
+            new, count = re.subn(pattern, "" if replacement is None else replacement, name)
+        except (re.error, TypeError) as error:
             got = f"{pattern!r}: {replacement!r}"
             raise ValueError(f"rename must map regular expressions to replacements. Got {got}: {error}.") from error
         if count:

@@ -58,8 +58,7 @@ def nadaraya_watson(
     checks.one_of("kernel", kernel, (*KERNELS, "constant"))
     checks.positive("bandwidth", bandwidth)
     score = Constant() if kernel == "constant" else KERNELS[kernel](bandwidth=bandwidth)
-    output, weights = kernel_average(query, key, value, score=score, mask=mask)
-    return (output, weights) if return_weights else output
+    return kernel_average(query, key, value, score=score, mask=mask, return_weights=return_weights)
 
 
 def kernel_average(
@@ -69,8 +68,9 @@ def kernel_average(
     *,
     score: Score,
     mask: Mask | Bool[Array, "..."] | None = None,
-) -> tuple[Float[Array, "..."], Float[Array, "*b t s"]]:
-    """`nadaraya_watson` and its weights, with any score, which holds the bandwidth."""
+    return_weights: bool = False,
+) -> Float[Array, "..."] | Any:
+    """`nadaraya_watson` with any score, which holds the bandwidth."""
     query = checks.floating("query", query, "t, or *b t d", 1)
     key = checks.floating("key", key, "s, or *b s d", 1)
     value = checks.floating("value", value, "s, *b s, or *b s e", 1)
@@ -89,5 +89,7 @@ def kernel_average(
     scalar = value.ndim == key.ndim - 1
     if scalar:
         value = value[..., None]
-    output, weights = single_head_attention(query, key, value, score=score, mask=mask, return_weights=True)
-    return (output[..., 0] if scalar else output), weights
+    result = single_head_attention(query, key, value, score=score, mask=mask, return_weights=return_weights)
+    output, *weights = result if return_weights else (result,)
+    output = output[..., 0] if scalar else output
+    return (output, *weights) if return_weights else output

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jattn import checks
@@ -16,6 +17,7 @@ from jattn.pytree import Pytree
 Rows = Int[Array, "t"]
 Cols = Int[Array, "s"]
 Extent = int | Int[Array, ""]
+Index = tuple[Extent, ...]
 
 
 class Mask(Pytree):
@@ -46,6 +48,14 @@ class Mask(Pytree):
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
         """Raise ValueError where this mask does not fit ``t`` queries and ``s`` keys (and batch and heads)."""
 
+    def block(self, start: Extent, t: int, first: Extent, s: int) -> Bool[Array, "*bh #t #s"]:
+        """The mask of the ``t`` queries from ``start`` on and the ``s`` keys from ``first`` on."""
+        return self(start + jnp.arange(t), first + jnp.arange(s))
+
+    def part(self, example: Index, head: Extent, heads: int) -> "Mask":
+        """The mask of one example, given by its index along each batch axis, and of ``heads`` heads from ``head``."""
+        return Part(self, example, head, heads)
+
     def as_array(self, t: int, s: int) -> Bool[Array, "*bh t s"]:
         """The mask as a matrix with one row a query and one column a key, ``True`` where attention is allowed.
 
@@ -58,7 +68,7 @@ class Mask(Pytree):
              [1 1 1 1]]
         """
         self.check(t, s)
-        allowed = self(jnp.arange(t), jnp.arange(s))
+        allowed = self.block(0, t, 0, s)
         return jnp.broadcast_to(allowed, (*allowed.shape[:-2], t, s))
 
     def __and__(self, other: "Mask | Array") -> "Mask":
@@ -104,6 +114,9 @@ class Causal(Mask):
     def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
         return cols[None, :] <= rows[:, None] + _per_example(self.offset)
 
+    def part(self, example: Index, head: Extent, heads: int) -> Mask:
+        return dataclasses.replace(self, offset=_of_example(self.offset, example, 0))
+
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
         return 0, _clip(stop + _largest(self.offset), s)
 
@@ -120,6 +133,9 @@ class SlidingWindow(Mask):
     def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
         position = rows[:, None] + _per_example(self.offset)
         return (position - self.left <= cols[None, :]) & (cols[None, :] <= position + self.right)
+
+    def part(self, example: Index, head: Extent, heads: int) -> Mask:
+        return dataclasses.replace(self, offset=_of_example(self.offset, example, 0))
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
         first, last = -_largest(-self.offset), _largest(self.offset)
@@ -139,6 +155,14 @@ class Lengths(Mask):
         if not self.per_query:
             return cols[None, :] < _per_example(self.valid_lens)
         return cols < jnp.take(self.valid_lens, rows, axis=-1)[..., None, :, None]
+
+    def block(self, start: Extent, t: int, first: Extent, s: int) -> Bool[Array, "*bh #t #s"]:
+        if not self.per_query:
+            return super().block(start, t, first, s)
+        return first + jnp.arange(s) < _slice(self.valid_lens, start, t, -1)[..., None, :, None]
+
+    def part(self, example: Index, head: Extent, heads: int) -> Mask:
+        return dataclasses.replace(self, valid_lens=_of_example(self.valid_lens, example, int(self.per_query)))
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
         if not self.per_query:
@@ -170,6 +194,13 @@ class Segments(Mask):
         key_ids = jnp.take(self.key_ids, cols, axis=-1)
         return query_ids[..., None, :, None] == key_ids[..., None, None, :]
 
+    def block(self, start: Extent, t: int, first: Extent, s: int) -> Bool[Array, "*bh #t #s"]:
+        query_ids, key_ids = _slice(self.query_ids, start, t, -1), _slice(self.key_ids, first, s, -1)
+        return query_ids[..., None, :, None] == key_ids[..., None, None, :]
+
+    def part(self, example: Index, head: Extent, heads: int) -> Mask:
+        return Segments(_of_example(self.query_ids, example, 1), _of_example(self.key_ids, example, 1))
+
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
         # A key is in reach if its number lies between the smallest and the largest of the block's queries.
         rows = jnp.arange(self.query_ids.shape[-1])
@@ -199,9 +230,12 @@ class Dense(Mask):
             array = jnp.take(array, cols, axis=-1)
         return array
 
-    def as_array(self, t: int, s: int) -> Bool[Array, "*bh t s"]:
-        self.check(t, s)
-        return jnp.broadcast_to(self.array, (*self.array.shape[:-2], t, s))  # no gather
+    def block(self, start: Extent, t: int, first: Extent, s: int) -> Bool[Array, "*bh #t #s"]:
+        return _slice(_slice(self.array, start, t, -2), first, s, -1)
+
+    def part(self, example: Index, head: Extent, heads: int) -> Mask:
+        array = _of_example(self.array, example, 3)
+        return Dense(array if array.ndim < 3 else _slice(array, head, heads, -3))
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
         full = (t, s) if batch is None or heads is None else (*batch, heads, t, s)
@@ -225,8 +259,11 @@ class Pair(Mask):
     def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
         return self.join(self.a(rows, cols), self.b(rows, cols))
 
-    def as_array(self, t: int, s: int) -> Bool[Array, "*bh t s"]:
-        return self.join(self.a.as_array(t, s), self.b.as_array(t, s))
+    def block(self, start: Extent, t: int, first: Extent, s: int) -> Bool[Array, "*bh #t #s"]:
+        return self.join(self.a.block(start, t, first, s), self.b.block(start, t, first, s))
+
+    def part(self, example: Index, head: Extent, heads: int) -> Mask:
+        return type(self)(self.a.part(example, head, heads), self.b.part(example, head, heads))
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
         self.a.check(t, s, batch, heads)
@@ -257,11 +294,50 @@ class Not(Mask):
     def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
         return ~self.mask(rows, cols)
 
-    def as_array(self, t: int, s: int) -> Bool[Array, "*bh t s"]:
-        return ~self.mask.as_array(t, s)
+    def block(self, start: Extent, t: int, first: Extent, s: int) -> Bool[Array, "*bh #t #s"]:
+        return ~self.mask.block(start, t, first, s)
+
+    def part(self, example: Index, head: Extent, heads: int) -> Mask:
+        return Not(self.mask.part(example, head, heads))
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
         self.mask.check(t, s, batch, heads)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part(Mask):
+    """The part of a mask that doesn't know how to take one out of itself."""
+
+    mask: Mask
+    example: Index
+    head: Extent
+    heads: int
+
+    def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
+        return Dense(self.mask(rows, cols)).part(self.example, self.head, self.heads).array  # type: ignore[attr-defined]
+
+    def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
+        return self.mask.span(start, stop, s)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Parts of arrays. An axis of length 1 stands for all of its positions.
+
+
+def _slice(x: Array, start: Extent, n: int, axis: int) -> Array:
+    """``n`` entries of an axis from ``start`` on."""
+    if x.shape[axis] == 1 or x.shape[axis] == n:
+        return x
+    return lax.dynamic_slice_in_dim(x, start, n, axis)
+
+
+def _of_example(x: int | Array, example: Index, trailing: int) -> int | Array:
+    """One example's entries of an array that has ``trailing`` axes after the batch's."""
+    lead = max(jnp.ndim(x) - trailing, 0)
+    if lead == 0:
+        return x
+    chosen = example[len(example) - lead :]
+    return x[tuple(0 if n == 1 else i for n, i in zip(x.shape, chosen, strict=False))]  # type: ignore[index, union-attr]
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -3,30 +3,46 @@
     weights = softmax over keys of ( score(query, key) + bias, where mask allows )
     output  = weights @ value
 
-Every attention in jattn is `pool` with some score; the public functions check their arguments and call it.
+Every attention in jattn is `pool` with some score: on all queries at once (dense), or on a block of them at a time
+(streaming).
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
 
 from jattn.checks import broadcasts_to
-from jattn.dropout import dropout_keep
 from jattn.mask_types import Mask, as_mask
 from jattn.scores import Number, at_least_float32
 
 ScoreFn = Callable[[Float[Array, "*b t h c"], Float[Array, "*b s h d"]], Float[Array, "*b h t s"]]
 
 
-class Pooled(NamedTuple):
-    """What `pool` returns."""
+PRODUCT = "exponentials @ value"  # the name of this product for the policies of `jax.checkpoint`
 
-    output: Float[Array, "*b t h e"]
-    weights: Float[Array, "*b h t s"]  # before dropout
-    log_sum_exp: Float[Array, "*b t h"]
+
+class Pooled(NamedTuple):
+    """What `pool` and `average` return, here with the axes of `pool`."""
+
+    output: Float[Array, "*b t h e"]  # in float32 or wider, as all of it
+    exponentials: Float[Array, "*b h t s"]
+    total: Float[Array, "*b h t 1"]
+    peak: Float[Array, "*b h t 1"]
+
+    @property
+    def weights(self) -> Float[Array, "*b h t s"]:
+        """From before dropout."""
+        return self.exponentials / _positive(self.total)
+
+    @property
+    def log_sum_exp(self) -> Float[Array, "*b h t"]:
+        """Minus infinity, with zero gradient, for a query that may attend to nothing."""
+        empty = self.total == 0  # false of NaN, which must not disappear
+        return jnp.where(empty, -jnp.inf, self.peak + jnp.log(jnp.where(empty, 1, self.total))).squeeze(-1)
 
 
 def masked_softmax(
@@ -69,7 +85,8 @@ def masked_softmax(
             allowed = allowed.squeeze(-3)  # logits without heads
         if not broadcasts_to(allowed.shape, logits.shape):
             raise ValueError(f"mask must broadcast to the shape of logits, {logits.shape}. Got shape {allowed.shape}.")
-    return _softmax(logits, allowed)[0]
+    exponentials, total, _ = _exponentials(logits, allowed)
+    return exponentials / _positive(total)
 
 
 def pool(
@@ -78,33 +95,38 @@ def pool(
     value: Float[Array, "*b s k e"],
     *,
     score: ScoreFn,
-    mask: Mask | None = None,
     bias: Float[Array, "..."] | None = None,
     logits_soft_cap: Number | None = None,
-    dropout_rate: float = 0.0,
-    dropout_rng: PRNGKeyArray | None = None,
-    head_gates: Float[Array, "..."] | None = None,
+    **rest: Any,
 ) -> Pooled:
-    """The definition: the average of the values, weighted by the softmax of the scores. Arguments as in `attention`."""
-    *_, t, h, _ = query.shape
-    s = key.shape[-3]
+    """The definition: the average of the values, weighted by the softmax of the scores.
+
+    Arguments as in `attention`, but the mask is an array; the rest as in `average`.
+    """
+    h = query.shape[-2]
     key, value = repeat_heads(key, h), repeat_heads(value, h)
-    weights, log_sum_exp = _softmax(
-        logits(query, key, score=score, bias=bias, logits_soft_cap=logits_soft_cap),
-        None if mask is None else mask.as_array(t, s),
-    )
-    kept = weights
-    if dropout_rate > 0:
-        assert dropout_rng is not None
-        keep = dropout_keep(dropout_rng, dropout_rate, weights.shape)
-        kept = jnp.where(keep, weights / (1 - dropout_rate), 0)
-    # In this order of the operands XLA on a CPU takes a tenth less time, or more.
-    output = jnp.einsum(
-        "...she,...hts->...the", value, kept.astype(value.dtype), preferred_element_type=at_least_float32(value)
-    )
-    if head_gates is not None:
-        output = output * head_gates[..., None, :, None]
-    return Pooled(output.astype(value.dtype), weights, jnp.swapaxes(log_sum_exp, -1, -2))
+    x = logits(query, key, score=score, bias=bias, logits_soft_cap=logits_soft_cap)
+    pooled = average(x, jnp.swapaxes(value, -2, -3), **rest)
+    return pooled._replace(output=jnp.swapaxes(pooled.output, -2, -3))
+
+
+def average(
+    logits: Float[Array, "*b t s"],
+    value: Float[Array, "*b s e"],
+    *,
+    allowed: Bool[Array, "..."] | None = None,
+    keep: Bool[Array, "*b t s"] | None = None,
+    dropout_rate: float = 0.0,
+) -> Pooled:
+    """The values' average under the softmax of the logits; any head axis is in front. ``keep`` survives dropout."""
+    exponentials, total, peak = _exponentials(logits, allowed)
+    kept = exponentials
+    if keep is not None:
+        kept = jnp.where(keep, exponentials / (1 - dropout_rate), 0)
+    product = jnp.matmul(kept.astype(value.dtype), value, preferred_element_type=at_least_float32(value))
+    # Divided after the product: an array of t e rather than of t s.
+    output = checkpoint_name(product, PRODUCT) / _positive(total)
+    return Pooled(output, exponentials, total, peak)
 
 
 def logits(
@@ -115,13 +137,20 @@ def logits(
     bias: Float[Array, "..."] | None = None,
     logits_soft_cap: Number | None = None,
 ) -> Float[Array, "*b h t s"]:
-    """The scores, then the bias, then the soft cap ``cap tanh(x / cap)``, which leaves minus infinity as it is."""
+    """The scores, then the bias, then the soft cap."""
     x = score(query, key)
     *b, t, h, _ = query.shape
     if jnp.shape(x) != (*b, h, t, key.shape[-3]):
         raise ValueError(
             f"score must return the shape {(*b, h, t, key.shape[-3])}, the axes *b h t s. Got shape {jnp.shape(x)}."
         )
+    return biased_and_capped(x, bias, logits_soft_cap)
+
+
+def biased_and_capped(
+    x: Float[Array, "*b t s"], bias: Float[Array, "..."] | None, logits_soft_cap: Number | None
+) -> Float[Array, "*b t s"]:
+    """Scores with their bias, then ``cap tanh(x / cap)``, which leaves minus infinity as it is."""
     if bias is not None:
         x = x + bias
     if logits_soft_cap is not None:
@@ -134,29 +163,19 @@ def repeat_heads(x: Float[Array, "*b s k d"], h: int) -> Float[Array, "*b s h d"
     return x if x.shape[-2] == h else jnp.repeat(x, h // x.shape[-2], axis=-2)
 
 
-@jax.custom_jvp
-def _softmax(
+def _exponentials(
     logits: Float[Array, "*b t s"], allowed: Bool[Array, "..."] | None
-) -> tuple[Float[Array, "*b t s"], Float[Array, "*b t"]]:
-    """The weights and the logarithm of the sum under them: 0 and -inf, both with zero gradient, for an empty row."""
+) -> tuple[Float[Array, "*b t s"], Float[Array, "*b t 1"], Float[Array, "*b t 1"]]:
+    """``exp(logits - peak)``, their sum over the allowed keys, and the peak, which is finite also for an empty row."""
     logits = logits.astype(at_least_float32(logits))
-    reachable = logits != -jnp.inf  # true of NaN, which must not disappear
-    allowed = reachable if allowed is None else reachable & allowed
-    floor = jnp.finfo(logits.dtype).min
-    logits = jnp.where(allowed, logits, floor)
-    peak = jnp.max(logits, axis=-1, keepdims=True, initial=floor)
-    exponentials = jnp.where(allowed, jnp.exp(logits - peak), 0)
-    total = jnp.sum(exponentials, axis=-1, keepdims=True)
-    empty = total == 0  # false of NaN, which shows in the logarithm, and in the weights of allowed keys only
-    total = jnp.where(total > 0, total, 1)
-    log_sum_exp = jnp.where(empty, -jnp.inf, peak + jnp.log(total))
-    return exponentials / total, log_sum_exp.squeeze(-1)
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -jnp.inf)
+    # The result does not depend on the peak, so no gradient goes through it.
+    peak = lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, initial=jnp.finfo(logits.dtype).min))
+    exponentials = jnp.exp(logits - peak)
+    return exponentials, jnp.sum(exponentials, axis=-1, keepdims=True), peak
 
 
-@_softmax.defjvp
-def _softmax_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
-    """``d w = w (d x - sum of w d x)``: XLA's own derivative keeps more arrays, and is slow on a CPU."""
-    weights, log_sum_exp = _softmax(*primals)
-    change = jnp.where(weights == 0, 0, tangents[0].astype(weights.dtype))  # a masked logit may be anything
-    mean = jnp.sum(weights * change, axis=-1, keepdims=True)
-    return (weights, log_sum_exp), (weights * (change - mean), mean.squeeze(-1))
+def _positive(total: Float[Array, "..."]) -> Float[Array, "..."]:
+    """What to divide by: 1 instead of 0, since a row of zeros stays zeros."""
+    return jnp.where(total == 0, 1, total)

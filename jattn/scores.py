@@ -25,6 +25,16 @@ class Score(Pytree):
         """The logits of every query with every key."""
         raise NotImplementedError
 
+    def prepare(
+        self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]
+    ) -> tuple[Float[Array, "*b t h m"], Float[Array, "*b s h n"], "Score"]:
+        """What can be computed once a token: features of query and key, and a score of those with the same logits."""
+        return query, key, self
+
+    def pairs(self, query: Float[Array, "t c"], key: Float[Array, "s d"]) -> Float[Array, "t s"]:
+        """The logits of one head."""
+        return self(query[:, None], key[:, None])[0]
+
     def check(self, query_width: int, key_width: int) -> None:
         """Raise ValueError where the score cannot compare features of these widths."""
         if query_width != key_width:
@@ -51,9 +61,25 @@ class DotProduct(Score):
     scale: Number | None = None
 
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
-        scale = query.shape[-1] ** -0.5 if self.scale is None else self.scale
         dtype = at_least_float32(query, key)
-        return jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=dtype) * scale
+        products = jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=dtype)
+        return products * self.scale_of(query)
+
+    def pairs(self, query: Float[Array, "t d"], key: Float[Array, "s d"]) -> Float[Array, "t s"]:
+        products = jnp.matmul(query, key.T, preferred_element_type=at_least_float32(query, key))
+        scale = self.scale_of(query)
+        return products if isinstance(scale, float) and scale == 1 else products * scale
+
+    def scale_of(self, query: Float[Array, "*b t h d"]) -> Number:
+        """The scale, for queries of this width."""
+        return query.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+    def prepare(
+        self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]
+    ) -> tuple[Float[Array, "*b t h d"], Float[Array, "*b s h d"], Score]:
+        if query.dtype != at_least_float32(query):  # a scaled query would lose digits
+            return query, key, self
+        return query * self.scale_of(query), key, DotProduct(1.0)
 
     def check(self, query_width: int, key_width: int) -> None:
         super().check(query_width, key_width)

@@ -98,7 +98,9 @@ def load_state_dict(
         raise ValueError(
             f"state_dict must be a mapping of names to tensors, or a path. Got {type(state_dict).__name__}."
         )
-    arrays = weight_files.to_arrays(subject, entries.renamed(state_dict, rename or {}))
+    if alien := [repr(name) for name in state_dict if not isinstance(name, str)]:
+        raise ValueError(f"{subject} must have names that are strings. Got {', '.join(alien)}.")
+    arrays = weight_files.to_arrays(subject, entries.renamed(state_dict, {} if rename is None else rename))
     maps = _without_aliases(_all_maps(module), arrays)
     shapes = {name: array.shape for m in maps for name, array in m.entries().items()}
     entries.check(subject, type(module).__name__, shapes, arrays)
@@ -156,6 +158,8 @@ def _arrays(module: nnx.Module) -> dict[str, np.ndarray]:
 
 def _all_maps(module: nnx.Module) -> list[Map]:
     """The maps of a module, found to leave none of its numbers out."""
+    if not isinstance(module, nnx.Module):
+        raise ValueError(f"module must be a flax.nnx.Module. Got {type(module).__name__}.")
     maps = list(_maps(module, ""))
     mapped = {id(parameter) for m in maps for parameter in m.parameters}
     left_out = [

@@ -132,6 +132,8 @@ class Attention(nnx.Module):
             allowed = jnp.ones_like(allowed)
         if causal and self.bug != "missing causal mask":
             allowed = allowed & jnp.tri(t, k=1 if self.bug == "late causal mask" else 0, dtype=bool)
+        if self.bug == "inverted causal mask":
+            allowed = ~allowed
         weights = self._softmax(jnp.where(allowed, logits, -1e30 if self.bug == "mean of empty rows" else -jnp.inf))
         heads = weights @ v
         if self.bug != "heads not transposed back":
@@ -166,6 +168,8 @@ class FeedForward(nnx.Module):
         x = self.linear1(x)
         if self.bug == "stopped gradient":
             x = jax.lax.stop_gradient(x)
+        if self.bug == "infinite numbers":
+            return self.linear2(jax.nn.gelu(x, approximate=False) / 0)
         if self.bug == "silu":
             return self.linear2(jax.nn.silu(x))
         return self.linear2(jax.nn.relu(x) if self.bug == "relu" else jax.nn.gelu(x, approximate=self.bug == "tanh"))

@@ -96,8 +96,10 @@ BUGS: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("missing last norm", {}, 0, "", "module left out"),
     ("missing scale", {}, 0, ATTENTION, "missing scale"),
     ("inverted mask", {"causal": False}, 0, ATTENTION, "inverted mask"),
+    ("inverted causal mask", {}, 0, ATTENTION, "inverted mask"),
     ("missing mask", {}, 1, ATTENTION, "missing mask"),
     ("missing causal mask", {}, 0, ATTENTION, "missing causal mask"),
+    ("infinite numbers", {}, 0, FEED_FORWARD, None),
     ("late causal mask", {}, 0, ATTENTION, "missing causal mask"),
     ("softmax over queries", {"causal": False}, 0, ATTENTION, "softmax over the wrong axis"),
     ("softmax over heads", {"causal": False}, 0, ATTENTION, "softmax over the wrong axis"),
@@ -333,6 +335,15 @@ def test_json_and_table() -> None:
     assert len(str(raised.value)) < 600
 
 
+def test_an_output_of_one_side_only() -> None:
+    class Two(nnx.Linear):
+        def __call__(self, x: jax.Array) -> Any:
+            return super().__call__(x), x
+
+    report = parity.compare(torch.nn.Linear(12, 3), Two(12, 3, rngs=nnx.Rngs(0)), (x,))
+    assert report.finding == "output 1, only of the port (2, 5, 12) is off by inf, 1e-10 allowed."
+
+
 def test_json_has_no_number_that_json_lacks() -> None:
     report = parity.compare(torch.nn.Linear(12, 12), nnx.Linear(12, 12, rngs=nnx.Rngs(0)), (np.full((1, 12), np.inf),))
     json.loads(report.to_json(), parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
@@ -350,5 +361,7 @@ def test_wrong_use_is_an_error() -> None:
         parity.compare(linear, port, 3.0)
     with pytest.raises(ValueError, match="dtypes must be some of"):
         parity.compare(linear, port, (x,), dtypes=("int8",))
+    with pytest.raises(ValueError, match=r"names must map PyTorch's submodules to the port's\. Got 'lost', 'gone', "):
+        parity.compare(linear, port, (x,), names={"lost": "gone"})
     with pytest.raises(ValueError, match="unknown: bias"):
         parity.compare(linear, nnx.Linear(12, 3, use_bias=False, rngs=nnx.Rngs(0)), (x,))

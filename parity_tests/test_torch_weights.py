@@ -240,6 +240,10 @@ def test_renamed_entries_must_not_collide() -> None:
     )
 
 
+def test_names_are_strings() -> None:
+    refuses({"linear1.bias": torch.ones(3), 3: torch.ones(2)}, "state_dict must have names that are strings. Got 3.")
+
+
 def test_renaming_is_no_excuse() -> None:
     refuses(
         {"first.weight": torch.ones(3, 2), "first.bias": torch.ones(3)},

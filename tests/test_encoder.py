@@ -267,8 +267,8 @@ def test_errors_of_sentences(encoder: TextEncoder, sentences: Any, message: str)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(max_length=21), "max_length must lie between 1 and the encoder's 20. Got 21."),
-        (dict(max_length=0), "max_length must lie between 1 and the encoder's 20. Got 0."),
+        (dict(max_length=21), "max_length must lie between 2 and the encoder's 20. Got 21."),
+        (dict(max_length=1), "max_length must lie between 2 and the encoder's 20. Got 1."),
         (dict(pooling="lasttoken"), "pooling must be one of 'mean', 'cls', 'max'. Got 'lasttoken'."),
     ],
 )
@@ -342,6 +342,9 @@ def test_other_dtypes(folder: Path) -> None:
             {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
             "must be one of mean, cls, max: nothing else is implemented. Got mean_tokens and cls_token.",
         ),
+        ("modules.json", [1], "modules.json must have a type and a path for each part. Got [1]."),
+        ("modules.json", [{"type": "x.Transformer"}], "modules.json must have a type and a path for each part."),
+        ("tokenizer.json", {}, "tokenizer.json must be one of the tokenizers package. Model missing."),
         ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "Got weightedmean."),
         ("1_Pooling/config.json", {}, "Got none."),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case must be false"),

@@ -1,6 +1,7 @@
 """Entries renamed, and one error that stays readable however much differs."""
 
 import re
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +30,7 @@ def test_two_entries_may_change_places() -> None:
     assert renamed({"a": 1, "b": 2}, {"^a$": "c", "^b$": "a", "^c$": "b"}) == {"b": 1, "a": 2}
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -42,10 +44,12 @@ def test_two_entries_may_change_places() -> None:
             "rename must give each entry a name of its own. Got a for a1 and a2.",
         ),
         ({"(": ""}, "rename must map regular expressions to replacements. Got '(': '': missing ), "),
+        ({"a": 3}, "rename must map regular expressions to replacements. Got 'a': 3: "),
+        ([("a", "b")], "rename must map regular expressions to replacements. Got a list."),
         ({"a": r"\1"}, r"rename must map regular expressions to replacements. Got 'a': '\\1': invalid group reference"),
     ],
 )
-def test_tables_that_are_wrong(table: dict[str, str | None], message: str) -> None:
+def test_tables_that_are_wrong(table: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         renamed({"a1": 1, "a2": 2, "b": 3}, table)
 

@@ -171,6 +171,9 @@ def decoder(**arguments: Any) -> Any:
 
 ERRORS = [
     (lambda: attention(M, 5), "num_heads must be a positive divisor of embed_dim, 12. Got 5."),
+    (lambda: attention(M, 3.0), "num_heads must be a positive divisor of embed_dim, 12. Got 3.0."),
+    (lambda: nn.TransformerEncoderLayer(M, 5, rngs=rngs), "nhead must be a positive divisor of d_model, 12. Got 5."),
+    (lambda: nn.TransformerEncoderLayer(M, H, 0, rngs=rngs), "dim_feedforward must be an integer in [1, inf). Got 0."),
     (lambda: attention(M, 0), "num_heads must be a positive divisor of embed_dim, 12. Got 0."),
     (lambda: attention(0, 1), "embed_dim must be an integer in [1, inf). Got 0."),
     (lambda: attention(kdim=0), "kdim must be an integer in [1, inf). Got 0."),

@@ -284,3 +284,15 @@ def test_no_state_dict_at_all(unchecked: None) -> None:
     message = "state_dict must be a mapping of names to tensors, or a path. Got Linear."
     with pytest.raises(ValueError, match=re.escape(message)):
         torch_weights.load_state_dict(linear(0), linear(1))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "call", [torch_weights.state_dict, lambda module: torch_weights.load_state_dict(module, {})], ids=["out", "in"]
+)
+def test_no_module_at_all(call: Callable[[Any], Any]) -> None:
+    class Other:
+        """Not Flax's: PyTorch's, say, with the arguments the wrong way round."""
+
+    with pytest.raises(ValueError, match=r"^module must be a flax\.nnx\.Module\. Got Other\.$"):
+        call(Other())

@@ -10,6 +10,7 @@ from jattn import checks
 from jattn.models import encoder_weights, hugging_face
 from jattn.nn import FeedForward, LayerNorm, LearnedPositions, MultiHeadAttention, embedding
 from jattn.nn.dropout import Dropout, split
+from jattn.nn.weights import as_pair
 
 
 class EncoderBlock(nnx.Module):
@@ -53,11 +54,13 @@ class EncoderBlock(nnx.Module):
         x: Float[Array, "*b t m"],
         valid_lens: int | Int[Array, "..."] | None = None,
         *,
+        return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "*b t m"], Float[Array, "*b h t t"]]:
-        """The output and the attention weights."""
+    ) -> tuple[Float[Array, "*b t m"], Float[Array, "*b h t t"] | None]:
+        """The output, and the attention weights if asked for."""
         rngs = split(rng, 3)
-        y, weights = self.attention(x, valid_lens=valid_lens, return_weights=True, rng=rngs[0])
+        attended = self.attention(x, valid_lens=valid_lens, return_weights=return_weights, rng=rngs[0])
+        y, weights = as_pair(attended, return_weights)
         # One axis of tokens, as in TransformerBlock.
         shape, x, y = x.shape, x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
         x = self.norm1(x + self.dropout(y, rngs[1]))
@@ -185,6 +188,6 @@ class TextEncoder(hugging_face.Model):
         x = self.dropout(self.norm(x), rngs[0])
         weights = []
         for block, block_rng in zip(self.blocks, rngs[1:], strict=True):
-            x, block_weights = block(x, valid_lens, rng=block_rng)
+            x, block_weights = block(x, valid_lens, return_weights=return_weights, rng=block_rng)
             weights.append(block_weights)
         return (x, weights) if return_weights else x

@@ -11,6 +11,7 @@ from jattn.masks import causal
 from jattn.models import gpt2_weights, hugging_face
 from jattn.nn import FeedForward, LayerNorm, LearnedPositions, MultiHeadAttention, embedding
 from jattn.nn.dropout import Dropout, split
+from jattn.nn.weights import as_pair
 
 
 class GPT2Block(nnx.Module):
@@ -36,13 +37,19 @@ class GPT2Block(nnx.Module):
         self.dropout = Dropout(dropout_rate)
 
     def __call__(
-        self, x: Float[Array, "b t m"], valid_lens: Any = None, *, rng: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "b t m"], Float[Array, "b h t t"]]:
-        """The output and the attention weights."""
+        self,
+        x: Float[Array, "b t m"],
+        valid_lens: Any = None,
+        *,
+        return_weights: bool = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "b t m"], Float[Array, "b h t t"] | None]:
+        """The output, and the attention weights if asked for."""
         rngs = split(rng, 3)
-        y, weights = self.attention(
-            self.norm1(x), valid_lens=valid_lens, mask=causal(), return_weights=True, rng=rngs[0]
+        attended = self.attention(
+            self.norm1(x), valid_lens=valid_lens, mask=causal(), return_weights=return_weights, rng=rngs[0]
         )
+        y, weights = as_pair(attended, return_weights)
         x = x + self.dropout(y, rngs[1])
         x = x + self.dropout(self.feed_forward(self.norm2(x)), rngs[2])
         return x, weights
@@ -139,7 +146,7 @@ class GPT2(hugging_face.Model):
         x = self.dropout(self.positions(self.embedding(tokens)), rngs[0])
         weights = []
         for block, block_rng in zip(self.blocks, rngs[1:], strict=True):
-            x, block_weights = block(x, valid_lens, rng=block_rng)
+            x, block_weights = block(x, valid_lens, return_weights=return_weights, rng=block_rng)
             weights.append(block_weights)
         logits = self.embedding.attend(self.norm(x))
         return (logits, weights) if return_weights else logits

@@ -12,6 +12,7 @@ from jattn.masks import causal
 from jattn.models import hugging_face, llama_weights
 from jattn.nn import Linear, MultiHeadAttention, RMSNorm, embedding
 from jattn.nn.dropout import split
+from jattn.nn.weights import as_pair
 
 
 class SwiGLU(nnx.Module):
@@ -40,10 +41,18 @@ class LlamaBlock(nnx.Module):
         self.feed_forward = SwiGLU(features, hidden_features, **types)
 
     def __call__(
-        self, x: Float[Array, "b t m"], valid_lens: Any = None, *, rng: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "b t m"], Float[Array, "b h t t"]]:
-        """The output and the attention weights."""
-        y, weights = self.attention(self.norm1(x), valid_lens=valid_lens, mask=causal(), return_weights=True, rng=rng)
+        self,
+        x: Float[Array, "b t m"],
+        valid_lens: Any = None,
+        *,
+        return_weights: bool = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "b t m"], Float[Array, "b h t t"] | None]:
+        """The output, and the attention weights if asked for."""
+        attended = self.attention(
+            self.norm1(x), valid_lens=valid_lens, mask=causal(), return_weights=return_weights, rng=rng
+        )
+        y, weights = as_pair(attended, return_weights)
         x = x + y
         return x + self.feed_forward(self.norm2(x)), weights
 
@@ -124,7 +133,7 @@ class Llama(hugging_face.Model):
         tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
         x, weights = self.embedding(tokens), []
         for block, block_rng in zip(self.blocks, split(rng, len(self.blocks)), strict=True):
-            x, block_weights = block(x, valid_lens, rng=block_rng)
+            x, block_weights = block(x, valid_lens, return_weights=return_weights, rng=block_rng)
             weights.append(block_weights)
         x = self.norm(x)
         logits = self.embedding.attend(x) if self.output is None else self.output(x)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jattn import checks
 from jattn.nn import LearnedPositions, Linear, TransformerBlock, embedding
 from jattn.nn.dropout import split
+from jattn.nn.weights import as_pair
 
 
 class RecallClassifier(nnx.Module):
@@ -73,7 +74,7 @@ class RecallClassifier(nnx.Module):
             x = self.positions(x)
         weights = []
         for block, block_rng in zip(self.blocks, split(rng, len(self.blocks)), strict=True):
-            x, block_weights = block(x, return_weights=True, rng=block_rng)
+            x, block_weights = as_pair(block(x, return_weights=return_weights, rng=block_rng), return_weights)
             weights.append(block_weights)
         logits = self.output(x[..., -1, :])
         return (logits, weights) if return_weights else logits

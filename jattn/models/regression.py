@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn import checks
 from jattn.nn import DotProductAttention, LearnedPositions, Linear, TransformerBlock
+from jattn.nn.weights import as_pair
 
 xavier = nnx.initializers.xavier_uniform()
 
@@ -55,7 +56,8 @@ class AttentionRegressor(nnx.Module):
     def __call__(self, x: Float[Array, "*b t"], *, return_weights: bool = False) -> Float[Array, "*b t"] | Any:
         """The curve's values at ``x``, ``*b t``; with return_weights also the weights ``*b t t``."""
         tokens = checks.floating("x", x, "*b t", 1)[..., None]
-        pooled, weights = self.attention(self.query(tokens), self.key(tokens), self.value(tokens), return_weights=True)
+        query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
+        pooled, weights = as_pair(self.attention(query, key, value, return_weights=return_weights), return_weights)
         output = self.out(pooled)[..., 0]
         return (output, weights) if return_weights else output
 
@@ -112,6 +114,7 @@ class TransformerRegressor(nnx.Module):
     ) -> Float[Array, "*b t"] | Any:
         """The curve's values at ``x``, ``*b t``; with return_weights also the weights ``*b h t t``."""
         tokens = checks.floating("x", x, "*b t", 1)[..., None]
-        hidden, weights = self.block(self.positions(self.input(tokens)), return_weights=True, rng=rng)
+        x = self.positions(self.input(tokens))
+        hidden, weights = as_pair(self.block(x, return_weights=return_weights, rng=rng), return_weights)
         output = self.output(hidden)[..., 0]
         return (output, weights) if return_weights else output

@@ -88,9 +88,10 @@ class SentenceEncoder:
     ) -> None:
         checks.one_of("pooling", pooling, POOLINGS)
         max_length = encoder.max_length if max_length is None else max_length
-        if not checks.is_count(max_length) or not 0 < max_length <= encoder.max_length:
+        least = max(1, tokenizer.num_special_tokens_to_add(is_pair=False))  # it cuts off none of those
+        if not checks.is_count(max_length) or not least <= max_length <= encoder.max_length:
             raise ValueError(
-                f"max_length must lie between 1 and the encoder's {encoder.max_length}. Got {max_length!r}."
+                f"max_length must lie between {least} and the encoder's {encoder.max_length}. Got {max_length!r}."
             )
         most = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
         if most >= encoder.words.num_embeddings:
@@ -121,7 +122,12 @@ class SentenceEncoder:
 
         folder = Path(path)
         parts = read_json(folder, "modules.json", list)
-        modules = {part["type"].split(".")[-1]: folder / part["path"] for part in parts}
+        try:
+            modules = {part["type"].split(".")[-1]: folder / part["path"] for part in parts}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{folder / 'modules.json'} must have a type and a path for each part. Got {parts}."
+            ) from error
         if list(modules) not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
             raise ValueError(
                 "modules.json must hold Transformer, Pooling and perhaps Normalize: nothing else is implemented. "
@@ -130,9 +136,15 @@ class SentenceEncoder:
         transformer = modules["Transformer"]
         encoder = TextEncoder.from_folder(transformer, param_dtype=param_dtype)
         read_json(transformer, "tokenizer.json")  # the package's own error doesn't name the file
+        try:
+            tokenizer = Tokenizer.from_file(str(transformer / "tokenizer.json"))
+        except Exception as error:  # it raises nothing more special
+            raise ValueError(
+                f"{transformer / 'tokenizer.json'} must be one of the tokenizers package. {error}"
+            ) from error
         return cls(
             encoder,
-            Tokenizer.from_file(str(transformer / "tokenizer.json")),
+            tokenizer,
             max_length=_max_length(folder, transformer, encoder),
             pooling=_pooling(modules["Pooling"]),
             normalize="Normalize" in modules,

@@ -12,6 +12,7 @@ from jattn.masks import Mask, all_of, lengths
 from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, LayerNorm, Linear, LinearGeneral, default_bias_init, default_kernel_init
 from jattn.nn.positions import rotary
+from jattn.nn.weights import as_pair
 from jattn.scores import Additive, DotProduct
 
 
@@ -278,15 +279,16 @@ class MultiHeadAttention(nnx.Module):
             queries, keys = self.query_ln(queries), self.key_ln(keys)
         if self.rotary_base is not None:
             queries, keys = rotary(queries, base=self.rotary_base), rotary(keys, base=self.rotary_base)
-        heads, weights = attention(
+        attended = attention(
             queries,
             keys,
             values,
             mask=all_of(mask, None if valid_lens is None else lengths(valid_lens)),
             head_gates=head_gates,
-            return_weights=True,
+            return_weights=return_weights,
             **self.dropout.of_weights(rng),
         )
+        heads, weights = as_pair(attended, return_weights)
         output = self.out(heads)
         return (output, weights) if return_weights else output
 

@@ -89,5 +89,4 @@ class NadarayaWatson(nnx.Module):
                 )
             mask = ~sliding_window(0, 0)
         score = KERNELS[self.kernel](factor=self.factor[...])
-        output, weights = kernel_average(query, key, value, score=score, mask=mask)
-        return (output, weights) if return_weights else output
+        return kernel_average(query, key, value, score=score, mask=mask, return_weights=return_weights)

@@ -45,6 +45,8 @@ class _Layer(nnx.Module):
     ) -> None:
         if not callable(activation):
             checks.one_of("activation", activation, tuple(ACTIVATIONS))
+        checks.divides("nhead", nhead, "d_model", d_model)
+        checks.number("dim_feedforward", dim_feedforward, "[1, inf)", integer=True)
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         def attend() -> TorchMultiheadAttention:
@@ -73,11 +75,12 @@ class _Layer(nnx.Module):
         rngs: list[PRNGKeyArray | None],
         masks: dict[str, Any],
         name: str,
-    ) -> tuple[Array, Array]:
-        """x with an attention to memory, or to itself, added; and the weights. Masks come by the caller's names."""
+        return_weights: bool,
+    ) -> tuple[Array, Array | None]:
+        """x with an attention to memory, or to itself, added; and its weights if asked for. Masks come by the caller's names."""
         query = self._before(norm, x)
         key = query if memory is None else memory
-        arguments = dict(zip(_MASKS, masks.values(), strict=True))
+        arguments: dict[str, Any] = dict(zip(_MASKS, masks.values(), strict=True), return_weights=return_weights)
         names = {"query": name, "key": "memory", "value": "memory", **dict(zip(_MASKS, masks, strict=True))}
         y, weights = attend.with_head_weights(query, key, key, names=names, rng=rngs[0], **arguments)
         return self._after(norm, x, y, rngs[1]), weights
@@ -154,8 +157,12 @@ class TransformerEncoderLayer(_Layer):
         """
         src = _sequence("src", src, self.norm1)
         rngs = split(rng, 4)
-        masks = dict(src_mask=src_mask, src_key_padding_mask=src_key_padding_mask, is_causal=is_causal)
-        x, weights = self._attend(self.self_attn, self.norm1, src, None, rngs[:2], masks, "src")
+        masks = dict(
+            src_mask=src_mask,
+            src_key_padding_mask=src_key_padding_mask,
+            is_causal=is_causal,
+        )
+        x, weights = self._attend(self.self_attn, self.norm1, src, None, rngs[:2], masks, "src", return_weights)
         x = self._feed_forward(self.norm2, x, rngs[2:])
         return (x, weights) if return_weights else x
 
@@ -209,14 +216,20 @@ class TransformerDecoderLayer(_Layer):
         """
         tgt, memory = _sequence("tgt", tgt, self.norm1), _sequence("memory", memory, self.norm1)
         rngs = split(rng, 6)
-        masks = dict(tgt_mask=tgt_mask, tgt_key_padding_mask=tgt_key_padding_mask, tgt_is_causal=tgt_is_causal)
-        x, weights = self._attend(self.self_attn, self.norm1, tgt, None, rngs[:2], masks, "tgt")
+        masks = dict(
+            tgt_mask=tgt_mask,
+            tgt_key_padding_mask=tgt_key_padding_mask,
+            tgt_is_causal=tgt_is_causal,
+        )
+        x, weights = self._attend(self.self_attn, self.norm1, tgt, None, rngs[:2], masks, "tgt", return_weights)
         masks = dict(
             memory_mask=memory_mask,
             memory_key_padding_mask=memory_key_padding_mask,
             memory_is_causal=memory_is_causal,
         )
-        x, memory_weights = self._attend(self.multihead_attn, self.norm2, x, memory, rngs[2:4], masks, "tgt")
+        x, memory_weights = self._attend(
+            self.multihead_attn, self.norm2, x, memory, rngs[2:4], masks, "tgt", return_weights
+        )
         x = self._feed_forward(self.norm3, x, rngs[4:])
         return (x, (weights, memory_weights)) if return_weights else x
 

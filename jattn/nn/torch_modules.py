@@ -14,6 +14,7 @@ from jattn import checks
 from jattn.attention import attention
 from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, Linear, LinearGeneral, default_bias_init, default_kernel_init
+from jattn.nn.weights import as_pair
 
 Mask = Bool[Array, "..."] | Float[Array, "..."]
 
@@ -137,9 +138,10 @@ class TorchMultiheadAttention(nnx.Module):
             attn_mask=attn_mask,
             is_causal=is_causal,
             empty_rows=self.empty_rows if need_weights else "zeros",
+            return_weights=need_weights,
             rng=rng,
         )
-        if not need_weights:
+        if weights is None:
             return output, None
         weights = self.dropout(weights, rng)  # the same rng and shape, so the same bits as those of the output
         return output, (weights.mean(axis=-3) if average_attn_weights else weights).astype(output.dtype)
@@ -154,10 +156,11 @@ class TorchMultiheadAttention(nnx.Module):
         attn_mask: Mask | None = None,
         is_causal: bool = False,
         empty_rows: str = "zeros",
+        return_weights: bool = True,
         names: Mapping[str, str] = MappingProxyType({}),
         rng: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "*bt m"], Float[Array, "*b h t s"]]:
-        """The output, and jattn's weights: those of each head, from before dropout, in float32 or wider.
+    ) -> tuple[Float[Array, "*bt m"], Float[Array, "*b h t s"] | None]:
+        """The output, and jattn's weights: those of each head, from before dropout, in float32 or wider; or None.
 
         Arguments as at the call; ``names`` says by which name an error is to call an argument.
         """
@@ -171,9 +174,16 @@ class TorchMultiheadAttention(nnx.Module):
         if empty_rows == "nan":
             mask, bias = _nan_in_empty_rows(mask, bias)
         keys, values = self._extended(self.key(key), self.value(value))
-        heads, weights = attention(
-            self.query(query), keys, values, mask=mask, bias=bias, return_weights=True, **self.dropout.of_weights(rng)
+        attended = attention(
+            self.query(query),
+            keys,
+            values,
+            mask=mask,
+            bias=bias,
+            return_weights=return_weights,
+            **self.dropout.of_weights(rng),
         )
+        heads, weights = as_pair(attended, return_weights)
         output = self.out_proj(heads.reshape(*heads.shape[:-2], self.embed_dim))
         return jnp.swapaxes(output, 0, 1) if batched_last else output, weights
 

@@ -12,6 +12,7 @@ from jattn.nn.dropout import split
 from jattn.nn.layers import LayerNorm
 from jattn.nn.torch_layers import Activation, TransformerDecoderLayer, TransformerEncoderLayer
 from jattn.nn.torch_modules import Mask
+from jattn.nn.weights import as_pair
 
 
 class TransformerEncoder(nnx.Module):
@@ -246,7 +247,8 @@ def _run(
     x, *memory = inputs
     weights = []
     for layer, layer_rng in zip(layers, split(rng, len(layers)), strict=True):
-        x, layer_weights = layer(x, *memory, **masks, return_weights=True, rng=layer_rng)
+        result = layer(x, *memory, **masks, return_weights=return_weights, rng=layer_rng)
+        x, layer_weights = as_pair(result, return_weights)
         weights.append(layer_weights)
     x = x if norm is None else norm(x)
     return (x, tuple(weights)) if return_weights else x

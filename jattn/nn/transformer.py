@@ -13,6 +13,7 @@ from jattn.masks import causal as causal_mask
 from jattn.nn.attention import MultiHeadAttention
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.layers import Initializer, LayerNorm, Linear, default_bias_init, default_kernel_init
+from jattn.nn.weights import as_pair
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 ACTIVATIONS = {
@@ -199,24 +200,26 @@ class TransformerBlock(nnx.Module):
         # anew into the operands of each product.
         shape, x = x.shape, x.reshape(-1, x.shape[-1])
 
-        y, weights = self.attention(
+        attended = self.attention(
             self._before(self.norm1, x).reshape(shape),
             valid_lens=valid_lens,
             mask=mask,
-            return_weights=True,
+            return_weights=return_weights,
             rng=rngs[0],
         )
+        y, weights = as_pair(attended, return_weights)
         x = self._after(self.norm1, x, y.reshape(x.shape), rngs[1])
 
         if self.cross_attention is not None:
-            y, cross_weights = self.cross_attention(
+            attended = self.cross_attention(
                 self._before(self.norm2, x).reshape(shape),
                 memory,
                 valid_lens=memory_valid_lens,
                 mask=memory_mask,
-                return_weights=True,
+                return_weights=return_weights,
                 rng=rngs[2],
             )
+            y, cross_weights = as_pair(attended, return_weights)
             x = self._after(self.norm2, x, y.reshape(x.shape), rngs[3])
             weights = (weights, cross_weights)
 

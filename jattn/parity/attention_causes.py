@@ -51,7 +51,14 @@ def heads(site: Site) -> str | None:
 
 def inverted_mask(site: Site) -> str | None:
     found = found_at(site)
-    if found is None or found.recipe.mask is None or not _altered(site, {"inverted": not found.recipe.inverted}):
+    if found is None:
+        return None
+    alterations: list[dict[str, Any]] = []
+    if found.recipe.mask is not None:
+        alterations.append({"inverted": not found.recipe.inverted})
+    if found.recipe.causal is not None:
+        alterations.append({"turned": True})
+    if not _altered(site, *alterations):
         return None
     return "Where PyTorch's queries may attend, the port's may not, and the other way round."
 

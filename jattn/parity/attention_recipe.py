@@ -19,7 +19,8 @@ class Recipe:
     scale: float
     causal: int | None = None  # the last key that the first query sees, from causal(0)
     mask: str | None = None  # the name of one of the masks
-    inverted: bool = False
+    inverted: bool = False  # the mask
+    turned: bool = False  # mask and causality together
     axis: str = "keys"  # what the softmax is over
     swapped: bool = False  # query and key
     split: str = "features"  # what is split into heads: features, their other order, or (wrongly) time
@@ -53,11 +54,14 @@ def attend(x: Inputs, recipe: Recipe, masks: dict[str, np.ndarray]) -> np.ndarra
         q, k = k, q
     logits = recipe.scale * q @ k.swapaxes(-1, -2)
     t, s = logits.shape[-2:]
+    allowed = np.ones((t, s), bool) if recipe.causal is None else np.tri(t, s, recipe.causal, bool)
     if recipe.mask is not None:
         mask = masks[recipe.mask]
-        logits = logits + mask if floating(mask) else np.where(mask ^ recipe.inverted, logits, -np.inf)
-    if recipe.causal is not None:
-        logits = np.where(np.tri(t, s, recipe.causal, bool), logits, -np.inf)
+        if floating(mask):
+            logits = logits + mask
+        else:
+            allowed = allowed & (mask ^ recipe.inverted)
+    logits = np.where(allowed ^ recipe.turned, logits, -np.inf)
     weights = _softmax(logits, {"keys": -1, "queries": -2, "heads": 1}[recipe.axis], recipe.empty)
     if recipe.weights != "no":
         return weights if recipe.weights == "each" else weights.mean(1)

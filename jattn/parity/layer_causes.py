@@ -272,6 +272,6 @@ def constant_factor(site: Site) -> str | None:
     if site.flax.shape != site.torch.shape:
         return None
     factor = float((site.flax * site.torch).sum() / (site.torch**2).sum())
-    if factor != 0 and site.is_flax(factor * site.torch):
+    if factor != 0 and np.isfinite(factor) and site.is_flax(factor * site.torch):
         return f"{site.where} in the port is {factor:.6g} times PyTorch's."
     return None

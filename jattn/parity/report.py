@@ -159,7 +159,8 @@ class Report(Findings):
         if kind != "outputs":
             yield f"The outputs agree in {run.dtype}, the {kind} don't: {len(wrong)} of {len(entries)}."
         where = f"{e.name} {e.shape}"
-        yield f"{where} is off by {e.error:.1e}, {e.limit:.0e} allowed; the backward pass comes by there first."
+        first = "" if kind == "outputs" else "; the backward pass comes by there first"
+        yield f"{where} is off by {e.error:.1e}, {e.limit:.0e} allowed{first}."
         if e.error == 1.0:
             yield "The port's is zero: look for a stop_gradient, or for a module that is not called."
 

@@ -24,6 +24,7 @@ from jattn.parity.sides import (
     run_torch,
     torch_copy,
 )
+from jattn.parity.trace import submodules
 from jattn.torch_weights import state_dict
 
 if TYPE_CHECKING:
@@ -83,6 +84,10 @@ def compare(
     unknown = [dtype for dtype in dtypes if dtype not in DTYPES]
     if unknown or not dtypes:
         raise ValueError(f"dtypes must be some of {', '.join(DTYPES)}. Got {', '.join(unknown) or 'none'}.")
+    alien = [repr(path) for path in names or {} if path not in dict(torch_module.named_modules())]
+    alien += [repr(path) for path in (names or {}).values() if path not in dict(submodules(flax_module))]
+    if alien:
+        raise ValueError(f"names must map PyTorch's submodules to the port's. Got {', '.join(alien)}, which is none.")
     given = arguments(inputs)
     flax_given = given if flax_inputs is None else arguments(flax_inputs, "flax_inputs")
     comparison = _Comparison(torch_module, flax_module, gradients, load, rename or {}, names or {}, seed)

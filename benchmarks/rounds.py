@@ -1,0 +1,42 @@
+"""Rounds in which every column takes its turn, so that whatever else the machine does meets them all alike."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+Run = Callable[[], int]  # does its work, waits for the end of it, and says how many times it did it
+
+
+def measure(
+    runs: Mapping[str, Run], rounds: int, at_least: float = 0.0
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Seconds by which each one's first run was longer than its fastest; and seconds for its work once, in each round.
+
+    A turn that would take less than ``at_least`` seconds is as many runs as make that, after one that isn't timed, as
+    the column before left other things in the caches.
+    """
+    first = {name: _seconds(run, 1)[0] for name, run in runs.items()}
+    repeats = {name: _repeats(run, at_least) for name, run in runs.items()}
+    totals: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, int] = {}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            if repeats[name] > 1:
+                run()
+            seconds, times[name] = _seconds(run, repeats[name])
+            totals[name].append(seconds)
+    beyond = {name: first[name] - min(totals[name]) / repeats[name] for name in runs}
+    return beyond, {name: [total / times[name] for total in totals[name]] for name in runs}
+
+
+def _repeats(run: Run, at_least: float) -> int:
+    repeats = 1
+    while at_least and (seconds := _seconds(run, repeats)[0]) < at_least:
+        repeats = max(2 * repeats, math.ceil(repeats * at_least / seconds))
+    return repeats
+
+
+def _seconds(run: Run, repeats: int) -> tuple[float, int]:
+    start = time.perf_counter()
+    times = sum(run() for _ in range(repeats))
+    return time.perf_counter() - start, times

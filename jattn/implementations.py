@@ -1,0 +1,213 @@
+"""Which implementation computes an attention call: what each one cannot honour, and which is chosen."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jattn import checks
+from jattn.dropout import dropout_keep
+from jattn.mask_types import Causal, Mask, SlidingWindow
+from jattn.pooling import ScoreFn, pool
+from jattn.scores import DotProduct, Number, Score
+from jattn.streaming import stream
+
+Implementation = Literal["dense", "streaming", "cudnn"]
+
+
+class Result(NamedTuple):
+    """An output, and what else was asked for."""
+
+    output: Float[Array, "*b t h e"]
+    weights: Float[Array, "*b h t s"] | None = None
+    log_sum_exp: Float[Array, "*b t h"] | None = None
+
+
+class Explanation(NamedTuple):
+    """What `jattn.explain` says."""
+
+    implementation: Implementation
+    reason: str
+    refused: dict[str, str]  # the others that could not be asked for, and why
+
+    def __str__(self) -> str:
+        lines = [f"{self.implementation}: {self.reason}."]
+        return "\n".join(lines + [f"not {name}: {reason}." for name, reason in self.refused.items()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """The checked arguments of `jattn.attention`."""
+
+    query: Array
+    key: Array
+    value: Array
+    score: ScoreFn
+    mask: Mask | None = None
+    bias: Array | None = None
+    logits_soft_cap: Number | None = None
+    dropout_rate: float = 0.0
+    dropout_rng: PRNGKeyArray | None = None
+    head_gates: Array | None = None
+    return_weights: bool = False
+    return_log_sum_exp: bool = False
+
+    def run(self, implementation: Implementation | None) -> Result:
+        """The result of the implementation of that name, or of the one that fits best."""
+        result = _TABLE[self.explain(implementation).implementation].run(self)
+        output = result.output
+        if self.head_gates is not None:
+            output = output * self.head_gates[..., None, :, None]
+        return result._replace(output=output.astype(self.value.dtype))
+
+    def explain(self, implementation: Implementation | None = None) -> Explanation:
+        """Which implementation runs, and why; raises ValueError for one that cannot honour the arguments."""
+        checks.one_of("implementation", implementation, (None, *_TABLE))
+        refused = {name: reason for name, entry in _TABLE.items() if (reason := entry.refusal(self))}
+        if implementation is not None:
+            if implementation in refused:
+                raise ValueError(
+                    f"implementation must be None or one that honours every argument. Got {implementation!r}: "
+                    f"{refused[implementation]}."
+                )
+            return Explanation(implementation, "it was asked for", refused)
+        for name, reason in _preferences(self):
+            if name not in refused:
+                return Explanation(name, reason, refused)
+        raise AssertionError("dense honours everything")
+
+
+def _preferences(call: Call) -> list[tuple[Implementation, str]]:
+    """The implementations in the order in which they are tried."""
+    dense: tuple[Implementation, str] = ("dense", "no other honours the arguments")
+    if jax.default_backend() == "gpu":
+        return [("cudnn", "the fastest on an NVIDIA GPU"), ("streaming", "memory linear in the sequence"), dense]
+    if _is_small(call):
+        return [("dense", "the matrix of weights is small")]
+    return [("streaming", "memory linear in the sequence, and faster than the matrix at this size"), dense]
+
+
+def _is_small(call: Call) -> bool:
+    """Whether the matrix of one head is so small that blocks of it, one head at a time, would keep no core busy."""
+    t, s = call.query.shape[-3], call.key.shape[-3]
+    return t * s <= SMALL
+
+
+SMALL = 128 * 128  # logits of a head; measured with `python -m benchmarks attention`
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What each runs, and what it refuses.
+
+
+def _run_dense(call: Call) -> Result:
+    *batch, t, h, _ = call.query.shape
+    s = call.key.shape[-3]
+    keep = None
+    if call.dropout_rate > 0:
+        assert call.dropout_rng is not None
+        keep = dropout_keep(call.dropout_rng, call.dropout_rate, (*batch, h, t, s))
+    pooled = pool(
+        call.query,
+        call.key,
+        call.value,
+        score=call.score,
+        allowed=None if call.mask is None else call.mask.as_array(t, s),
+        bias=call.bias,
+        logits_soft_cap=call.logits_soft_cap,
+        keep=keep,
+        dropout_rate=call.dropout_rate,
+    )
+    return Result(
+        pooled.output,
+        pooled.weights if call.return_weights else None,
+        jnp.swapaxes(pooled.log_sum_exp, -1, -2) if call.return_log_sum_exp else None,
+    )
+
+
+def _run_streaming(call: Call) -> Result:
+    assert isinstance(call.score, Score)
+    output, log_sum_exp = stream(
+        call.query,
+        call.key,
+        call.value,
+        score=call.score,
+        mask=call.mask,
+        bias=call.bias,
+        logits_soft_cap=call.logits_soft_cap,
+        dropout_rate=call.dropout_rate,
+        dropout_rng=call.dropout_rng,
+        return_log_sum_exp=call.return_log_sum_exp,
+    )
+    return Result(output, log_sum_exp=log_sum_exp)
+
+
+def _refused_by_streaming(call: Call) -> str | None:
+    if call.return_weights:
+        return "return_weights=True asks for the whole matrix; attention_weights computes chosen rows of it"
+    if not isinstance(call.score, Score):
+        return "a score that is not one of jattn.scores may depend on positions, so it must see all of them"
+    return None
+
+
+def _run_cudnn(call: Call) -> Result:
+    def batched(x: Array | None) -> Array | None:
+        return None if x is None else x.reshape(-1, *x.shape[-3:])
+
+    assert isinstance(call.score, DotProduct)
+    window = (call.mask.left, 0) if isinstance(call.mask, SlidingWindow) else None
+    output = jax.nn.dot_product_attention(
+        *(batched(x) for x in (call.query, call.key, call.value)),
+        batched(call.bias),
+        scale=call.score.scale,
+        is_causal=call.mask is not None,
+        local_window_size=window,
+        implementation="cudnn",
+    )
+    return Result(output.reshape(*call.query.shape[:-1], call.value.shape[-1]))
+
+
+def _refused_by_cudnn(call: Call) -> str | None:
+    """Everything that is not known to have the same meaning there."""
+    query, key, value = call.query, call.key, call.value
+    *batch, t, h, d = query.shape
+    full = call.mask is None
+    causal = isinstance(call.mask, Causal) and _is_zero(call.mask.offset)
+    window = isinstance(call.mask, SlidingWindow) and call.mask.right == 0 and _is_zero(call.mask.offset)
+    reasons = {
+        "it needs an NVIDIA GPU": jax.default_backend() != "gpu",
+        "its score is the dot product, with a number known at compile time for a scale": not (
+            isinstance(call.score, DotProduct) and isinstance(call.score.scale, (int, float, type(None)))
+        ),
+        "it takes bfloat16 and float16": query.dtype not in (jnp.bfloat16, jnp.float16),
+        "query, key and value must have one dtype and one width, a multiple of 8 up to 128": not (
+            query.dtype == key.dtype == value.dtype and d == value.shape[-1] and d % 8 == 0 and d <= 128
+        ),
+        "of the masks it has causal() and a causal sliding_window, as many queries as keys": not (
+            full or ((causal or window) and t == key.shape[-3])
+        ),
+        "a bias must have all its axes": not (call.bias is None or call.bias.shape == (*batch, h, t, key.shape[-3])),
+        "it has no soft cap": call.logits_soft_cap is not None,
+        "it drops other weights for the same rng": call.dropout_rate > 0,
+        "it returns no weights and no log-sum-exp": call.return_weights or call.return_log_sum_exp,
+    }
+    return next((reason for reason, refuse in reasons.items() if refuse), None)
+
+
+def _is_zero(offset: Any) -> bool:
+    return isinstance(offset, int) and offset == 0
+
+
+class _Entry(NamedTuple):
+    run: Callable[[Call], Result]
+    refusal: Callable[[Call], str | None]
+
+
+_TABLE: dict[str, _Entry] = {
+    "dense": _Entry(_run_dense, lambda call: None),
+    "streaming": _Entry(_run_streaming, _refused_by_streaming),
+    "cudnn": _Entry(_run_cudnn, _refused_by_cudnn),
+}

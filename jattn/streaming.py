@@ -1,0 +1,240 @@
+"""The definition over blocks of queries: memory linear in the sequence, and no work on keys that a mask rules out.
+
+`stream` calls `jattn.pooling.average` on one block of queries of one head at a time, with the keys within reach of its
+mask's span, and each row's softmax whole. Nothing here has a derivative rule of its own: a block is recomputed in the
+backward pass, and forward mode and second order are JAX's.
+
+Axes beyond the usual: n examples · g query heads of a group · r query rows of a block · w keys in its reach. An axis
+of a bias that is written ``#t`` may have length 1, and stands for all positions then.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jattn.dropout import dropout_keep_at
+from jattn.mask_types import Extent, Mask
+from jattn.pooling import PRODUCT, average, biased_and_capped
+from jattn.scores import Number, Score
+
+_LOGITS = 2**21  # at most in a block, so that they stay near the core that made them
+_ROWS = (512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
+_OVERHEAD = 64  # what a block costs beside its rows, in rows
+# How many widths of spans are compiled, to one of which each span is rounded up: where they are known, and where data
+# decides, in parts of all keys.
+_WIDTHS = 8
+_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+_LEAST_WIDTH = 128
+
+
+@functools.partial(jax.jit, static_argnames=("dropout_rate", "return_log_sum_exp"), inline=True)
+def stream(
+    query: Float[Array, "*b t h c"],
+    key: Float[Array, "*b s k d"],
+    value: Float[Array, "*b s k e"],
+    *,
+    score: Score,
+    mask: Mask | None = None,
+    bias: Float[Array, "..."] | None = None,
+    logits_soft_cap: Number | None = None,
+    dropout_rate: float = 0.0,
+    dropout_rng: PRNGKeyArray | None = None,
+    return_log_sum_exp: bool = False,
+) -> tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"] | None]:
+    """The output, and on request the logarithm of the sum under the softmax; arguments as in `attention`."""
+    *batch, t, h, _ = query.shape
+    s, k = key.shape[-3:-1]
+    n, g = math.prod(batch), h // k
+    query, key, score = score.prepare(query, key)
+    if bias is not None:
+        bias = _by_head(bias, batch, k, g)
+
+    def head(i: Array, j: Array, query: Array, key: Array, value: Array, bias: Array | None) -> Any:
+        part = None if mask is None else mask.part(jnp.unravel_index(i, batch) if batch else (), j * g, g)
+        block = functools.partial(
+            _block,
+            key=key,
+            value=value,
+            mask=part,
+            score=score,
+            logits_soft_cap=logits_soft_cap,
+            dropout_rate=dropout_rate,
+            dropout_rng=dropout_rng,
+            matrix=i * h + j * g,
+            return_log_sum_exp=return_log_sum_exp,
+        )
+        return _over_rows(block, query, bias, part, s)
+
+    def example(i: Array, *rest: Any) -> Any:
+        *heads, bias = rest
+        return _map(functools.partial(head, i), (jnp.arange(k), *heads), bias)
+
+    queries = jnp.moveaxis(query.reshape(n, t, k, g, -1), 1, 2)  # n k t g c
+    # Features before positions, since then no product has to transpose an array of logits, nor has its gradient.
+    keys, values = (jnp.moveaxis(x.reshape(n, s, k, x.shape[-1]), 1, 3) for x in (key, value))  # n k d s
+    results = _map(example, (jnp.arange(n), queries, keys, values), bias)
+    output, log_sum_exp = (
+        None if x is None else jnp.moveaxis(x, 1, 2).reshape(*batch, t, h, *x.shape[4:]) for x in results
+    )
+    return output, log_sum_exp
+
+
+def _block(
+    start: Extent,
+    query: Float[Array, "r g c"],
+    first: Extent,
+    bias: Float[Array, "#g #r #s"] | None,
+    *,
+    width: int,
+    key: Float[Array, "d s"],
+    value: Float[Array, "e s"],
+    mask: Mask | None,
+    score: Score,
+    logits_soft_cap: Number | None,
+    dropout_rate: float,
+    dropout_rng: PRNGKeyArray | None,
+    matrix: Array,
+    return_log_sum_exp: bool,
+) -> tuple[Float[Array, "r g e"], Float[Array, "r g"] | None]:
+    """`average` for the queries from ``start`` on and ``width`` keys from ``first`` on."""
+    r, g, _ = query.shape
+    s = key.shape[-1]
+    first = 0 if width == s else jnp.clip(first, 0, s - width)
+
+    def in_reach(x: Array) -> Array:
+        return x if x.shape[-1] in (1, width) else lax.dynamic_slice_in_dim(x, first, width, -1)
+
+    def by_row(x: Array) -> Array:  # the heads of a group are further queries of its one key head
+        return jnp.swapaxes(jnp.broadcast_to(x, (g, r, x.shape[-1])), 0, 1).reshape(r * g, -1)
+
+    keep = None
+    if dropout_rate > 0:
+        assert dropout_rng is not None
+        heads = matrix + jnp.arange(g)[:, None, None]
+        keep = dropout_keep_at(
+            dropout_rng, dropout_rate, heads, start + jnp.arange(r)[:, None], first + jnp.arange(width)
+        )
+    x = score.pairs(query.reshape(r * g, -1), in_reach(key).T)
+    pooled = average(
+        biased_and_capped(x, None if bias is None else by_row(in_reach(bias)), logits_soft_cap),
+        in_reach(value).T,
+        allowed=None if mask is None else by_row(mask.block(start, r, first, width)),
+        keep=None if keep is None else by_row(keep),
+        dropout_rate=dropout_rate,
+    )
+    return pooled.output.reshape(r, g, -1), pooled.log_sum_exp.reshape(r, g) if return_log_sum_exp else None
+
+
+class _Group(NamedTuple):
+    """Consecutive blocks of ``rows`` queries with ``width`` keys each, or, if that is 0, as many as data says."""
+
+    start: int
+    count: int
+    rows: int
+    width: int
+    firsts: list[int]  # the first key of each
+
+
+def _over_rows(
+    block: Callable[..., Any],
+    query: Float[Array, "t g c"],
+    bias: Float[Array, "#g #t #s"] | None,
+    mask: Mask | None,
+    s: int,
+) -> Any:
+    """All blocks of a head, one after the other."""
+    t, g, c = query.shape
+    pieces = []
+    for start, count, rows, width, firsts in _plan(t, g, s, mask):
+        if width:
+            policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
+            one = jax.checkpoint(functools.partial(block, width=width), prevent_cse=False, policy=policy)
+        else:
+            one = jax.checkpoint(functools.partial(_within_span, block, mask=mask, s=s), prevent_cse=False)
+        stop = start + count * rows
+        part = bias
+        if bias is not None:
+            part = bias[:, start:stop] if bias.shape[1] == t else bias
+            part = jnp.moveaxis(part.reshape(part.shape[0], -1, min(rows, part.shape[1]), part.shape[2]), 1, 0)
+        xs = (start + rows * jnp.arange(count), query[start:stop].reshape(count, rows, g, c), jnp.asarray(firsts))
+        blocks = _map(one, xs, part, one_by_one=True)
+        pieces.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), blocks))
+    return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *xs: jnp.concatenate(xs), *pieces)
+
+
+def _plan(t: int, g: int, s: int, mask: Mask | None) -> list[_Group]:
+    """The cheapest way to cut ``t`` queries, with ``g`` heads each, into blocks."""
+    spans = functools.partial(mask.span, s=s) if mask is not None else lambda start, stop: (0, s)
+    static = all(isinstance(end, int) for end in spans(0, t))
+    if not static and jax.default_backend() != "cpu":
+        spans, static = lambda start, stop: (0, s), True  # where all heads are taken at once, nothing can be skipped
+    sizes = [rows // g for rows in _ROWS if rows * s <= _LOGITS and rows >= g] or [max(_ROWS[-1] // g, 1)]
+    if not static:
+        return _groups(t, sizes[-1] if len(sizes) == 1 else max(256 // g, 1), None)
+    plans = [_groups(t, size, spans, s) for size in sizes]
+    return min(plans, key=lambda plan: sum(x.count * x.width * (x.rows * g + _OVERHEAD) for x in plan))
+
+
+def _groups(t: int, rows: int, spans: Callable[[int, int], tuple[Extent, Extent]] | None, s: int = 0) -> list[_Group]:
+    """Blocks of so many queries; of fewer if those leave no rest."""
+    count = -(-t // rows)
+    rows = t // count if t % count == 0 else min(rows, t)
+    starts = range(0, t, rows)
+    sizes = [min(rows, t - start) for start in starts]
+    if spans is None:
+        reach, widths = [(0, 0)] * len(starts), [0] * len(starts)
+    else:
+        reach = [spans(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+        widths = _rounded([high - low for low, high in reach], s)
+    groups = []
+    for (size, width), members in itertools.groupby(range(len(starts)), lambda i: (sizes[i], widths[i])):
+        blocks = list(members)
+        groups.append(_Group(starts[blocks[0]], len(blocks), size, width, [reach[i][0] for i in blocks]))
+    return groups
+
+
+def _rounded(widths: list[int], s: int) -> list[int]:
+    """The widths, rounded up until there are few different ones."""
+    step = min(_LEAST_WIDTH, s)
+    while True:
+        rounded = [max(min(-(-width // step) * step, s), min(step, s)) for width in widths]
+        if len(set(rounded)) <= _WIDTHS:
+            return rounded
+        step *= 2
+
+
+def _within_span(
+    block: Callable[..., Any], start: Array, query: Array, first: Array, bias: Array | None, *, mask: Mask, s: int
+) -> Any:
+    """A block with the least width that holds its mask's span, where that depends on data."""
+    low, high = mask.span(start, start + query.shape[0], s)
+    widths = sorted({min(max(math.ceil(share * s), _LEAST_WIDTH), s) for share in _SHARES})
+    # Each branch keeps its arguments and nothing else for the backward pass, where all branches' arrays have a place.
+    branches = [jax.checkpoint(functools.partial(block, width=width), prevent_cse=False) for width in widths]
+    chosen = jnp.searchsorted(jnp.asarray(widths), jnp.asarray(high - low))
+    return lax.switch(chosen, branches, start, query, low, bias)
+
+
+def _map(f: Callable[..., Any], xs: tuple[Any, ...], bias: Array | None, one_by_one: bool = False) -> Any:
+    """f over the first axis of xs, and over that of the bias, unless its length of 1 stands for all."""
+    # A processor's cores share the work of one head's block; an accelerator takes all heads' at once.
+    each = lax.map if one_by_one or jax.default_backend() == "cpu" else jax.vmap
+    if bias is None or bias.shape[0] == 1:
+        return each(lambda x: f(*x, None if bias is None else bias[0]), xs)
+    return each(lambda x: f(*x), (*xs, bias))
+
+
+def _by_head(bias: Float[Array, "..."], batch: list[int], k: int, g: int) -> Float[Array, "#n #k #g #t #s"]:
+    """A bias with all its axes, and with as many examples as there are, or one for all."""
+    bias = bias.reshape((1,) * (len(batch) + 3 - bias.ndim) + bias.shape)
+    *lead, heads, t, s = bias.shape
+    if math.prod(lead) > 1:
+        bias = jnp.broadcast_to(bias, (*batch, heads, t, s))
+    return bias.reshape(-1, *((k, g) if heads > 1 else (1, 1)), t, s)
