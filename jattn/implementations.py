@@ -148,6 +148,8 @@ def _run_streaming(call: Call) -> Result:
 def _refused_by_streaming(call: Call) -> str | None:
     if call.return_weights:
         return "return_weights=True asks for the whole matrix; attention_weights computes chosen rows of it"
+    if 0 in (call.query.shape[-3], call.key.shape[-3]):
+        return "there are no queries or no keys"
     if not isinstance(call.score, Score):
         return "a score that is not one of jattn.scores may depend on positions, so it must see all of them"
     return None
@@ -159,7 +161,8 @@ def _run_cudnn(call: Call) -> Result:
 
     assert isinstance(call.score, DotProduct)
     window = (call.mask.left, 0) if isinstance(call.mask, SlidingWindow) else None
-    output = jax.nn.dot_product_attention(
+    attend: Any = jax.nn.dot_product_attention
+    output = attend(
         *(batched(x) for x in (call.query, call.key, call.value)),
         batched(call.bias),
         scale=call.score.scale,

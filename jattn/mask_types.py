@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -324,20 +324,20 @@ class Part(Mask):
 # Parts of arrays. An axis of length 1 stands for all of its positions.
 
 
-def _slice(x: Array, start: Extent, n: int, axis: int) -> Array:
+def _slice(x: Any, start: Extent, n: int, axis: int) -> Array:
     """``n`` entries of an axis from ``start`` on."""
     if x.shape[axis] == 1 or x.shape[axis] == n:
         return x
     return lax.dynamic_slice_in_dim(x, start, n, axis)
 
 
-def _of_example(x: int | Array, example: Index, trailing: int) -> int | Array:
+def _of_example(x: Any, example: Index, trailing: int) -> Any:
     """One example's entries of an array that has ``trailing`` axes after the batch's."""
     lead = max(jnp.ndim(x) - trailing, 0)
     if lead == 0:
         return x
     chosen = example[len(example) - lead :]
-    return x[tuple(0 if n == 1 else i for n, i in zip(x.shape, chosen, strict=False))]  # type: ignore[index, union-attr]
+    return x[tuple(0 if n == 1 else i for n, i in zip(x.shape, chosen, strict=False))]
 
 
 # --------------------------------------------------------------------------------------------------------------

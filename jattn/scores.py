@@ -7,9 +7,12 @@ reach scores minus infinity. Any function of that shape will do as a score; thos
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from jattn import checks
@@ -26,8 +29,8 @@ class Score(Pytree):
         raise NotImplementedError
 
     def prepare(
-        self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]
-    ) -> tuple[Float[Array, "*b t h m"], Float[Array, "*b s h n"], "Score"]:
+        self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s k d"]
+    ) -> tuple[Float[Array, "*b t h m"], Float[Array, "*b s k n"], "Score"]:
         """What can be computed once a token: features of query and key, and a score of those with the same logits."""
         return query, key, self
 
@@ -70,13 +73,13 @@ class DotProduct(Score):
         scale = self.scale_of(query)
         return products if isinstance(scale, float) and scale == 1 else products * scale
 
-    def scale_of(self, query: Float[Array, "*b t h d"]) -> Number:
+    def scale_of(self, query: Float[Array, "... d"]) -> Number:
         """The scale, for queries of this width."""
         return query.shape[-1] ** -0.5 if self.scale is None else self.scale
 
     def prepare(
-        self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]
-    ) -> tuple[Float[Array, "*b t h d"], Float[Array, "*b s h d"], Score]:
+        self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s k d"]
+    ) -> tuple[Float[Array, "*b t h d"], Float[Array, "*b s k d"], Score]:
         if query.dtype != at_least_float32(query):  # a scaled query would lose digits
             return query, key, self
         return query * self.scale_of(query), key, DotProduct(1.0)
@@ -112,9 +115,14 @@ class Additive(Score):
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         query, key = _heads_first(query @ self.w_query), _heads_first(key @ self.w_key)
         dtype = at_least_float32(query, key, self.w_value)
-        query, key, w_value = query.astype(dtype), key.astype(dtype), jnp.asarray(self.w_value, dtype)
-        # A sum rather than a matmul: XLA fuses it, and the array *b h t s n is never written to memory.
-        return jnp.sum(jnp.tanh(query[..., :, None, :] + key[..., None, :, :]) * w_value, axis=-1)
+        return _sum_over_features(
+            _tanh_of_sum, query.astype(dtype), key.astype(dtype), jnp.asarray(self.w_value, dtype)
+        )
+
+    def prepare(
+        self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s k d"]
+    ) -> tuple[Float[Array, "*b t h n"], Float[Array, "*b s k n"], Score]:
+        return query @ self.w_query, key @ self.w_key, _Hidden(self.w_value)
 
     def check(self, query_width: int, key_width: int) -> None:
         hidden = jnp.shape(self.w_value)
@@ -124,6 +132,26 @@ class Additive(Score):
                     f"{name} must map the width {width} to the hidden width of w_value, which has shape {hidden}. "
                     f"Got shape {jnp.shape(w)}."
                 )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Hidden(Score):
+    """`Additive` of queries and keys that are projected already."""
+
+    w_value: Float[Array, "n"]
+
+    def pairs(self, query: Float[Array, "t n"], key: Float[Array, "s n"]) -> Float[Array, "t s"]:
+        dtype = at_least_float32(query, key, self.w_value)
+        return _sum_over_features(
+            _tanh_of_sum, query.astype(dtype), key.astype(dtype), jnp.asarray(self.w_value, dtype)
+        )
+
+
+def _hidden_score(
+    query: Float[Array, "*b t n"], key: Float[Array, "*b s n"], w_value: Float[Array, "n"]
+) -> Float[Array, "*b t s"]:
+    dtype = at_least_float32(query, key, w_value)
+    return _sum_over_features(_tanh_of_sum, query.astype(dtype), key.astype(dtype), jnp.asarray(w_value, dtype))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,12 +177,11 @@ class _Kernel(Score):
         """The square of u, summed directly over the differences: exact, also for features far from zero."""
         dtype = at_least_float32(query, key)
         query, key = _heads_first(query.astype(dtype)), _heads_first(key.astype(dtype))
-        difference = query[..., :, None, :] - key[..., None, :, :]
-        if self.factor is not None:
-            difference = difference * jnp.asarray(self.factor)
-        elif self.bandwidth is not None:
-            difference = difference / jnp.asarray(self.bandwidth)
-        return jnp.sum(difference**2, axis=-1)
+        if self.bandwidth is not None:
+            term, unit = _square_of_quotient, self.bandwidth
+        else:
+            term, unit = _square_of_product, 1.0 if self.factor is None else self.factor
+        return _sum_over_features(term, query, key, jnp.broadcast_to(jnp.asarray(unit, dtype), query.shape[-1:]))
 
     def check(self, query_width: int, key_width: int) -> None:
         super().check(query_width, key_width)
@@ -235,6 +262,47 @@ class Constant(Score):
 def at_least_float32(*arrays: Array) -> Any:
     """The dtype to compute in."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+_CHUNK = 16  # features
+
+
+def _sum_over_features(
+    term: Callable[[Array, Array, Array], Array],
+    query: Float[Array, "*b t n"],
+    key: Float[Array, "*b s n"],
+    unit: Float[Array, "n"],
+) -> Float[Array, "*b t s"]:
+    """``sum over n of term(query, key, unit)``, a chunk of features at a time.
+
+    Of each chunk XLA on a CPU makes one loop over t s, forward and backward. Of the sum over the last axis of an array
+    t s n it makes one that is ten times as slow, and in the backward pass that array.
+    """
+
+    def add(x: Array, features: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        for q, k, u in zip(*features, strict=True):
+            x = x + term(q[..., :, None], k[..., None, :], u)
+        return x, None
+
+    add = jax.checkpoint(add, prevent_cse=False)
+    features = (jnp.moveaxis(query, -1, 0), jnp.moveaxis(key, -1, 0), unit)
+    whole = len(unit) - len(unit) % _CHUNK
+    x = jnp.zeros((*query.shape[:-1], key.shape[-2]), query.dtype)
+    if whole:
+        x, _ = lax.scan(add, x, tuple(a[:whole].reshape(-1, _CHUNK, *a.shape[1:]) for a in features))
+    return add(x, tuple(a[whole:] for a in features))[0] if whole < len(unit) else x
+
+
+def _tanh_of_sum(query: Array, key: Array, unit: Array) -> Array:
+    return unit * jnp.tanh(query + key)
+
+
+def _square_of_product(query: Array, key: Array, unit: Array) -> Array:
+    return ((query - key) * unit) ** 2
+
+
+def _square_of_quotient(query: Array, key: Array, unit: Array) -> Array:
+    return ((query - key) / unit) ** 2
 
 
 def _heads_first(x: Float[Array, "*b t h d"]) -> Float[Array, "*b h t d"]:

@@ -57,6 +57,7 @@ def stream(
         bias = _by_head(bias, batch, k, g)
 
     def head(i: Array, j: Array, query: Array, key: Array, value: Array, bias: Array | None) -> Any:
+        matrix = i * h + j * g
         part = None if mask is None else mask.part(jnp.unravel_index(i, batch) if batch else (), j * g, g)
         block = functools.partial(
             _block,
@@ -67,10 +68,10 @@ def stream(
             logits_soft_cap=logits_soft_cap,
             dropout_rate=dropout_rate,
             dropout_rng=dropout_rng,
-            matrix=i * h + j * g,
+            matrix=matrix,
             return_log_sum_exp=return_log_sum_exp,
         )
-        return _over_rows(block, query, bias, part, s)
+        return _over_rows(block, query, bias, part, s, matrix)
 
     def example(i: Array, *rest: Any) -> Any:
         *heads, bias = rest
@@ -79,10 +80,9 @@ def stream(
     queries = jnp.moveaxis(query.reshape(n, t, k, g, -1), 1, 2)  # n k t g c
     # Features before positions, since then no product has to transpose an array of logits, nor has its gradient.
     keys, values = (jnp.moveaxis(x.reshape(n, s, k, x.shape[-1]), 1, 3) for x in (key, value))  # n k d s
-    results = _map(example, (jnp.arange(n), queries, keys, values), bias)
-    output, log_sum_exp = (
-        None if x is None else jnp.moveaxis(x, 1, 2).reshape(*batch, t, h, *x.shape[4:]) for x in results
-    )
+    results: Any = _map(example, (jnp.arange(n), queries, keys, values), bias)
+    # n k t g e
+    output, log_sum_exp = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2).reshape(*batch, t, h, *x.shape[4:]), results)
     return output, log_sum_exp
 
 
@@ -136,7 +136,7 @@ class _Group(NamedTuple):
     """Consecutive blocks of ``rows`` queries with ``width`` keys each, or, if that is 0, as many as data says."""
 
     start: int
-    count: int
+    blocks: int
     rows: int
     width: int
     firsts: list[int]  # the first key of each
@@ -148,22 +148,26 @@ def _over_rows(
     bias: Float[Array, "#g #t #s"] | None,
     mask: Mask | None,
     s: int,
+    matrix: Array,
 ) -> Any:
     """All blocks of a head, one after the other."""
     t, g, c = query.shape
     pieces = []
-    for start, count, rows, width, firsts in _plan(t, g, s, mask):
-        if width:
+    for start, n_blocks, rows, width, firsts in _plan(t, g, s, mask):
+        if width or mask is None:
             policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
             one = jax.checkpoint(functools.partial(block, width=width), prevent_cse=False, policy=policy)
         else:
             one = jax.checkpoint(functools.partial(_within_span, block, mask=mask, s=s), prevent_cse=False)
-        stop = start + count * rows
+        stop = start + n_blocks * rows
         part = bias
         if bias is not None:
             part = bias[:, start:stop] if bias.shape[1] == t else bias
             part = jnp.moveaxis(part.reshape(part.shape[0], -1, min(rows, part.shape[1]), part.shape[2]), 1, 0)
-        xs = (start + rows * jnp.arange(count), query[start:stop].reshape(count, rows, g, c), jnp.asarray(firsts))
+        # What depends on nothing but constants JAX computes ahead of a loop around this one, and keeps for its backward
+        # pass: the masks of all blocks. Hence starts that depend on the matrix.
+        starts = start + rows * jnp.arange(n_blocks) + 0 * matrix
+        xs = (starts, query[start:stop].reshape(n_blocks, rows, g, c), jnp.asarray(firsts))
         blocks = _map(one, xs, part, one_by_one=True)
         pieces.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), blocks))
     return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *xs: jnp.concatenate(xs), *pieces)
@@ -171,7 +175,7 @@ def _over_rows(
 
 def _plan(t: int, g: int, s: int, mask: Mask | None) -> list[_Group]:
     """The cheapest way to cut ``t`` queries, with ``g`` heads each, into blocks."""
-    spans = functools.partial(mask.span, s=s) if mask is not None else lambda start, stop: (0, s)
+    spans: Any = functools.partial(mask.span, s=s) if mask is not None else lambda start, stop: (0, s)
     static = all(isinstance(end, int) for end in spans(0, t))
     if not static and jax.default_backend() != "cpu":
         spans, static = lambda start, stop: (0, s), True  # where all heads are taken at once, nothing can be skipped
@@ -179,10 +183,10 @@ def _plan(t: int, g: int, s: int, mask: Mask | None) -> list[_Group]:
     if not static:
         return _groups(t, sizes[-1] if len(sizes) == 1 else max(256 // g, 1), None)
     plans = [_groups(t, size, spans, s) for size in sizes]
-    return min(plans, key=lambda plan: sum(x.count * x.width * (x.rows * g + _OVERHEAD) for x in plan))
+    return min(plans, key=lambda plan: sum(x.blocks * x.width * (x.rows * g + _OVERHEAD) for x in plan))
 
 
-def _groups(t: int, rows: int, spans: Callable[[int, int], tuple[Extent, Extent]] | None, s: int = 0) -> list[_Group]:
+def _groups(t: int, rows: int, spans: Callable[[int, int], tuple[int, int]] | None, s: int = 0) -> list[_Group]:
     """Blocks of so many queries; of fewer if those leave no rest."""
     count = -(-t // rows)
     rows = t // count if t % count == 0 else min(rows, t)

@@ -67,7 +67,7 @@ def save(path: FilePath, entries: Mapping[str, Any], *, metadata: Mapping[str, s
         metadata: text to keep with them.
 
     Raises:
-        ValueError: if the name or a dtype is not one that safetensors has, or the folder is not there.
+        ValueError: if the name or a dtype is not one that safetensors has, the folder is not there, or path is one.
         ImportError: if safetensors is not installed.
 
     Example:
@@ -83,6 +83,8 @@ def save(path: FilePath, entries: Mapping[str, Any], *, metadata: Mapping[str, s
         raise ValueError(f"path must end in .safetensors, the kind of file that is written. Got {path}.")
     if not path.parent.is_dir():
         raise ValueError(f"path must be in a folder that is there. Got {path}. Make {path.parent} first.")
+    if path.is_dir():
+        raise ValueError(f"path must be a file's, one to make or to replace. Got {path}, a folder.")
     safetensors = _safetensors(path)
     # In rows: safetensors writes an array's memory as it lies, and a transposed one would come back scrambled.
     rows = {name: np.asarray(array, order="C") for name, array in to_arrays("entries", entries).items()}
@@ -233,8 +235,10 @@ def _only_model(folder: Path) -> Path:
         if found:
             names = _several([path.name for path in found])
             raise ValueError(f"{folder} must hold one model. Got {names}. Give the path of one.")
-    names = _several(sorted(path.name for path in folder.iterdir())) or "an empty folder"
-    raise ValueError(f"{folder} must hold a safetensors file. Got {names}.")
+    held = sorted(path.name for path in folder.iterdir())
+    own = [name for name in held if name.endswith(TORCH_SUFFIXES)]
+    remedy = f" Pass {own[0]} itself: to load_state_dict, or by weight_files.load to from_hugging_face." if own else ""
+    raise ValueError(f"{folder} must hold a safetensors file. Got {_several(held) or 'an empty folder'}.{remedy}")
 
 
 def _load_shards(index: Path) -> dict[str, np.ndarray]:

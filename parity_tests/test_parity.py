@@ -361,6 +361,10 @@ def test_wrong_use_is_an_error() -> None:
         parity.compare(linear, port, 3.0)
     with pytest.raises(ValueError, match="dtypes must be some of"):
         parity.compare(linear, port, (x,), dtypes=("int8",))
+    with pytest.raises(ValueError, match=r"dtypes .+ Got the string 'float64'\. Write \('float64',\)\."):
+        parity.compare(linear, port, (x,), dtypes="float64")
+    with pytest.raises(ValueError, match=r"^inputs must hold no NaN"):
+        parity.compare(linear, port, (np.where(x > 0, x, np.nan),))
     with pytest.raises(ValueError, match=r"names must map PyTorch's submodules to the port's\. Got 'lost', 'gone', "):
         parity.compare(linear, port, (x,), names={"lost": "gone"})
     with pytest.raises(ValueError, match="unknown: bias"):

@@ -2,9 +2,11 @@
 
 import functools
 import json
+import re
 from typing import Any
 
 import jax
+import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -98,7 +100,46 @@ def test_wrong_use_is_an_error() -> None:
     )
     with pytest.raises(ValueError, match=r"dtype must be one of .+\. Got 'int8'\."):
         parity.trajectory(linear, port, digits, **options, steps=1, dtype="int8")
-    with pytest.raises(ValueError, match=r"steps and batches must be at least one\. Got 0 steps and 3 batches\."):
-        parity.trajectory(linear, port, digits, **options, steps=0)
+    with pytest.raises(ValueError, match=r"batches must be at least one\. Got 0\."):
+        parity.trajectory(linear, port, [], **options, steps=1)
     with pytest.raises(ValueError, match=r"flax_module must be a flax\.nnx\.Module\. Got Linear"):
         parity.trajectory(linear, linear, digits, **options, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(steps=0), "steps must be an integer in [1, inf). Got 0."),
+        (dict(steps=2.5), "steps must be an integer in [1, inf). Got 2.5."),
+        (dict(optimizer="adam"), "optimizer must be an optax GradientTransformation. Got 'adam'."),
+        (
+            dict(torch_optimizer=torch.optim.SGD([torch.ones(1)], lr=1.0)),
+            "torch_optimizer must be a function from parameters to a torch.optim.Optimizer, as it trains a copy. "
+            "Got SGD.",
+        ),
+        (dict(torch_optimizer=list), "as it trains a copy. Got the result list."),
+        (
+            dict(torch_loss=lambda model, x: model(x)),
+            "torch_loss must give one floating-point number. Got shape (2, 3) in torch.float64. Take the mean",
+        ),
+        (
+            dict(loss=lambda model, x, rng: model(x)),
+            "loss must give one floating-point number. Got shape (2, 3) in float64. Take the mean",
+        ),
+        (dict(loss=lambda *_: None), "loss must give one floating-point number. Got NoneType."),
+    ],
+)
+def test_wrong_steps_optimisers_and_losses_are_errors(
+    wrong: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # whose checks users don't have
+    options: dict[str, Any] = dict(
+        loss=lambda model, x, rng: model(x).mean(),
+        torch_loss=lambda model, x: model(x).mean(),
+        optimizer=optax.sgd(1.0),
+        torch_optimizer=functools.partial(torch.optim.SGD, lr=1.0),
+        steps=1,
+    )
+    linear, port = torch.nn.Linear(12, 3), nnx.Linear(12, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parity.trajectory(linear, port, [np.ones((2, 12))], **{**options, **wrong})

@@ -196,7 +196,10 @@ def test_too_many_tokens() -> None:
         ),
         ({**GPT2_CONFIG, "scale_attn_weights": False}, ("scale_attn_weights must be True. Got False",)),
         ({**GPT2_CONFIG, "activation_function": "relu"}, ("activation_function must be 'gelu_new' or", "Got 'relu'")),
-        ({**GPT2_CONFIG, "embd_pdrop": 0.3}, ("embd_pdrop must be 0.1. Got 0.3",)),
+        (
+            {**GPT2_CONFIG, "resid_pdrop": 0.0},
+            ("embd_pdrop equal to resid_pdrop, as the model has one rate for both. Got 0.1 and 0.0.",),
+        ),
         (
             {**GPT2_CONFIG, "add_cross_attention": True, "tie_word_embeddings": False},
             ("add_cross_attention must be False", "tie_word_embeddings must be True"),
@@ -204,6 +207,7 @@ def test_too_many_tokens() -> None:
         ({**GPT2_CONFIG, "model_type": "gptj"}, ("model_type must be 'gpt2'. Got 'gptj'",)),
         ({**LLAMA_CONFIG, "attention_bias": True}, ("attention_bias must be False. Got True",)),
         ({**LLAMA_CONFIG, "mlp_bias": True}, ("mlp_bias must be False. Got True",)),
+        ({**LLAMA_CONFIG, "sliding_window": 3}, ("have no sliding_window", "cache of generate", "Got 3.")),
         ({**LLAMA_CONFIG, "hidden_act": "gelu"}, ("hidden_act must be 'silu'. Got 'gelu'",)),
         ({**LLAMA_CONFIG, "rope_scaling": {"type": "linear", "factor": 2.0}}, ("rope_scaling", "linear")),
         (
@@ -216,6 +220,30 @@ def test_what_is_not_implemented_is_refused_by_name(config: dict[str, Any], phra
     kind = models.GPT2 if "n_embd" in config or config["model_type"].startswith("gpt") else models.Llama
     with raises("config must", *phrases):
         kind.from_hugging_face(config, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "must"),
+    [
+        ("hidden_size", "12", "be an integer in [1, inf)"),
+        ("num_hidden_layers", 2.0, "be an integer in [1, inf)"),
+        ("num_attention_heads", 5, "be a positive divisor of hidden_size, 12"),
+        ("num_key_value_heads", "x", "be an integer in [1, inf)"),
+        ("rope_parameters", "x", "be a dict"),
+        ("rope_theta", -1, "be a number in (0, inf)"),
+        ("rms_norm_eps", "x", "be a number in [0, inf)"),
+        ("attention_dropout", 1.0, "be a number in [0, 1)"),
+        ("head_dim", 3, "hidden_size / num_attention_heads by default, must be even"),
+    ],
+)
+def test_damaged_settings_of_a_llama(name: str, value: Any, must: str) -> None:
+    with raises(f"config's {name}", must, f"Got {value!r}."):
+        models.Llama.from_hugging_face({**LLAMA_CONFIG, name: value}, {})
+
+
+def test_damaged_settings_of_a_gpt2() -> None:
+    with raises("config's n_embd must be an integer in [1, inf). Got '12'."):
+        models.GPT2.from_hugging_face({**GPT2_CONFIG, "n_embd": "12"}, {})
 
 
 def test_a_setting_that_is_not_there() -> None:

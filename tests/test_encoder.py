@@ -330,6 +330,16 @@ def test_other_dtypes(folder: Path) -> None:
             ]
         ],
         ("config.json", {"model_type": "bert"}, "config must have vocab_size. Got the settings model_type."),
+        (
+            "config.json",
+            {**CONFIG, "hidden_size": "12"},
+            "config's hidden_size must be an integer in [1, inf). Got '12'.",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"max_seq_length": "x"},
+            "max_seq_length in sentence_bert_config.json must be a number in [1, inf). Got 'x'.",
+        ),
         ("config.json", [1], "config.json must hold a dict. Got a list."),
         ("config.json", {**CONFIG, "num_hidden_layers": 1}, "unknown: blocks.1."),
         (

@@ -108,7 +108,7 @@ def test_an_empty_row_has_zero_gradients(row):
 
 def test_not_a_number_is_not_hidden():
     weights = masked_softmax(jnp.array([[0.0, np.nan, 1.0], [0.0, 1.0, 2.0]]), jnp.array([[True, True, False]]))
-    np.testing.assert_array_equal(jnp.isnan(weights), [[True, True, False], [False, False, False]])
+    np.testing.assert_array_equal(jnp.isnan(weights), [[True, True, True], [False, False, False]])
 
 
 def test_no_keys_and_no_queries():

@@ -164,9 +164,16 @@ def encoder_layer(**arguments: Any) -> Any:
     return nn.TransformerEncoderLayer(M, H, 8, 0.0, rngs=rngs)(**{"src": query, **arguments})
 
 
+def decoder_of_one() -> nn.TransformerDecoder:
+    return nn.TransformerDecoder(nn.TransformerDecoderLayer(M, H, 8, 0.0, rngs=rngs), 1)
+
+
 def decoder(**arguments: Any) -> Any:
-    layer = nn.TransformerDecoderLayer(M, H, 8, 0.0, rngs=rngs)
-    return nn.TransformerDecoder(layer, 1)(**{"tgt": query, "memory": key, **arguments})
+    return decoder_of_one()(**{"tgt": query, "memory": key, **arguments})
+
+
+def traced_hint(module: Any, name: str, *arguments: Any) -> Any:
+    return jax.jit(lambda hint: module(query, key, *arguments, **{name: hint}))(True)
 
 
 ERRORS = [
@@ -178,7 +185,22 @@ ERRORS = [
     (lambda: attention(0, 1), "embed_dim must be an integer in [1, inf). Got 0."),
     (lambda: attention(kdim=0), "kdim must be an integer in [1, inf). Got 0."),
     (lambda: attention(vdim=2.5), "vdim must be an integer in [1, inf). Got 2.5."),
-    (lambda: attention(dropout=1.0), "dropout_rate must lie in [0, 1), a Python number. Got 1.0."),
+    (lambda: attention(dropout=1.0), "dropout must be a number in [0, 1). Got 1.0."),
+    (lambda: nn.Transformer(M, H, dropout=1.0, rngs=rngs), "dropout must be a number in [0, 1). Got 1.0."),
+    (lambda: attention(bias="no"), "bias must be one of True, False. Got 'no'."),
+    (lambda: attention(batch_first="no"), "batch_first must be one of True, False. Got 'no'."),
+    (
+        lambda: nn.TransformerEncoderLayer(M, H, norm_first="no", rngs=rngs),
+        "norm_first must be one of True, False. Got 'no'.",
+    ),
+    (
+        lambda: nn.TransformerEncoderLayer(M, H, layer_norm_eps=-1, rngs=rngs),
+        "layer_norm_eps must be a number in [0, inf). Got -1.",
+    ),
+    (
+        lambda: nn.LayerNorm((5, 8), rngs=rngs),
+        "features must be an integer in [1, inf). Got (5, 8). Normalize over one axis, the last.",
+    ),
     (lambda: attention(empty_rows="mean"), "empty_rows must be one of 'zeros', 'nan'. Got 'mean'."),
     (lambda: attend(q=query[0, 0]), "query must have the axes t b m or t m. Got shape (12,)."),
     (lambda: attend(q=query[None]), "query must have the axes t b m or t m. Got shape (1, 5, 2, 12)."),
@@ -244,6 +266,14 @@ ERRORS = [
     (
         lambda: attend(attn_mask=jnp.where(future, -1e9, 0), is_causal=True),
         "is_causal must be False unless attn_mask is the causal mask. Got another.",
+    ),
+    (
+        lambda: traced_hint(attention(), "is_causal", key),
+        "is_causal must be a Python bool. Got a traced one. Leave is_causal out: attn_mask decides alone.",
+    ),
+    (
+        lambda: traced_hint(decoder_of_one(), "tgt_is_causal"),
+        "tgt_is_causal must be a Python bool. Got a traced one.",
     ),
     (
         lambda: attend(attention(dropout=0.5)),

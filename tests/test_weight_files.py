@@ -170,6 +170,12 @@ def test_folders(tmp_path: Path) -> None:
     refuses(tmp_path, f"{tmp_path} must hold a safetensors file. Got an empty folder.")
     (tmp_path / "config.json").touch()
     refuses(tmp_path, f"{tmp_path} must hold a safetensors file. Got config.json.")
+    (tmp_path / "pytorch_model.bin").touch()
+    refuses(
+        tmp_path,
+        f"{tmp_path} must hold a safetensors file. Got config.json, pytorch_model.bin. "
+        "Pass pytorch_model.bin itself: to load_state_dict, or by weight_files.load to from_hugging_face.",
+    )
     save(tmp_path / "one.safetensors", some("one"))
     same(load(tmp_path), some("one"))
     save(tmp_path / "two.safetensors", some("two"))
@@ -217,6 +223,13 @@ def test_dtypes_that_numpy_lacks(tmp_path: Path) -> None:
     header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"xx")
     refuses(path, f"{path} must hold dtypes that NumPy has. Got a in F8_E4M3.")
+
+
+def test_a_folder_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.mkdir()
+    with pytest.raises(ValueError, match=re.escape(f"path must be a file's, one to make or to replace. Got {path}, a")):
+        save(path, some("a"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jattn.models.hugging_face import Format, check_settings, parameters, setting
+from jattn.models.hugging_face import Format, check_settings, count, parameters, real
 
 # Hugging Face's name of each part, and the name here.
 NAMES = {
@@ -39,17 +39,17 @@ def options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `TextEncoder` for the settings of a ``BertModel``."""
     check_settings(config, IMPLEMENTED)
     return dict(
-        vocab_size=setting(config, "vocab_size"),
-        features=setting(config, "hidden_size"),
-        num_heads=setting(config, "num_attention_heads"),
-        num_layers=setting(config, "num_hidden_layers"),
-        feedforward_features=setting(config, "intermediate_size"),
-        max_length=setting(config, "max_position_embeddings"),
-        num_token_types=setting(config, "type_vocab_size"),
+        vocab_size=count(config, "vocab_size"),
+        features=count(config, "hidden_size"),
+        num_heads=count(config, "num_attention_heads"),
+        num_layers=count(config, "num_hidden_layers"),
+        feedforward_features=count(config, "intermediate_size"),
+        max_length=count(config, "max_position_embeddings"),
+        num_token_types=count(config, "type_vocab_size"),
         activation=config.get("hidden_act", "gelu"),
-        norm_epsilon=setting(config, "layer_norm_eps"),
-        dropout_rate=setting(config, "hidden_dropout_prob"),
-        attention_dropout_rate=setting(config, "attention_probs_dropout_prob"),
+        norm_epsilon=real(config, "layer_norm_eps", "[0, inf)"),
+        dropout_rate=real(config, "hidden_dropout_prob", "[0, 1)"),
+        attention_dropout_rate=real(config, "attention_probs_dropout_prob", "[0, 1)"),
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jattn.models.hugging_face import Format, check_settings, parameters, setting
+from jattn.models.hugging_face import Format, check_settings, count, optional_count, parameters, real
 
 # Hugging Face's name of each part, and the name here; c_attn, which holds three of them, is taken apart before.
 NAMES = {
@@ -36,17 +36,23 @@ IMPLEMENTED = {
 
 def options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `GPT2` for the settings of a ``GPT2LMHeadModel``."""
-    check_settings(config, {**IMPLEMENTED, "embd_pdrop": (config.get("resid_pdrop", 0.1),)})
+    check_settings(config, IMPLEMENTED)
+    rates = {name: real(config, name, "[0, 1)", 0.1) for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop")}
+    if rates["embd_pdrop"] != rates["resid_pdrop"]:
+        raise ValueError(
+            "config must have an embd_pdrop equal to resid_pdrop, as the model has one rate for both. "
+            f"Got {rates['embd_pdrop']} and {rates['resid_pdrop']}. Set them alike: in eval mode neither matters."
+        )
     return dict(
-        vocab_size=setting(config, "vocab_size"),
-        max_length=setting(config, "n_positions"),
-        features=setting(config, "n_embd"),
-        num_heads=setting(config, "n_head"),
-        num_layers=setting(config, "n_layer"),
-        feedforward_features=config.get("n_inner"),
-        dropout_rate=config.get("resid_pdrop", 0.1),
-        attention_dropout_rate=config.get("attn_pdrop", 0.1),
-        norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
+        vocab_size=count(config, "vocab_size"),
+        max_length=count(config, "n_positions"),
+        features=count(config, "n_embd"),
+        num_heads=count(config, "n_head"),
+        num_layers=count(config, "n_layer"),
+        feedforward_features=optional_count(config, "n_inner"),
+        dropout_rate=rates["resid_pdrop"],
+        attention_dropout_rate=rates["attn_pdrop"],
+        norm_epsilon=real(config, "layer_norm_epsilon", "[0, inf)", 1e-5),
     )
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jattn import torch_weights, weight_files
+from jattn import checks, torch_weights, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -121,6 +121,22 @@ def setting(config: Mapping[str, Any], name: str) -> Any:
     if config.get(name) is None:
         raise ValueError(f"config must have {name}. Got the settings {', '.join(sorted(config))}.")
     return config[name]
+
+
+def count(config: Mapping[str, Any], name: str) -> int:
+    """A setting without a default that is a positive integer."""
+    return checks.number(f"config's {name}", setting(config, name), "[1, inf)", integer=True)
+
+
+def optional_count(config: Mapping[str, Any], name: str) -> int | None:
+    """One that may be left out."""
+    return None if config.get(name) is None else count(config, name)
+
+
+def real(config: Mapping[str, Any], name: str, interval: str, default: float | None = None) -> float:
+    """A setting that is a number in an interval."""
+    value = setting(config, name) if default is None else config.get(name, default)
+    return checks.number(f"config's {name}", value, interval)
 
 
 def parameters(state_dict: Mapping[str, Any], *, without: str, tied: str | None = None) -> dict[str, np.ndarray]:

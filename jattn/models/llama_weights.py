@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jattn.models.hugging_face import Format, check_settings, parameters, setting
+from jattn import checks
+from jattn.models.hugging_face import Format, check_settings, count, optional_count, parameters, real
 
 # Hugging Face's name of each part, and the name here.
 NAMES = {
@@ -35,18 +36,35 @@ IMPLEMENTED = {
 def options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Llama` for the settings of a ``LlamaForCausalLM``."""
     check_settings(config, IMPLEMENTED)
+    if config.get("sliding_window") is not None:  # a Llama's masks in transformers are causal whatever it says
+        raise ValueError(
+            "config must have no sliding_window: of a Llama, transformers cuts only the cache of generate to it, so "
+            f"that generate differs from the model. Got {config['sliding_window']!r}."
+        )
+    features, heads, head_features = (
+        count(config, "hidden_size"),
+        count(config, "num_attention_heads"),
+        optional_count(config, "head_dim"),
+    )
+    if head_features is None:
+        checks.divides("config's num_attention_heads", heads, "hidden_size", features)
+    if (d := head_features or features // heads) % 2:
+        raise ValueError(
+            "config's head_dim, hidden_size / num_attention_heads by default, must be even, as rotary positions turn "
+            f"pairs of features. Got {d}."
+        )
     return dict(
-        vocab_size=setting(config, "vocab_size"),
-        features=setting(config, "hidden_size"),
-        num_heads=setting(config, "num_attention_heads"),
-        num_kv_heads=config.get("num_key_value_heads"),
-        head_features=config.get("head_dim"),
-        num_layers=setting(config, "num_hidden_layers"),
-        feedforward_features=setting(config, "intermediate_size"),
+        vocab_size=count(config, "vocab_size"),
+        features=features,
+        num_heads=heads,
+        num_kv_heads=optional_count(config, "num_key_value_heads"),
+        head_features=head_features,
+        num_layers=count(config, "num_hidden_layers"),
+        feedforward_features=count(config, "intermediate_size"),
         rotary_base=rotary_base(config),
         tied=config.get("tie_word_embeddings", False),
-        attention_dropout_rate=config.get("attention_dropout", 0.0),
-        norm_epsilon=config.get("rms_norm_eps", 1e-6),
+        attention_dropout_rate=real(config, "attention_dropout", "[0, 1)", 0.0),
+        norm_epsilon=real(config, "rms_norm_eps", "[0, inf)", 1e-6),
     )
 
 
@@ -54,12 +72,15 @@ def rotary_base(config: Mapping[str, Any]) -> float:
     """Of unscaled rotary positions; newer files have it in ``rope_parameters``, older ones in ``rope_theta``."""
     rope = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": "default"}
     for name in ("rope_scaling", "rope_parameters"):
-        rope.update(config.get(name) or {})
+        settings = config.get(name) or {}
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"config's {name} must be a dict. Got {settings!r:.80}.")
+        rope.update(settings)
         if rope.keys() != {"rope_theta", "rope_type"} or rope["rope_type"] != "default":
             raise ValueError(
                 f"config must have no {name}: scaled rotary positions are not implemented. Got {config[name]}."
             )
-    return rope["rope_theta"]
+    return real(rope, "rope_theta", "(0, inf)")
 
 
 def taken(state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -273,7 +273,10 @@ def _max_length(folder: Path, transformer: Path, encoder: TextEncoder) -> int:
     config = read_json(transformer, "sentence_bert_config.json", default={})
     if config.get("do_lower_case"):
         raise ValueError("do_lower_case must be false in sentence_bert_config.json: nothing else is implemented.")
-    length = config.get("max_seq_length")
+    name, length = "max_seq_length in sentence_bert_config.json", config.get("max_seq_length")
     if length is None:
+        name = "model_max_length in tokenizer_config.json"
         length = read_json(transformer, "tokenizer_config.json", default={}).get("model_max_length")
-    return encoder.max_length if length is None else min(int(length), encoder.max_length)
+    if length is None:
+        return encoder.max_length
+    return min(int(checks.number(name, length, "[1, inf)")), encoder.max_length)

@@ -48,6 +48,9 @@ class LayerNorm(nnx.LayerNorm):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        remedy = " Normalize over one axis, the last." if isinstance(features, tuple | list) else ""
+        if not checks.is_count(features) or features < 1:
+            raise ValueError(f"features must be an integer in [1, inf). Got {features!r:.80}.{remedy}")
         super().__init__(
             features,
             epsilon=epsilon,

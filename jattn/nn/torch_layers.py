@@ -47,6 +47,8 @@ class _Layer(nnx.Module):
             checks.one_of("activation", activation, tuple(ACTIVATIONS))
         checks.divides("nhead", nhead, "d_model", d_model)
         checks.number("dim_feedforward", dim_feedforward, "[1, inf)", integer=True)
+        checks.number("layer_norm_eps", layer_norm_eps, "[0, inf)")
+        checks.one_of("norm_first", norm_first, (True, False))
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         def attend() -> TorchMultiheadAttention:
@@ -77,7 +79,7 @@ class _Layer(nnx.Module):
         name: str,
         return_weights: bool,
     ) -> tuple[Array, Array | None]:
-        """x with an attention to memory, or to itself, added; and its weights if asked for. Masks come by the caller's names."""
+        """x with an attention to memory, or to itself, added, and weights if asked for; masks by the caller's names."""
         query = self._before(norm, x)
         key = query if memory is None else memory
         arguments: dict[str, Any] = dict(zip(_MASKS, masks.values(), strict=True), return_weights=return_weights)

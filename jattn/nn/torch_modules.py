@@ -80,6 +80,10 @@ class TorchMultiheadAttention(nnx.Module):
             checks.number(name, width, "[1, inf)", integer=True)
         checks.divides("num_heads", num_heads, "embed_dim", embed_dim)
         checks.one_of("empty_rows", empty_rows, ("zeros", "nan"))
+        checks.number("dropout", dropout, "[0, 1)")
+        flags = dict(bias=bias, add_bias_kv=add_bias_kv, add_zero_attn=add_zero_attn, batch_first=batch_first)
+        for name, flag in flags.items():
+            checks.one_of(name, flag, (True, False))
         options: dict[str, Any] = dict(
             use_bias=bias, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
@@ -218,6 +222,11 @@ class TorchMultiheadAttention(nnx.Module):
         padding_name, mask_name, causal_name = (
             names.get(name, name) for name in ("key_padding_mask", "attn_mask", "is_causal")
         )
+        if not checks.is_concrete(is_causal):
+            raise ValueError(
+                f"{causal_name} must be a Python bool. Got a traced one. "
+                f"Leave {causal_name} out: {mask_name} decides alone."
+            )
         terms = []
         if key_padding_mask is not None:
             x = _mask_array(padding_name, key_padding_mask, {"b s" if batch else "s": (*batch, s)})

@@ -53,7 +53,11 @@ class TransformerEncoder(nnx.Module):
 
         ``is_causal=None``, PyTorch's request to find out by itself, is the same as False: the mask decides.
         """
-        masks = dict(src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=bool(is_causal))
+        masks = dict(
+            src_mask=mask,
+            src_key_padding_mask=src_key_padding_mask,
+            is_causal=False if is_causal is None else is_causal,
+        )
         return _run(self.layers, self.norm, (src,), masks, return_weights, rng)
 
 
@@ -98,7 +102,7 @@ class TransformerDecoder(nnx.Module):
             memory_mask=memory_mask,
             tgt_key_padding_mask=tgt_key_padding_mask,
             memory_key_padding_mask=memory_key_padding_mask,
-            tgt_is_causal=bool(tgt_is_causal),
+            tgt_is_causal=False if tgt_is_causal is None else tgt_is_causal,
             memory_is_causal=memory_is_causal,
         )
         return _run(self.layers, self.norm, (tgt, memory), masks, return_weights, rng)

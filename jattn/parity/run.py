@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from jattn.parity import locate
-from jattn.parity.arrays import FLOAT64, error, limit, numbers, scales
+from jattn.parity.arrays import FLOAT64, error, floating, leaves, limit, numbers, scales
 from jattn.parity.catalogue import diagnose
 from jattn.parity.match import pair_modules, renamed
 from jattn.parity.report import Entry, Parting, Report, Run
@@ -69,7 +69,8 @@ def compare(
         The report: print it, or call its ``assert_equal()``.
 
     Raises:
-        ValueError: if the arguments aren't modules, the inputs don't fit them, or the weights can't be loaded.
+        ValueError: if the arguments aren't modules, the inputs hold NaN or don't fit them, or the weights can't be
+            loaded.
 
     Example:
 
@@ -81,6 +82,8 @@ def compare(
         ...
     """
     check_modules(torch_module, flax_module)
+    if isinstance(dtypes, str):
+        raise ValueError(f"dtypes must be a sequence of names. Got the string {dtypes!r}. Write ({dtypes!r},).")
     unknown = [dtype for dtype in dtypes if dtype not in DTYPES]
     if unknown or not dtypes:
         raise ValueError(f"dtypes must be some of {', '.join(DTYPES)}. Got {', '.join(unknown) or 'none'}.")
@@ -90,6 +93,9 @@ def compare(
         raise ValueError(f"names must map PyTorch's submodules to the port's. Got {', '.join(alien)}, which is none.")
     given = arguments(inputs)
     flax_given = given if flax_inputs is None else arguments(flax_inputs, "flax_inputs")
+    for name, each in (("inputs", given), ("flax_inputs", flax_given)):
+        if any(np.isnan(numbers(x)).any() for x in leaves(each) if floating(x)):
+            raise ValueError(f"{name} must hold no NaN, which hides every difference. Got some.")
     comparison = _Comparison(torch_module, flax_module, gradients, load, rename or {}, names or {}, seed)
     for dtype in dtypes:
         comparison.add(dtype, given, flax_given)

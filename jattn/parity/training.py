@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jattn import checks
-from jattn.parity.arrays import error, largest, limit, numbers, scales
+from jattn.parity.arrays import error, floating, largest, limit, numbers, scales
 from jattn.parity.catalogue import Diagnosis
 from jattn.parity.match import renamed
 from jattn.parity.optimizer_causes import Replay, diagnose
@@ -134,13 +134,16 @@ def trajectory(
         The report: print it, or call its ``assert_equal()``.
 
     Raises:
-        ValueError: if the arguments aren't modules, or the weights can't be loaded.
+        ValueError: if the arguments aren't modules, optimisers or losses, or the weights can't be loaded.
     """
     rename = rename or {}
     check_modules(torch_module, flax_module)
     checks.one_of("dtype", dtype, DTYPES)
-    if steps < 1 or not batches:
-        raise ValueError(f"steps and batches must be at least one. Got {steps} steps and {len(batches)} batches.")
+    checks.number("steps", steps, "[1, inf)", integer=True)
+    if not batches:
+        raise ValueError(f"batches must be at least one. Got {len(batches)}.")
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(f"optimizer must be an optax GradientTransformation. Got {optimizer!r:.80}.")
     low = torch_copy(torch_module, dtype)
     cast = [rounded(batch, dtype) for batch in batches]
     theirs = _train_torch(low, cast, torch_loss, torch_optimizer, steps, rename)
@@ -170,7 +173,7 @@ def _train_torch(
     rename: Mapping[str, str | None],
 ) -> _Course:
     named = renamed(dict(module.named_parameters(remove_duplicate=False)), rename)
-    optimizer = make(module.parameters())
+    optimizer = _torch_optimizer(make, module)
     course = _Course({name: numbers(p) for name, p in named.items()})
     course.settings = {
         "optimizer": type(optimizer).__name__,
@@ -179,6 +182,7 @@ def _train_torch(
     for i in range(steps):
         optimizer.zero_grad()
         value = loss(module, jax.tree.map(to_tensor, batches[i % len(batches)]))
+        _check_loss("torch_loss", value)
         value.backward()
         course.losses.append(value.item())
         zeros = {name: np.zeros(p.shape) for name, p in named.items() if p.grad is None}
@@ -186,6 +190,27 @@ def _train_torch(
         optimizer.step()
         course.parameters.append({name: numbers(p) for name, p in named.items()})
     return course
+
+
+def _torch_optimizer(make: Any, module: "torch.nn.Module") -> "torch.optim.Optimizer":
+    import torch
+
+    made = make(module.parameters()) if callable(make) else make
+    if made is make or not isinstance(made, torch.optim.Optimizer):
+        fact = f"the result {type(made).__name__}" if made is not make else type(made).__name__
+        raise ValueError(
+            "torch_optimizer must be a function from parameters to a torch.optim.Optimizer, as it trains a copy. "
+            f"Got {fact}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for one."
+        )
+    return made
+
+
+def _check_loss(name: str, value: Any) -> None:
+    """One floating-point number on either side."""
+    array = hasattr(value, "shape") and hasattr(value, "dtype")
+    if not array or tuple(value.shape) != () or not floating(value):
+        fact = f"shape {tuple(value.shape)} in {value.dtype}" if array else type(value).__name__
+        raise ValueError(f"{name} must give one floating-point number. Got {fact}. Take the mean of an array.")
 
 
 def _train_flax(
@@ -203,9 +228,12 @@ def _train_flax(
 
     @jax.jit
     def step(parameters: Any, opt_state: Any, batch: Any, rng: Any) -> Any:
-        value, gradient = jax.value_and_grad(lambda p: loss(nnx.merge(graph, p, rest, copy=True), batch, rng))(
-            parameters
-        )
+        def run(parameters: Any) -> Any:
+            value = loss(nnx.merge(graph, parameters, rest, copy=True), batch, rng)
+            _check_loss("loss", value)
+            return value
+
+        value, gradient = jax.value_and_grad(run)(parameters)
         updates, opt_state = optimizer.update(gradient, opt_state, parameters)
         return value, gradient, optax.apply_updates(parameters, updates), opt_state
 

@@ -1,0 +1,295 @@
+"""Blocks of queries against the dense definition: the same numbers and gradients, in memory linear in the sequence."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import jattn
+from jattn import attention, masks, scores, streaming
+from jattn.mask_types import Mask
+
+B, T, S, H, K, D, E = 2, 300, 700, 4, 2, 8, 6
+
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def integers(seed: int, high: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).integers(0, high, shape))
+
+
+def booleans(seed: int, *shape: int) -> jax.Array:
+    return integers(seed, 2, *shape) > 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkered(Mask):
+    """A user's own, which has nothing but its rule."""
+
+    def __call__(self, rows, cols):
+        return (rows[:, None] + cols[None, :]) % 2 == 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwnData(Mask):
+    """A user's own with one number for each example and head."""
+
+    most: jax.Array
+
+    def __call__(self, rows, cols):
+        return cols[None, :] < self.most[:, :, None, None]
+
+
+def query_key_value() -> tuple[jax.Array, jax.Array, jax.Array]:
+    return normal(0, B, T, H, D), normal(1, B, S, K, D), normal(2, B, S, K, E)
+
+
+def named_inputs() -> dict[str, jax.Array]:
+    return dict(zip(("query", "key", "value"), query_key_value(), strict=True))
+
+
+MASKS = {
+    "none": None,
+    "causal": masks.causal(offset=3),
+    "empty rows": masks.causal(offset=-7),
+    "window": masks.sliding_window(30, 5),
+    "prefix": masks.causal() | masks.prefix(20),
+    "not": ~masks.sliding_window(10, 10),
+    "lengths": masks.lengths(jnp.array([650, 80])),
+    "no keys": masks.lengths(jnp.array([0, 700])),
+    "lengths per query": masks.lengths(integers(3, S + 1, B, T)),
+    "offsets": masks.causal(offset=jnp.array([10, 200])),
+    "segments": masks.segments(jnp.sort(integers(4, 4, B, T)), jnp.sort(integers(5, 5, B, S))),
+    "causal and lengths": masks.causal() & masks.lengths(jnp.array([650, 80])),
+    "array": booleans(6, B, H, T, S),
+    "array of heads": booleans(7, H, T, S),
+    "array of keys": booleans(8, B, 1, 1, S),
+    "own": Checkered(),
+}
+BIASES = {
+    "whole": (B, H, T, S),
+    "heads": (H, T, S),
+    "examples": (B, 1, T, S),
+    "keys": (B, 1, 1, S),
+    "queries": (1, 1, T, 1),
+    "plain": (T, S),
+}
+
+
+def assert_same(**arguments) -> None:
+    """Output and gradients of both implementations, the arrays in ``arguments`` that are floating included."""
+    given = named_inputs() | arguments
+    arrays = {
+        name: x for name, x in given.items() if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
+    }
+    rest = {name: x for name, x in given.items() if name not in arrays}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(implementation, arrays):
+        output, pull = jax.vjp(lambda arrays: attention(**arrays, **rest, implementation=implementation), arrays)
+        return output, pull(normal(9, *output.shape))[0]
+
+    (output, gradients), (expected, expected_gradients) = run("streaming", arrays), run("dense", arrays)
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-12)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(
+            gradient, expected_gradients[name], rtol=0, atol=1e-12 * (1 + np.abs(gradient).max()), err_msg=name
+        )
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_masks(mask):
+    assert_same(mask=mask)
+
+
+@pytest.mark.parametrize("shape", BIASES.values(), ids=BIASES)
+def test_biases(shape):
+    assert_same(bias=normal(10, *shape), mask=masks.causal(), logits_soft_cap=3.0)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        scores.DotProduct(0.3),
+        scores.Gaussian(bandwidth=1.5),
+        scores.Boxcar(bandwidth=3.0),
+        scores.Epanechnikov(factor=0.3),
+        scores.Constant(),
+    ],
+    ids=lambda score: type(score).__name__,
+)
+def test_scores(score):
+    assert_same(score=score, mask=masks.causal(offset=5))
+
+
+def test_additive_score():
+    score = scores.Additive(normal(11, D, 21), normal(12, D, 21), normal(13, 21))
+    assert_same(score=score, mask=masks.causal(offset=5))
+
+
+def test_dropout_and_gates():
+    """The same rng drops the same weights, whatever computes them."""
+    assert_same(dropout_rate=0.3, dropout_rng=jax.random.key(0), head_gates=normal(14, B, H), mask=masks.causal())
+    assert_same(dropout_rate=0.3, dropout_rng=jax.random.key(0), mask=masks.lengths(jnp.array([650, 80])))
+
+
+@pytest.mark.parametrize(
+    ("batch", "t", "s", "heads"),
+    [
+        ((), 300, 300, (2, 2)),
+        ((2, 3), 130, 257, (2, 1)),
+        ((1,), 1, 5, (2, 2)),
+        ((1,), 1025, 513, (1, 1)),
+    ],
+)
+def test_lengths_of_any_axis(batch, t, s, heads):
+    h, k = heads
+    query, key, value = normal(0, *batch, t, h, D), normal(1, *batch, s, k, D), normal(2, *batch, s, k, E)
+    assert_same(query=query, key=key, value=value, mask=masks.causal(offset=2))
+    if batch:
+        assert_same(query=query, key=key, value=value, mask=masks.lengths(integers(3, s + 1, *batch), per_query=False))
+
+
+def test_a_mask_that_knows_no_parts_of_itself():
+    own = OwnData(integers(15, S, B, H))
+    given = query_key_value()
+    expected = attention(*given, mask=own.as_array(T, S), implementation="dense")
+    np.testing.assert_allclose(attention(*given, mask=own, implementation="streaming"), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2e-2), (jnp.float32, 2e-6)])
+def test_narrower_dtypes(dtype, tolerance):
+    query, key, value = (x.astype(dtype) for x in query_key_value())
+    output = attention(query, key, value, mask=masks.causal(), implementation="streaming")
+    assert output.dtype == dtype
+    expected = attention(
+        *(x.astype(jnp.float64) for x in (query, key, value)), mask=masks.causal(), implementation="dense"
+    )
+    np.testing.assert_allclose(output.astype(jnp.float64), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.usefixtures("unchecked")  # check_grads calls with NumPy's arrays
+def test_forward_mode_and_second_order():
+    query, key, value = normal(0, 70, 2, 3), normal(1, 150, 1, 3), normal(2, 150, 1, 2)
+    valid_lens = jnp.array(140)  # data, so that there are branches
+
+    def f(query, key, value):
+        mask = masks.causal(offset=100) & masks.lengths(valid_lens)
+        return attention(query, key, value, mask=mask, implementation="streaming")
+
+    check_grads(f, (query, key, value), order=2, modes=("fwd", "rev"))
+
+    def loss(scale, implementation):
+        return jnp.sum(attention(query * scale, key, value, mask=masks.causal(), implementation=implementation) ** 2)
+
+    hessians = [jax.hessian(loss)(jnp.arange(1.0, 4.0), name) for name in ("streaming", "dense")]
+    np.testing.assert_allclose(*hessians, rtol=1e-9)
+
+
+def test_new_lengths_do_not_recompile():
+    traces, given = [], query_key_value()
+
+    @jax.jit
+    def run(valid_lens):
+        traces.append(None)
+        return attention(*given, mask=masks.lengths(valid_lens), implementation="streaming")
+
+    for valid_lens in ([1, 2], [700, 0]):
+        expected = attention(*given, mask=masks.lengths(jnp.array(valid_lens)), implementation="dense")
+        np.testing.assert_allclose(run(jnp.array(valid_lens)), expected, atol=1e-12)
+    assert len(traces) == 1
+
+
+def test_mapped():
+    """Under vmap a branch is no longer skipped, but the numbers stay."""
+    lens, given = jnp.array([650, 80]), query_key_value()
+    mapped = jax.vmap(lambda q, k, v, n: attention(q, k, v, mask=masks.lengths(n), implementation="streaming"))
+    expected = attention(*given, mask=masks.lengths(lens), implementation="dense")
+    np.testing.assert_allclose(mapped(*given, lens), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mask", "dropout_rate"),
+    [
+        (None, 0.0),
+        (masks.causal(), 0.1),
+        (masks.sliding_window(256, 0), 0.0),
+        (masks.lengths(jnp.array([900])), 0.0),
+        (lambda t: masks.segments(jnp.arange(t) // 512), 0.0),
+    ],
+    ids=["full", "causal with dropout", "window", "lengths", "segments"],
+)
+def test_scratch_memory_is_linear(mask, dropout_rate):
+    arguments = dict(dropout_rate=dropout_rate, dropout_rng=jax.random.key(0)) if dropout_rate else {}
+
+    def scratch(t: int) -> int:
+        given = [jax.ShapeDtypeStruct((1, t, 2, 16), jnp.float32)] * 3
+        here = mask(t) if callable(mask) and not isinstance(mask, Mask) else mask
+
+        def f(query, key, value):
+            return attention(query, key, value, mask=here, implementation="streaming", **arguments)
+
+        def with_gradients(query, key, value):
+            return jax.vjp(f, query, key, value)[1](query)
+
+        return jax.jit(with_gradients).lower(*given).compile().memory_analysis().temp_size_in_bytes
+
+    small, large = scratch(8192), scratch(32768)
+    assert large < 8 * small  # 4 times where linear, 16 where quadratic
+    assert large < 32768**2 / 4  # a single boolean for each pair takes four times as much
+
+
+def test_choice():
+    short, long = jnp.ones((1, 16, 2, 8)), jnp.ones((1, 1024, 2, 8))
+    assert jattn.explain(short, short, short).implementation == "dense"
+    assert jattn.explain(long, long, long).implementation == "streaming"
+    assert jattn.explain(long, long, long, return_weights=True).implementation == "dense"
+    own = jattn.explain(long, long, long, score=lambda q, k: jnp.einsum("...thd,...shd->...hts", q, k))
+    assert own.implementation == "dense"
+    assert "positions" in own.refused["streaming"]
+    assert "NVIDIA" in own.refused["cudnn"]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            dict(implementation="streaming", return_weights=True),
+            "'streaming': return_weights=True asks for the whole matrix",
+        ),
+        (dict(implementation="streaming", score=lambda q, k: q), "score"),
+        (dict(implementation="cudnn"), "'cudnn': it needs an NVIDIA GPU"),
+        (dict(implementation="flash"), "implementation must be"),
+        (dict(implementation="streaming", query=jnp.ones((B, 0, H, D))), "there are no queries or no keys"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        attention(**named_inputs() | arguments)
+
+
+def test_blocks_cover_all_queries_once():
+    for t in (1, 63, 64, 255, 512, 513, 1000, 1024, 4097):
+        for mask in (None, masks.causal(), masks.sliding_window(100, 0), masks.lengths(jnp.array(7))):
+            rows = [
+                row
+                for group in streaming._plan(t, 1, 2048, mask)
+                for row in range(group.start, group.start + group.blocks * group.rows)
+            ]
+            assert rows == list(range(t))
+
+
+def test_a_window_sees_few_keys():
+    plan = streaming._plan(4096, 1, 4096, masks.sliding_window(256, 0))
+    assert max(group.width for group in plan) <= 1024
+    assert sum(group.blocks * group.rows * group.width for group in plan) < 4096 * 4096 / 8
