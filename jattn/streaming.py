@@ -228,8 +228,11 @@ def _within_span(
 
 def _map(f: Callable[..., Any], xs: tuple[Any, ...], bias: Array | None, one_by_one: bool = False) -> Any:
     """f over the first axis of xs, and over that of the bias, unless its length of 1 stands for all."""
-    # A processor's cores share the work of one head's block; an accelerator takes all heads' at once.
-    each = lax.map if one_by_one or jax.default_backend() == "cpu" else jax.vmap
+
+    def each(f: Callable[[Any], Any], xs: Any) -> Any:
+        # A processor's cores share the work of one head's block; an accelerator takes all heads' at once.
+        return lax.map(f, xs) if one_by_one or jax.default_backend() == "cpu" else jax.vmap(f)(xs)
+
     if bias is None or bias.shape[0] == 1:
         return each(lambda x: f(*x, None if bias is None else bias[0]), xs)
     return each(lambda x: f(*x), (*xs, bias))

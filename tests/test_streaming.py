@@ -293,3 +293,14 @@ def test_a_window_sees_few_keys():
     plan = streaming._plan(4096, 1, 4096, masks.sliding_window(256, 0))
     assert max(group.width for group in plan) <= 1024
     assert sum(group.blocks * group.rows * group.width for group in plan) < 4096 * 4096 / 8
+
+
+def test_all_heads_at_once(monkeypatch):
+    """As on an accelerator, where one head after the other would leave most of it idle."""
+    jax.clear_caches()  # or what was traced for this processor would be used again
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert_same(mask=masks.causal(), bias=normal(10, H, T, S))
+    assert_same(
+        mask=masks.causal() & masks.lengths(jnp.array([650, 80])), dropout_rate=0.3, dropout_rng=jax.random.key(0)
+    )
+    jax.clear_caches()
