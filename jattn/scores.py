@@ -113,11 +113,7 @@ class Additive(Score):
     w_value: Float[Array, "n"]
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
-        query, key = _heads_first(query @ self.w_query), _heads_first(key @ self.w_key)
-        dtype = at_least_float32(query, key, self.w_value)
-        return _sum_over_features(
-            _tanh_of_sum, query.astype(dtype), key.astype(dtype), jnp.asarray(self.w_value, dtype)
-        )
+        return _hidden_score(_heads_first(query @ self.w_query), _heads_first(key @ self.w_key), self.w_value)
 
     def prepare(
         self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s k d"]
@@ -141,15 +137,13 @@ class _Hidden(Score):
     w_value: Float[Array, "n"]
 
     def pairs(self, query: Float[Array, "t n"], key: Float[Array, "s n"]) -> Float[Array, "t s"]:
-        dtype = at_least_float32(query, key, self.w_value)
-        return _sum_over_features(
-            _tanh_of_sum, query.astype(dtype), key.astype(dtype), jnp.asarray(self.w_value, dtype)
-        )
+        return _hidden_score(query, key, self.w_value)
 
 
 def _hidden_score(
     query: Float[Array, "*b t n"], key: Float[Array, "*b s n"], w_value: Float[Array, "n"]
 ) -> Float[Array, "*b t s"]:
+    """``w_value . tanh(query + key)``"""
     dtype = at_least_float32(query, key, w_value)
     return _sum_over_features(_tanh_of_sum, query.astype(dtype), key.astype(dtype), jnp.asarray(w_value, dtype))
 
