@@ -27,5 +27,6 @@ from jattn.attention import dot_product_attention as dot_product_attention
 from jattn.attention import explain as explain
 from jattn.kernel_regression import nadaraya_watson as nadaraya_watson
 from jattn.pooling import masked_softmax as masked_softmax
+from jattn.statistics import attention_statistics as attention_statistics
 
 __version__ = "0.1.0"

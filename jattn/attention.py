@@ -165,7 +165,7 @@ def _call(
 ) -> Call:
     """The arguments of `attention`, checked."""
     query, key, value = checks.query_key_value(query, key, value)
-    score, mask, bias = _check_logits(query, key, score, mask, bias, scale, logits_soft_cap)
+    score, mask, bias = checked_logits(query, key, score, mask, bias, scale, logits_soft_cap)
     checks.dropout(dropout_rate, dropout_rng, rng_name="dropout_rng")
     if head_gates is not None:
         head_gates = checks.head_gates(head_gates, query.shape[:-3], query.shape[-2])
@@ -243,7 +243,7 @@ def dot_product_attention(
     if query_seq_lengths is not None:
         real = _sequence_lengths("query_seq_lengths", query_seq_lengths, t, batch).as_array(1, t)
         rules.append(masks.dense(jnp.swapaxes(real, -1, -2)))
-    score, combined, bias = _check_logits(query, key, None, masks.all_of(*rules), bias, scale, None)
+    score, combined, bias = checked_logits(query, key, None, masks.all_of(*rules), bias, scale, None)
     call = Call(query, key, value, score, combined, bias, return_log_sum_exp=return_residual)
     result = call.run(None)
     return (result.output, result.log_sum_exp) if return_residual else result.output
@@ -284,7 +284,7 @@ def attention_weights(
         (2, 1, 1, 5)
     """
     query, key = checks.query_and_key(query, key)
-    score, mask, bias = _check_logits(query, key, score, mask, bias, scale, logits_soft_cap)
+    score, mask, bias = checked_logits(query, key, score, mask, bias, scale, logits_soft_cap)
     *_, t, h, _ = query.shape
     chosen_heads = checks.selection("heads", heads, h)
     rows = checks.selection("queries", queries, t)
@@ -377,7 +377,7 @@ def single_head_attention(
     return (result[0][..., 0, :], result[1][..., 0, :, :]) if return_weights else result[..., 0, :]
 
 
-def _check_logits(
+def checked_logits(
     query: Array,
     key: Array,
     score: ScoreFn | None,

@@ -13,7 +13,7 @@ from jattn.dropout import dropout_keep
 from jattn.mask_types import Causal, Mask, SlidingWindow
 from jattn.pooling import ScoreFn, pool
 from jattn.scores import DotProduct, Number, Score
-from jattn.streaming import stream
+from jattn.streaming import output, output_and_log_sum_exp, stream
 
 Implementation = Literal["dense", "streaming", "cudnn"]
 
@@ -130,7 +130,7 @@ def _run_dense(call: Call) -> Result:
 
 def _run_streaming(call: Call) -> Result:
     assert isinstance(call.score, Score)
-    output, log_sum_exp = stream(
+    result = stream(
         call.query,
         call.key,
         call.value,
@@ -140,9 +140,9 @@ def _run_streaming(call: Call) -> Result:
         logits_soft_cap=call.logits_soft_cap,
         dropout_rate=call.dropout_rate,
         dropout_rng=call.dropout_rng,
-        return_log_sum_exp=call.return_log_sum_exp,
+        of=output_and_log_sum_exp if call.return_log_sum_exp else output,
     )
-    return Result(output, log_sum_exp=log_sum_exp)
+    return Result(result[0], log_sum_exp=result[1]) if call.return_log_sum_exp else Result(result)
 
 
 def _refused_by_streaming(call: Call) -> str | None:

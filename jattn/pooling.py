@@ -34,12 +34,12 @@ class Pooled(NamedTuple):
     peak: Float[Array, "*b h t 1"]
 
     @property
-    def weights(self) -> Float[Array, "*b h t s"]:
+    def weights(self) -> Float[Array, "*b t s"]:
         """From before dropout."""
         return self.exponentials / _positive(self.total)
 
     @property
-    def log_sum_exp(self) -> Float[Array, "*b h t"]:
+    def log_sum_exp(self) -> Float[Array, "*b t"]:
         """Minus infinity, with zero gradient, for a query that may attend to nothing."""
         empty = self.total == 0  # false of NaN, which must not disappear
         return jnp.where(empty, -jnp.inf, self.peak + jnp.log(jnp.where(empty, 1, self.total))).squeeze(-1)

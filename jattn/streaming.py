@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn.dropout import dropout_keep_at
 from jattn.mask_types import Extent, Mask
-from jattn.pooling import PRODUCT, average, biased_and_capped
+from jattn.pooling import PRODUCT, Pooled, average, biased_and_capped
 from jattn.scores import Number, Score
 
 _LOGITS = 2**21  # at most in a block, so that they stay near the core that made them
@@ -34,7 +34,17 @@ _SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 _LEAST_WIDTH = 128
 
 
-@functools.partial(jax.jit, static_argnames=("dropout_rate", "return_log_sum_exp"), inline=True)
+def output(pooled: Pooled) -> Any:
+    """What is kept of a block, for `stream`."""
+    return pooled.output
+
+
+def output_and_log_sum_exp(pooled: Pooled) -> Any:
+    """Likewise, with the logarithm of the sum under the softmax."""
+    return pooled.output, pooled.log_sum_exp
+
+
+@functools.partial(jax.jit, static_argnames=("dropout_rate", "of"), inline=True)
 def stream(
     query: Float[Array, "*b t h c"],
     key: Float[Array, "*b s k d"],
@@ -46,9 +56,12 @@ def stream(
     logits_soft_cap: Number | None = None,
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
-    return_log_sum_exp: bool = False,
-) -> tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"] | None]:
-    """The output, and on request the logarithm of the sum under the softmax; arguments as in `attention`."""
+    of: Callable[[Pooled], Any] = output,
+) -> Any:
+    """What ``of`` takes of each row of a block's `Pooled`, for all rows: by default the output ``*b t h e``.
+
+    The other arguments are `attention`'s.
+    """
     *batch, t, h, _ = query.shape
     s, k = key.shape[-3:-1]
     n, g = math.prod(batch), h // k
@@ -69,7 +82,7 @@ def stream(
             dropout_rate=dropout_rate,
             dropout_rng=dropout_rng,
             matrix=matrix,
-            return_log_sum_exp=return_log_sum_exp,
+            of=of,
         )
         return _over_rows(block, query, bias, part, s, matrix)
 
@@ -81,9 +94,7 @@ def stream(
     # Features before positions, since then no product has to transpose an array of logits, nor has its gradient.
     keys, values = (jnp.moveaxis(x.reshape(n, s, k, x.shape[-1]), 1, 3) for x in (key, value))  # n k d s
     results: Any = _map(example, (jnp.arange(n), queries, keys, values), bias)
-    # n k t g e
-    output, log_sum_exp = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2).reshape(*batch, t, h, *x.shape[4:]), results)
-    return output, log_sum_exp
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2).reshape(*batch, t, h, *x.shape[4:]), results)  # of n k t g e
 
 
 def _block(
@@ -101,9 +112,9 @@ def _block(
     dropout_rate: float,
     dropout_rng: PRNGKeyArray | None,
     matrix: Array,
-    return_log_sum_exp: bool,
-) -> tuple[Float[Array, "r g e"], Float[Array, "r g"] | None]:
-    """`average` for the queries from ``start`` on and ``width`` keys from ``first`` on."""
+    of: Callable[[Pooled], Any],
+) -> Any:
+    """What ``of`` takes of `average` for the queries from ``start`` on and ``width`` keys from ``first`` on."""
     r, g, _ = query.shape
     s = key.shape[-1]
     first = 0 if width == s else jnp.clip(first, 0, s - width)
@@ -129,7 +140,7 @@ def _block(
         keep=None if keep is None else by_row(keep),
         dropout_rate=dropout_rate,
     )
-    return pooled.output.reshape(r, g, -1), pooled.log_sum_exp.reshape(r, g) if return_log_sum_exp else None
+    return jax.tree.map(lambda x: x.reshape(r, g, *x.shape[1:]), of(pooled))
 
 
 class _Group(NamedTuple):
