@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import xlogy
 from jaxtyping import Array, Bool, Float
 
 from jattn.attention import attention_weights, checked_logits
@@ -80,5 +79,8 @@ def _total_and_rows(pooled: Pooled) -> Any:
 
 def _of_rows(weights: Float[Array, "*b t s"]) -> tuple[Array, Array, Array]:
     """Entropy, largest weight and norm."""
-    # Zeros rather than minus infinity for no keys at all.
-    return -xlogy(weights, weights).sum(-1), weights.max(-1, initial=0), jnp.sqrt((weights**2).sum(-1))
+    # 1 in the place of 0 keeps the infinite slopes of the logarithm and of the root at 0 out of the gradients.
+    entropy = -(weights * jnp.log(jnp.where(weights > 0, weights, 1))).sum(-1)
+    squared = (weights**2).sum(-1)
+    norm = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+    return entropy, weights.max(-1, initial=0), norm

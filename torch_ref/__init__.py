@@ -40,3 +40,4 @@ from torch_ref.scores import dot_product as dot_product
 from torch_ref.scores import epanechnikov as epanechnikov
 from torch_ref.scores import gaussian as gaussian
 from torch_ref.scores import squared_distance as squared_distance
+from torch_ref.statistics import attention_statistics as attention_statistics
