@@ -123,7 +123,9 @@ def average(
     kept = exponentials
     if keep is not None:
         kept = jnp.where(keep, exponentials / (1 - dropout_rate), 0)
-    product = jnp.matmul(kept.astype(value.dtype), value, preferred_element_type=at_least_float32(value))
+    # Wide, as is the sum that it is divided by: a gradient that were rounded on one of the two ways only would not
+    # cancel where it has to.
+    product = jnp.matmul(kept, value.astype(jnp.promote_types(value.dtype, kept.dtype)))
     # Divided after the product: an array of t e rather than of t s.
     output = checkpoint_name(product, PRODUCT) / _positive(total)
     return Pooled(output, exponentials, total, peak)
