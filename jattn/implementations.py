@@ -96,7 +96,7 @@ def _is_small(call: Call) -> bool:
     return t * s <= SMALL
 
 
-SMALL = 128 * 128  # logits of a head; measured with `python -m benchmarks attention`
+SMALL = 256 * 256  # logits of a head; measured with `python -m benchmarks attention`
 
 
 # ----------------------------------------------------------------------------------------------------------------------
