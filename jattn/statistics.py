@@ -60,10 +60,9 @@ def attention_statistics(
     key = repeat_heads(key, query.shape[-2])  # as each query head has weights of its own
 
     def total_and_rows(value: Array) -> Any:
-        total, rows = stream(
+        return stream(
             query, key, value, score=score, mask=mask, bias=bias, logits_soft_cap=logits_soft_cap, of=_total_and_rows
         )
-        return total, rows
 
     # A column's sum is the derivative of all outputs for its value.
     value = jnp.ones((*key.shape[:-1], 1), jnp.promote_types(query.dtype, jnp.float32))

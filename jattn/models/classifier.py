@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jattn import checks
 from jattn.nn import LayerNorm, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.dropout import split
-from jattn.nn.weights import as_pair
+from jattn.nn.weights import in_turn
 
 
 class DigitsClassifier(nnx.Module):
@@ -86,10 +86,8 @@ class DigitsClassifier(nnx.Module):
                 f"images must have shape (b, {self.image_size}, {self.image_size}). Got {jnp.shape(images)}."
             )
         x = self.positions(self.patches(to_patches(checks.floating("images", images, "b i i", 3), self.patch_size)))
-        weights = []
-        for block, block_rng in zip(self.blocks, split(rng, len(self.blocks)), strict=True):
-            x, block_weights = as_pair(block(x, return_weights=return_weights, rng=block_rng), return_weights)
-            weights.append(block_weights)
+        rngs = split(rng, len(self.blocks))
+        x, weights = in_turn(self.blocks, x, return_weights=return_weights, rngs=rngs)
         logits = self.output(self.norm(x).mean(axis=-2))
         return (logits, weights) if return_weights else logits
 

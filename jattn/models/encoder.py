@@ -10,7 +10,7 @@ from jattn import checks
 from jattn.models import encoder_weights, hugging_face
 from jattn.nn import FeedForward, LayerNorm, LearnedPositions, MultiHeadAttention, embedding
 from jattn.nn.dropout import Dropout, split
-from jattn.nn.weights import as_pair
+from jattn.nn.weights import as_pair, in_turn
 
 
 class EncoderBlock(nnx.Module):
@@ -56,8 +56,8 @@ class EncoderBlock(nnx.Module):
         *,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "*b t m"], Float[Array, "*b h t t"] | None]:
-        """The output, and the attention weights if asked for."""
+    ) -> Float[Array, "*b t m"] | Any:
+        """The output; with return_weights also the attention weights."""
         rngs = split(rng, 3)
         attended = self.attention(x, valid_lens=valid_lens, return_weights=return_weights, rng=rngs[0])
         y, weights = as_pair(attended, return_weights)
@@ -65,7 +65,8 @@ class EncoderBlock(nnx.Module):
         shape, x, y = x.shape, x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
         x = self.norm1(x + self.dropout(y, rngs[1]))
         x = self.norm2(x + self.dropout(self.feed_forward(x), rngs[2]))
-        return x.reshape(shape), weights
+        x = x.reshape(shape)
+        return (x, weights) if return_weights else x
 
 
 class TextEncoder(hugging_face.Model):
@@ -186,8 +187,5 @@ class TextEncoder(hugging_face.Model):
         rngs = split(rng, len(self.blocks) + 1)
         x = self.positions(self.words(tokens) + self.token_types(token_types))
         x = self.dropout(self.norm(x), rngs[0])
-        weights = []
-        for block, block_rng in zip(self.blocks, rngs[1:], strict=True):
-            x, block_weights = block(x, valid_lens, return_weights=return_weights, rng=block_rng)
-            weights.append(block_weights)
+        x, weights = in_turn(self.blocks, x, valid_lens, return_weights=return_weights, rngs=rngs[1:])
         return (x, weights) if return_weights else x

@@ -11,7 +11,7 @@ from jattn.masks import causal
 from jattn.models import gpt2_weights, hugging_face
 from jattn.nn import FeedForward, LayerNorm, LearnedPositions, MultiHeadAttention, embedding
 from jattn.nn.dropout import Dropout, split
-from jattn.nn.weights import as_pair
+from jattn.nn.weights import as_pair, in_turn
 
 
 class GPT2Block(nnx.Module):
@@ -43,8 +43,8 @@ class GPT2Block(nnx.Module):
         *,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "b t m"], Float[Array, "b h t t"] | None]:
-        """The output, and the attention weights if asked for."""
+    ) -> Float[Array, "b t m"] | Any:
+        """The output; with return_weights also the attention weights."""
         rngs = split(rng, 3)
         attended = self.attention(
             self.norm1(x), valid_lens=valid_lens, mask=causal(), return_weights=return_weights, rng=rngs[0]
@@ -52,7 +52,7 @@ class GPT2Block(nnx.Module):
         y, weights = as_pair(attended, return_weights)
         x = x + self.dropout(y, rngs[1])
         x = x + self.dropout(self.feed_forward(self.norm2(x)), rngs[2])
-        return x, weights
+        return (x, weights) if return_weights else x
 
 
 class GPT2(hugging_face.Model):
@@ -144,9 +144,6 @@ class GPT2(hugging_face.Model):
             )
         rngs = split(rng, len(self.blocks) + 1)
         x = self.dropout(self.positions(self.embedding(tokens)), rngs[0])
-        weights = []
-        for block, block_rng in zip(self.blocks, rngs[1:], strict=True):
-            x, block_weights = block(x, valid_lens, return_weights=return_weights, rng=block_rng)
-            weights.append(block_weights)
+        x, weights = in_turn(self.blocks, x, valid_lens, return_weights=return_weights, rngs=rngs[1:])
         logits = self.embedding.attend(self.norm(x))
         return (logits, weights) if return_weights else logits

@@ -12,7 +12,7 @@ from jattn.masks import causal
 from jattn.models import hugging_face, llama_weights
 from jattn.nn import Linear, MultiHeadAttention, RMSNorm, embedding
 from jattn.nn.dropout import split
-from jattn.nn.weights import as_pair
+from jattn.nn.weights import as_pair, in_turn
 
 
 class SwiGLU(nnx.Module):
@@ -47,14 +47,15 @@ class LlamaBlock(nnx.Module):
         *,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "b t m"], Float[Array, "b h t t"] | None]:
-        """The output, and the attention weights if asked for."""
+    ) -> Float[Array, "b t m"] | Any:
+        """The output; with return_weights also the attention weights."""
         attended = self.attention(
             self.norm1(x), valid_lens=valid_lens, mask=causal(), return_weights=return_weights, rng=rng
         )
         y, weights = as_pair(attended, return_weights)
         x = x + y
-        return x + self.feed_forward(self.norm2(x)), weights
+        x = x + self.feed_forward(self.norm2(x))
+        return (x, weights) if return_weights else x
 
 
 class Llama(hugging_face.Model):
@@ -131,10 +132,8 @@ class Llama(hugging_face.Model):
     ) -> Float[Array, "b t v"] | Any:
         """The logits of the token after each; arguments and result as in `GPT2`."""
         tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
-        x, weights = self.embedding(tokens), []
-        for block, block_rng in zip(self.blocks, split(rng, len(self.blocks)), strict=True):
-            x, block_weights = block(x, valid_lens, return_weights=return_weights, rng=block_rng)
-            weights.append(block_weights)
+        x, rngs = self.embedding(tokens), split(rng, len(self.blocks))
+        x, weights = in_turn(self.blocks, x, valid_lens, return_weights=return_weights, rngs=rngs)
         x = self.norm(x)
         logits = self.embedding.attend(x) if self.output is None else self.output(x)
         return (logits, weights) if return_weights else logits

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jattn import checks
 from jattn.nn import LearnedPositions, Linear, TransformerBlock, embedding
 from jattn.nn.dropout import split
-from jattn.nn.weights import as_pair
+from jattn.nn.weights import in_turn
 
 
 class RecallClassifier(nnx.Module):
@@ -72,9 +72,7 @@ class RecallClassifier(nnx.Module):
         x = self.embedding(tokens)
         if self.positions is not None:
             x = self.positions(x)
-        weights = []
-        for block, block_rng in zip(self.blocks, split(rng, len(self.blocks)), strict=True):
-            x, block_weights = as_pair(block(x, return_weights=return_weights, rng=block_rng), return_weights)
-            weights.append(block_weights)
+        rngs = split(rng, len(self.blocks))
+        x, weights = in_turn(self.blocks, x, return_weights=return_weights, rngs=rngs)
         logits = self.output(x[..., -1, :])
         return (logits, weights) if return_weights else logits

@@ -12,7 +12,7 @@ from jattn.nn.dropout import split
 from jattn.nn.layers import LayerNorm
 from jattn.nn.torch_layers import Activation, TransformerDecoderLayer, TransformerEncoderLayer
 from jattn.nn.torch_modules import Mask
-from jattn.nn.weights import as_pair
+from jattn.nn.weights import in_turn
 
 
 class TransformerEncoder(nnx.Module):
@@ -249,10 +249,7 @@ def _run(
 ) -> Any:
     """The layers in turn, on their predecessor's output and the rest of the inputs, and the norm."""
     x, *memory = inputs
-    weights = []
-    for layer, layer_rng in zip(layers, split(rng, len(layers)), strict=True):
-        result = layer(x, *memory, **masks, return_weights=return_weights, rng=layer_rng)
-        x, layer_weights = as_pair(result, return_weights)
-        weights.append(layer_weights)
+    rngs = split(rng, len(layers))
+    x, weights = in_turn(layers, x, *memory, return_weights=return_weights, rngs=rngs, **masks)
     x = x if norm is None else norm(x)
     return (x, tuple(weights)) if return_weights else x

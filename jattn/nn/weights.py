@@ -1,10 +1,28 @@
 """Weights on request: a layer asks its attention for them only if it was asked itself, as they cost a matrix."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 
 def as_pair(result: Any, return_weights: bool) -> tuple[Array, Any]:
     """What a layer called with this ``return_weights`` returned, as output and weights, None if not asked for."""
     return result if return_weights else (result, None)
+
+
+def in_turn(
+    layers: Sequence[Any],
+    x: Array,
+    *rest: Any,
+    return_weights: bool,
+    rngs: Sequence[PRNGKeyArray | None],
+    **options: Any,
+) -> tuple[Array, list[Any]]:
+    """Each layer on its predecessor's output, and on the rest of the arguments; and the list of their weights."""
+    weights = []
+    for layer, rng in zip(layers, rngs, strict=True):
+        result = layer(x, *rest, return_weights=return_weights, rng=rng, **options)
+        x, layer_weights = as_pair(result, return_weights)
+        weights.append(layer_weights)
+    return x, weights
