@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn.dropout import dropout_keep_at
 from jattn.mask_types import Extent, Mask
-from jattn.pooling import PRODUCT, Pooled, average, biased_and_capped
+from jattn.pooling import Pooled, average, biased_and_capped
 from jattn.scores import Number, Score
 
 _LOGITS = 2**21  # at most in a block, so that they stay near the core that made them
@@ -166,8 +166,7 @@ def _over_rows(
     pieces = []
     for start, n_blocks, rows, width, firsts in _plan(t, g, s, mask):
         if width or mask is None:
-            policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
-            one = jax.checkpoint(functools.partial(block, width=width), prevent_cse=False, policy=policy)
+            one = jax.checkpoint(functools.partial(block, width=width), prevent_cse=False)
         else:
             one = jax.checkpoint(functools.partial(_within_span, block, mask=mask, s=s), prevent_cse=False)
         stop = start + n_blocks * rows
