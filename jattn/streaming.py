@@ -1,8 +1,8 @@
 """The definition over blocks of queries: memory linear in the sequence, and no work on keys that a mask rules out.
 
 `stream` calls `jattn.pooling.average` on one block of queries of one head at a time, with the keys within reach of its
-mask's span, and each row's softmax whole. Nothing here has a derivative rule of its own: a block is recomputed in the
-backward pass, and forward mode and second order are JAX's.
+mask's span, and each row's softmax whole. Nothing here has a derivative rule: a block is recomputed in the backward pass,
+and forward mode and second order are JAX's.
 
 Axes beyond the usual: n examples · g query heads of a group · r query rows of a block · w keys in its reach. An axis
 of a bias that is written ``#t`` may have length 1, and stands for all positions then.
