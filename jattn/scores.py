@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jattn import checks
 from jattn.pytree import Pytree
@@ -37,6 +37,15 @@ class Score(Pytree):
     def pairs(self, query: Float[Array, "t c"], key: Float[Array, "s d"]) -> Float[Array, "t s"]:
         """The logits of one head."""
         return self(query[:, None], key[:, None])[0]
+
+    def as_products(
+        self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s k d"]
+    ) -> tuple[Float[Array, "*b t h m"], Float[Array, "*b s k m"], Bool[Array, ""]] | None:
+        """Features whose dot products are the logits, and whether those keep their digits; None where there are none.
+
+        It is for scores whose `pairs` take much longer than a product of matrices.
+        """
+        return None
 
     def check(self, query_width: int, key_width: int) -> None:
         """Raise ValueError where the score cannot compare features of these widths."""
@@ -90,6 +99,14 @@ class DotProduct(Score):
             raise ValueError("query must have at least one feature. Got width 0.")
         if self.scale is not None:
             checks.scalar("scale", self.scale)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Products(Score):
+    """What `Score.as_products` is scored by: the dot product in full precision, which is not every device's default."""
+
+    def pairs(self, query: Float[Array, "t m"], key: Float[Array, "s m"]) -> Float[Array, "t s"]:
+        return jnp.matmul(query, key.T, precision=lax.Precision.HIGHEST)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,6 +194,12 @@ class _Kernel(Score):
             term, unit = _square_of_product, 1.0 if self.factor is None else self.factor
         return _sum_over_features(term, query, key, jnp.broadcast_to(jnp.asarray(unit, dtype), query.shape[-1:]))
 
+    def _in_units(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Points in units of bandwidth."""
+        if self.bandwidth is not None:
+            return x / jnp.asarray(self.bandwidth, x.dtype)
+        return x if self.factor is None else x * jnp.asarray(self.factor, x.dtype)
+
     def check(self, query_width: int, key_width: int) -> None:
         super().check(query_width, key_width)
         for name, scale in (("bandwidth", self.bandwidth), ("factor", self.factor)):
@@ -202,6 +225,30 @@ class Gaussian(_Kernel):
 
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         return -self.squared_distance(query, key) / 2
+
+    def as_products(
+        self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s k d"]
+    ) -> tuple[Float[Array, "*b t h m"], Float[Array, "*b s k m"], Bool[Array, ""]]:
+        """``-|q - k|^2 / 2 = q . k - |q|^2 / 2 - |k|^2 / 2``, of points about the keys' mean in units of bandwidth.
+
+        The three terms are rounded before they cancel, so a logit is off by the dtype's rounding times the square of
+        the farthest point's distance from the mean, at most: they hold within 16 bandwidths, `_REACH`, where that is
+        3e-5 in float32.
+        """
+        dtype = at_least_float32(query, key)
+        query, key = query.astype(dtype), key.astype(dtype)
+        centre = lax.stop_gradient(key.mean(axis=(-3, -2), keepdims=True))  # the distances don't depend on it
+        q, k = (self._in_units(x - centre) for x in (query, key))
+        squared_q, squared_k = (jnp.sum(x * x, axis=-1, keepdims=True) for x in (q, k))
+        farthest = jnp.maximum(squared_q.max(), squared_k.max())
+        return (
+            jnp.concatenate([q, -squared_q / 2, jnp.ones_like(squared_q)], axis=-1),
+            jnp.concatenate([k, jnp.ones_like(squared_k), -squared_k / 2], axis=-1),
+            farthest <= _REACH**2,  # false of NaN
+        )
+
+
+_REACH = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

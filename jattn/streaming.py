@@ -1,8 +1,8 @@
 """The definition over blocks of queries: memory linear in the sequence, and no work on keys that a mask rules out.
 
 `stream` calls `jattn.pooling.average` on one block of queries of one head at a time, with the keys within reach of its
-mask's span, and each row's softmax whole. Nothing here has a derivative rule: a block is recomputed in the backward pass,
-and forward mode and second order are JAX's.
+mask's span, and each row's softmax whole. Nothing here has a derivative rule: a block is recomputed in the backward
+pass, and forward mode and second order are JAX's.
 
 Axes beyond the usual: n examples · g query heads of a group · r query rows of a block · w keys in its reach. An axis
 of a bias that is written ``#t`` may have length 1, and stands for all positions then.
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jattn.dropout import dropout_keep_at
 from jattn.mask_types import Extent, Mask
 from jattn.pooling import Pooled, average, biased_and_capped
-from jattn.scores import Number, Score
+from jattn.scores import Number, Products, Score
 
 _LOGITS = 2**21  # at most in a block, so that they stay near the core that made them
 _ROWS = (512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
@@ -62,6 +62,39 @@ def stream(
 
     The other arguments are `attention`'s.
     """
+    options: dict[str, Any] = dict(
+        mask=mask,
+        bias=bias,
+        logits_soft_cap=logits_soft_cap,
+        dropout_rate=dropout_rate,
+        dropout_rng=dropout_rng,
+        of=of,
+    )
+    products = score.as_products(query, key)
+    if products is None:
+        return _over_examples(query, key, value, score=score, **options)
+    queries, keys, exact = products
+    return lax.cond(
+        exact,
+        lambda: _over_examples(queries, keys, value, score=Products(), **options),
+        lambda: _over_examples(query, key, value, score=score, **options),
+    )
+
+
+def _over_examples(
+    query: Float[Array, "*b t h c"],
+    key: Float[Array, "*b s k d"],
+    value: Float[Array, "*b s k e"],
+    *,
+    score: Score,
+    mask: Mask | None,
+    bias: Float[Array, "..."] | None,
+    logits_soft_cap: Number | None,
+    dropout_rate: float,
+    dropout_rng: PRNGKeyArray | None,
+    of: Callable[[Pooled], Any],
+) -> Any:
+    """`stream`, with the score as it is: all heads of all examples."""
     *batch, t, h, _ = query.shape
     s, k = key.shape[-3:-1]
     n, g = math.prod(batch), h // k
