@@ -23,8 +23,8 @@ from jattn import weight_files as weight_files
 from jattn.attention import additive_attention as additive_attention
 from jattn.attention import attention as attention
 from jattn.attention import attention_weights as attention_weights
-from jattn.attention import dot_product_attention as dot_product_attention
 from jattn.attention import explain as explain
+from jattn.dot_product_attention import dot_product_attention as dot_product_attention
 from jattn.kernel_regression import nadaraya_watson as nadaraya_watson
 from jattn.pooling import masked_softmax as masked_softmax
 from jattn.statistics import attention_statistics as attention_statistics

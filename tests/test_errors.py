@@ -255,12 +255,8 @@ OTHERS = [
     (lambda: attend(head_gates=jnp.ones((3, H))), "head_gates must have one entry for each of the 4 heads"),
     (lambda: attend(implementation="flash"), "implementation must be one of None, 'dense'"),
     (lambda: attend(implementation="flash"), "Got 'flash'."),
-    (lambda: drop_in(implementation="flash"), "implementation must be one of None, 'xla'. Got 'flash'."),
-    (
-        lambda: drop_in(implementation="cudnn"),
-        "implementation must be None or 'xla'. Got 'cudnn', which jattn does not call. For cuDNN's kernel use "
-        "jax.nn.dot_product_attention.",
-    ),
+    (lambda: drop_in(implementation="flash"), "implementation must be one of None, 'xla', 'cudnn'. Got 'flash'."),
+    (lambda: drop_in(implementation="cudnn"), "Got 'cudnn': it needs an NVIDIA GPU."),
     (
         lambda: drop_in(key_value_seq_lengths=jnp.array([3, 8])),
         "key_value_seq_lengths must lie between 0 and the number of positions, 7. Got 8.",
