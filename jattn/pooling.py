@@ -104,7 +104,8 @@ def average(
     """The values' average under the softmax of the logits; any head axis is in front. ``keep`` survives dropout."""
     weights, log_sum_exp = _masked_softmax(logits, allowed)
     kept = weights if keep is None else jnp.where(keep, weights / (1 - dropout_rate), 0)
-    output = jnp.matmul(kept.astype(value.dtype), value, preferred_element_type=weights.dtype)
+    # Wide, so that the output is rounded once.
+    output = jnp.matmul(kept, value.astype(jnp.promote_types(value.dtype, kept.dtype)))
     return Pooled(output, weights, log_sum_exp)
 
 
