@@ -12,6 +12,13 @@ from flax import nnx
 from jattn.models import RecallClassifier
 from jattn.training import ReduceLROnPlateau, adam, fit
 
+OPTIMIZER = adam(0.03)  # one object, and one loss, for all runs of a process, so that only the first compiles
+
+
+def loss(model, batch, rng):
+    tokens, first = batch
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(model(tokens, rng=rng)), first[:, None], -1))
+
 
 def run(folder: Path | None, epochs: int = 12) -> str:
     """Train with everything that has to be remembered; a digest of parameters and history."""
@@ -19,17 +26,12 @@ def run(folder: Path | None, epochs: int = 12) -> str:
     data = (tokens, tokens[:, 0])
     another = (tokens, tokens[::-1, 0])  # learning makes these worse, so the best parameters are not the last
     model = RecallClassifier(5, 8, 2, max_length=6, rngs=nnx.Rngs(0))
-
-    def loss(model, batch, rng):
-        tokens, first = batch
-        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(model(tokens, rng=rng)), first[:, None], -1))
-
     history = fit(
         model,
         data,
         another,
         loss=loss,
-        optimizer=adam(0.03),
+        optimizer=OPTIMIZER,
         epochs=epochs,
         batch_size=16,
         clip_norm=0.5,
