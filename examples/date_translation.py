@@ -6,8 +6,9 @@
 The first writes days of 1900 to 2099 in seven languages and many forms, with slips, stray spaces and any case, and
 learns to read them by character: a GRU reads the source, and a decoder that attends to it writes the ISO form. It
 prints how many held-out days, written as no training date was, come out exactly, greedily and with a beam, and BLEU of
-their characters; it saves the loss and the alignments, the weights of each written character over those read. The
-encoder reads forwards only, so the decoder may look a place or two behind a character, or a word, to know what it was.
+their characters; it saves the loss and the alignments, the weights of each written character over those read, and one
+of them as a page, alignment.html. The encoder reads forwards only, so the decoder may look a place or two behind a
+character, or a word, to know what it was.
 
 The second learns sentence pairs from a file, by word, and translates some of them and some that were held out.
 
@@ -38,6 +39,7 @@ from sacrebleu.metrics import BLEU
 from examples import options, pairs
 from examples.dates import FIRST_DAY, LAST_DAY, PATTERNS, days_held_out, written_dates
 from examples.pairs import BOS, EOS, PAD, Batch, Corpus, Pair
+from jattn import plots
 from jattn.models import Seq2Seq, beam_search, greedy
 from jattn.training import History, adam, fit, one_cycle_lr
 
@@ -252,9 +254,13 @@ def run_sentences(arguments: argparse.Namespace, train_pairs: list[Pair], held_o
 
 
 def save(out: Path, history: History, found: Translations, rows: Sequence[int]) -> None:
-    """Both figures."""
+    """Both figures, and the first alignment as a page."""
     save_losses(out / "losses.png", history)
     save_alignments(out / "alignments.png", found, rows)
+    i = rows[0]
+    source, target = found.sources[i], [*found.greedy[i], "<eos>"][: found.weights.shape[1]]
+    alignment = found.weights[i, : len(target), : len(source)]
+    plots.attention_view(source, alignment, query_tokens=target, title="Alignment").save(out / "alignment.html")
 
 
 def main() -> None:
