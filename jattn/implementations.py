@@ -148,8 +148,8 @@ def _run_streaming(call: Call) -> Result:
 def _refused_by_streaming(call: Call) -> str | None:
     if call.return_weights:
         return "return_weights=True asks for the whole matrix; attention_weights computes chosen rows of it"
-    if 0 in (call.query.shape[-3], call.key.shape[-3]):
-        return "there are no queries or no keys"
+    if 0 in (*call.query.shape, *call.key.shape, *call.value.shape):
+        return "there is nothing to compute: an axis has length 0"
     if not isinstance(call.score, Score):
         return "a score that is not one of jattn.scores may depend on positions, so it must see all of them"
     return None

@@ -52,7 +52,7 @@ def attention_statistics(
     """
     query, key = query_and_key(query, key)
     score, mask, bias = checked_logits(query, key, score, mask, bias, scale, logits_soft_cap)
-    if not isinstance(score, Score) or 0 in (query.shape[-3], key.shape[-3]):
+    if not isinstance(score, Score) or 0 in (*query.shape, *key.shape):
         options: dict[str, Any] = dict(score=score, mask=mask, bias=bias, logits_soft_cap=logits_soft_cap)
         weights = attention_weights(query, key, **options)
         entropy, largest, norm = _of_rows(weights)

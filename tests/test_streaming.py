@@ -159,6 +159,14 @@ def test_lengths_of_any_axis(batch, t, s, heads):
         assert_same(query=query, key=key, value=value, mask=masks.lengths(integers(3, s + 1, *batch), per_query=False))
 
 
+@pytest.mark.parametrize(("batch", "width"), [(0, E), (B, 0)])
+def test_axes_without_anything(batch, width):
+    query, key, value = jnp.ones((batch, T, H, D)), jnp.ones((batch, S, K, D)), jnp.ones((batch, S, K, width))
+    assert attention(query, key, value).shape == (batch, T, H, width)
+    assert attention(query, key, value, score=scores.Gaussian()).shape == (batch, T, H, width)
+    assert jattn.attention_statistics(query, key).received.shape == (batch, H, S)
+
+
 def test_a_mask_that_knows_no_parts_of_itself():
     own = OwnData(integers(15, S, B, H))
     given = query_key_value()
@@ -271,7 +279,7 @@ def test_choice():
         (dict(implementation="streaming", score=lambda q, k: q), "score"),
         (dict(implementation="cudnn"), "'cudnn': it needs an NVIDIA GPU"),
         (dict(implementation="flash"), "implementation must be"),
-        (dict(implementation="streaming", query=jnp.ones((B, 0, H, D))), "there are no queries or no keys"),
+        (dict(implementation="streaming", query=jnp.ones((B, 0, H, D))), "an axis has length 0"),
     ],
 )
 def test_refusals(arguments, message):
