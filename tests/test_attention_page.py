@@ -309,7 +309,7 @@ class TestBrowser:
         assert page.locator("#keys .token").all_text_contents() == TARGET
 
     @pytest.mark.parametrize(
-        "fragment", ["#kind=9&layer=-1&heads=x,99&query=1e3", "#%&=&view=%00", "#cell=1", "#heads="]
+        "fragment", ["#kind=9&layer=-1&heads=x,99&query=1e3", "#%&=&view=%00", "#cell=1", "#heads=", "#heads=abc"]
     )
     def test_an_address_that_fits_nothing(self, visit, fragment):
         page = visit(VIEW, fragment)
@@ -320,6 +320,10 @@ class TestBrowser:
             None,
             None,
         ]
+        assert page.locator("#heads [aria-pressed=true]").count() == HEADS
+
+    def test_no_heads_are_an_address_too(self, visit):
+        assert visit(VIEW, "#heads=none").inner_text("#details") == "No heads are chosen."
 
     def test_encoder_and_decoder(self, visit):
         weights = {"encoder self-attention": [softmax((3, 4, 4))], "alignment": softmax((5, 4))}
@@ -395,6 +399,25 @@ class TestBrowser:
         token, details = option(page, "queries", 9).bounding_box(), page.locator("#details").bounding_box()
         assert token["y"] >= 0
         assert token["y"] + token["height"] <= details["y"]
+
+    def test_on_a_phone_a_long_token_leaves_room_for_its_numbers(self, visit):
+        view = attention_view(["a_very_long_token_" * 17, *TOKENS[1:]], WEIGHTS)
+        page = visit(view, "#query=0", viewport={"width": 320, "height": 640}, has_touch=True)
+        details = page.locator("#details").bounding_box()
+        number = page.locator("#details .weight").nth(1).bounding_box()
+        assert number["y"] + number["height"] <= details["y"] + details["height"]
+        assert number["x"] + number["width"] <= details["x"] + details["width"]
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_printed(self, visit, scheme):
+        page = visit(VIEW, "#query=2", color_scheme=scheme)
+        page.emulate_media(media="print", color_scheme=scheme)
+        settle(page)
+        assert not page.locator("#controls").is_visible()
+        assert not page.locator("#tabs").is_visible()
+        assert page.locator("#details .weight").first.is_visible()
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 34, 48)"
 
     def test_light_and_dark(self, visit):
         grounds = []

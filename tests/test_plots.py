@@ -36,6 +36,14 @@ def drawn(figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())
 
 
+def refuse(*_, **__):
+    raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
+TENSOR = type("Tensor", (), {"__array__": refuse})()
+MASKED = np.ma.masked_array([0.5, 0.5], [True, False])
+
+
 def raises(message: str):
     return pytest.raises(ValueError, match=re.escape(message))
 
@@ -126,6 +134,16 @@ class TestHeatmaps:
             (WEIGHTS, {"query_tokens": KEYS}, "query_tokens must have 5 entries, one for each of weights' queries."),
             (np.eye(3), {"tokens": "abc"}, "tokens must be a sequence of strings, one for each position. Got 'abc'."),
             (np.eye(3), {"tokens": [5, 6, 7]}, "tokens must be strings. Got 5 at 0. Take the tokenizer's tokens"),
+            (np.eye(3), {"tokens": {"a", "b", "c"}}, "tokens must be a sequence of strings, one for each position."),
+            (MASKED[None], {}, "mask would be lost. Got a masked array. Use .filled(0)."),
+            ([MASKED, MASKED], {}, "weights must not be masked"),
+            (np.eye(3) * 1j, {}, "weights must be an array of real numbers"),
+            (TENSOR, {}, "Got Tensor: Can't call numpy() on Tensor that requires grad."),
+            ([[1], [1, 2]], {}, "weights must be an array of real numbers"),
+            ("x", {}, "weights must be an array of real numbers"),
+            (np.eye(3), {"size": 0}, "size must be a number in (0, inf). Got 0."),
+            (np.eye(3), {"size": -1}, "size must be a number in (0, inf). Got -1."),
+            (np.eye(3), {"size": "a"}, "size must be a number in (0, inf). Got 'a'."),
         ],
     )  # fmt: skip
     def test_mistakes(self, weights, options, message):
@@ -148,6 +166,19 @@ class TestCurves:
         assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("x", "y", "t")
         assert drawn(figure).std() > 0
 
+    @pytest.mark.parametrize("n", [12, 24, 40])
+    def test_many_curves_are_told_apart_and_named_beside_the_axis(self, n):
+        figure = curves({f"a name of some length, {i}": [i, i + 1] for i in range(n)})
+        drawn(figure)
+        (axis,) = figure.axes
+        assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axis.lines}) == n
+        box, names = axis.get_window_extent(), axis.get_legend().get_window_extent()
+        assert box.width > 500
+        assert box.height > 300
+        assert box.x1 <= names.x0
+        assert names.x1 <= figure.bbox.x1
+        assert 0 <= names.y0 < names.y1 <= figure.bbox.y1
+
     def test_places_are_counted_if_not_given(self):
         figure = curves({"short": [1, 2], "long": np.arange(100)})
         assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[0, 1], list(range(100))]
@@ -157,7 +188,19 @@ class TestCurves:
         [
             ({}, {}, "series must have at least one curve. Got none."),
             ({"a": [[1, 2]]}, {}, "series['a'] must be numbers along one axis. Got shape (1, 2)."),
-            ({"a": ["x"]}, {}, "series['a'] must be numbers. Got"),
+            ({"a": ["x"]}, {}, "series['a'] must be an array of real numbers"),
+            ({"a": [1j]}, {}, "series['a'] must be an array of real numbers"),
+            ({"a": [1, [2]]}, {}, "series['a'] must be an array of real numbers"),
+            ({"a": TENSOR}, {}, "Got Tensor: Can't call numpy() on Tensor that requires grad."),
+            (
+                {"a": MASKED},
+                {},
+                "series['a'] must not be masked, as the mask would be lost. Got a masked array. Use .filled(np.nan).",
+            ),
+            ([1, 2], {}, "series must be a mapping from names to numbers. Got list: [1, 2]."),
+            (None, {}, "series must be a mapping from names to numbers. Got NoneType: None."),
+            ({0: [1], "0": [2]}, {}, "series must have names that are strings. Got 0."),
+            ({"a": [1, 2]}, {"spread": [1, 2]}, "spread must be a mapping from names to numbers. Got list: [1, 2]."),
             ({"a": [1, 2]}, {"x": [1]}, "series['a'] must have 1 numbers, as x. Got 2."),
             ({"a": [1, 2]}, {"spread": {"b": [1, 2]}}, "spread must belong to the curves, a. Got 'b'."),
             ({"a": [1, 2]}, {"spread": {"a": [1]}}, "spread['a'] must have 2 numbers, as its curve. Got 1."),

@@ -1,15 +1,22 @@
 """Curves: losses over steps, accuracy over heads removed."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import ArrayLike
+
+from jattn.plots import arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Numbers = ArrayLike | Sequence[ArrayLike]
+COLOURS = 10  # then they come again, each time with another stroke and marker
+STROKES = ("-", "--", ":", "-.")
+MARKERS = "os^D"
+INSIDE = 10  # more names stand beside the axis
+NAMES_PER_COLUMN = 15
 
 
 def curves(
@@ -23,6 +30,9 @@ def curves(
 ) -> "Figure":
     """One curve for each name, with a band around it where a spread is given.
 
+    Colours and strokes tell 40 curves apart. The names of more than 10 stand on the right of a
+    wider figure.
+
     Args:
         series: the values of each curve; a NaN leaves a gap.
         x: where they are, the same for all curves; 0, 1, 2 and so on by default.
@@ -34,7 +44,8 @@ def curves(
         The figure; its one axis is ``figure.axes[0]``, for instance to call ``set_yscale("log")``.
 
     Raises:
-        ValueError: if lengths differ, or a spread has no curve or is negative.
+        ValueError: if lengths differ, names are not strings, numbers are not real or have a mask, or a spread has no
+            curve or is negative.
 
     Example:
 
@@ -45,10 +56,11 @@ def curves(
     """
     from matplotlib.figure import Figure
 
-    values = {name: _numbers("series", name, y) for name, y in series.items()}
+    values = {name: _numbers("series", name, y) for name, y in arrays.named("series", series).items()}
     if not values:
         raise ValueError("series must have at least one curve. Got none.")
-    bands = {name: _numbers("spread", name, y) for name, y in (spread or {}).items()}
+    given = {} if spread is None else arrays.named("spread", spread)
+    bands = {name: _numbers("spread", name, y) for name, y in given.items()}
     for name, band in bands.items():
         if name not in values:
             raise ValueError(f"spread must belong to the curves, {', '.join(values)}. Got {name!r}.")
@@ -61,11 +73,15 @@ def curves(
         if places is not None and len(y) != len(places):
             raise ValueError(f"series[{name!r}] must have {len(places)} numbers, as x. Got {len(y)}.")
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2))
     axis = figure.subplots()
-    for name, y in values.items():
+    for i, (name, y) in enumerate(values.items()):
+        again = i // COLOURS
+        style: dict[str, Any] = dict(
+            color=f"C{i % COLOURS}", ls=STROKES[again % 4], marker=MARKERS[again % 4] if len(y) <= 40 else ""
+        )
         at = np.arange(len(y)) if places is None else places
-        (line,) = axis.plot(at, y, lw=1.8, marker="o" if len(y) <= 40 else "", ms=4)
+        (line,) = axis.plot(at, y, lw=1.8, ms=4, **style)
         if name in bands:
             axis.fill_between(at, y - bands[name], y + bands[name], color=line.get_color(), alpha=0.18, lw=0)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -74,19 +90,23 @@ def curves(
     axis.set_axisbelow(True)
     if len(values) > 1:
         # Handles by hand: matplotlib leaves names that begin with _ out of the legend, and takes $ for mathematics.
-        legend = axis.legend(axis.lines, list(values), frameon=False)
+        beside: dict[str, Any] = dict(
+            loc="upper left", bbox_to_anchor=(1, 1), ncols=-(-len(values) // NAMES_PER_COLUMN)
+        )
+        legend = axis.legend(axis.lines, list(values), frameon=False, **beside if len(values) > INSIDE else {})
         for text in legend.get_texts():
             text.set_parse_math(False)
+        if len(values) > INSIDE:
+            box = legend.get_window_extent()
+            figure.set_size_inches(7 + box.width / figure.dpi, max(4.2, 1 + box.height / figure.dpi))
+    figure.set_layout_engine("constrained")
     return figure
 
 
 def _numbers(argument: str, name: str | None, x: Numbers) -> np.ndarray:
     """One axis of real numbers."""
     place = argument if name is None else f"{argument}[{name!r}]"
-    numbers = np.asarray(x)
+    numbers = arrays.real(place, x, np.float64, fill="np.nan")
     if numbers.ndim != 1 or not len(numbers):
         raise ValueError(f"{place} must be numbers along one axis. Got shape {numbers.shape}.")
-    try:
-        return numbers.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{place} must be numbers. Got {numbers.dtype}.") from error
+    return numbers

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import ArrayLike
 
+from jattn import checks
+from jattn.plots import arrays
 from jattn.plots import tokens as token_text
 
 if TYPE_CHECKING:
@@ -54,8 +56,8 @@ def heatmaps(
         The figure; save it with ``figure.savefig(path)``.
 
     Raises:
-        ValueError: if weights has other axes or numbers that are not finite, or the titles or tokens are not as many
-            as rows, columns and positions.
+        ValueError: if weights has other axes, a mask, or numbers that are not real and finite; if the titles or tokens
+            are not as many as rows, columns and positions; or if size is not above 0.
 
     Example:
 
@@ -65,7 +67,8 @@ def heatmaps(
     """
     from matplotlib.figure import Figure
 
-    grid = np.asarray(weights, dtype=np.float32)
+    grid = arrays.real("weights", weights, np.float32)
+    size = checks.number("size", size, "(0, inf)")
     if not 2 <= grid.ndim <= 4 or 0 in grid.shape:
         raise ValueError(
             f"weights must have the axes t s, columns t s, or rows columns t s, none of them empty. "

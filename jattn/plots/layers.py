@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jattn import checks
+from jattn.plots import arrays
 
 # Which tokens the queries and the keys of a kind of attention are: 0 are the keys' tokens, 1 the queries' own.
 SELF, CROSS = "decoder self-attention", "cross-attention"
@@ -27,7 +28,8 @@ def kinds(weights: Any) -> list[Kind]:
     if isinstance(weights, Mapping):
         if not weights:
             raise ValueError("weights must have at least one entry. Got an empty mapping.")
-        named = {str(name): _layers(f"weights[{name!r}]", value) for name, value in weights.items()}
+        entries = arrays.named("weights", weights)
+        named = {name: _layers(f"weights[{name!r}]", value) for name, value in entries.items()}
     else:
         layers = _layers("weights", weights)
         pairs = [isinstance(layer, (list, tuple)) for layer in layers]
@@ -48,6 +50,13 @@ def _layers(name: str, weights: Any) -> list[Any]:
     if isinstance(weights, (list, tuple)):
         if not weights:
             raise ValueError(f"{name} must have at least one layer. Got none. {ASK}")
+        for layer in weights:
+            for part in layer if isinstance(layer, (list, tuple)) else [layer]:
+                if isinstance(part, (list, tuple)) or np.isscalar(part):
+                    raise ValueError(
+                        f"{name} must be an array, or a list of arrays. Got a {type(part).__name__} within the "
+                        f"{type(weights).__name__}. Make an array of nested lists: np.asarray({name})."
+                    )
         return list(weights)
     array = as_array(name, weights)
     if array.ndim < 2 or array.ndim > 5:
@@ -68,7 +77,10 @@ def heads(name: str, layer: Any, t: int, s: int, example: int | None) -> np.ndar
             raise ValueError(f"example must choose one of the batch of {b} that {name} has. Got None.")
         array = array[0 if example is None else checks.number("example", example, f"[0, {b})", integer=True)]
     elif example is not None:
-        raise ValueError(f"example must be None for weights without a batch. Got {example}; {name} has {array.shape}.")
+        raise ValueError(
+            f"example must be None for weights without a batch. Got {example}; {name} has {array.shape}. "
+            "Three axes are h t s: of alignments b t s, such as Seq2Seq's, give weights[example]."
+        )
     if array.ndim == 2:
         array = array[None]
     if array.shape[1:] != (t, s):
@@ -85,15 +97,9 @@ def heads(name: str, layer: Any, t: int, s: int, example: int | None) -> np.ndar
 
 
 def as_array(name: str, x: Any) -> np.ndarray:
-    """Real numbers in float32, from NumPy, JAX or a tensor in PyTorch's CPU memory, without importing either."""
+    """Real numbers in float32 from an array; lists are layers or pairs, so none is an array."""
     if x is None:
         raise ValueError(f"{name} must be an array. Got None. {ASK}")
     if isinstance(x, (list, tuple)):
         raise ValueError(f"{name} must be an array. Got a {type(x).__name__} of {len(x)}.")
-    try:
-        return np.asarray(x).astype(np.float32, copy=False, casting="same_kind")
-    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch raises all three
-        raise ValueError(
-            f"{name} must be an array of real numbers in the CPU's memory, or a tensor without a gradient "
-            f"(tensor.detach().float().cpu()). Got {type(x).__name__}: {error}"
-        ) from error
+    return arrays.real(name, x, np.float32)

@@ -1,7 +1,7 @@
 """Tokens are data: whatever they hold is shown, on one line, and nothing of it is obeyed."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _SIGNS = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥"}
@@ -39,7 +39,8 @@ def _sign(character: str) -> str:
 
 def check(name: str, tokens: Sequence[Any], n: int | None = None, axis: str = "") -> list[str]:
     """Strings, ``n`` of them if that is known, as visible text."""
-    if isinstance(tokens, str) or not hasattr(tokens, "__len__"):
+    no_sequence = isinstance(tokens, (str, set, frozenset, Mapping))
+    if no_sequence or not hasattr(tokens, "__len__") or getattr(tokens, "ndim", 1) != 1:
         raise ValueError(f"{name} must be a sequence of strings, one for each position. Got {tokens!r:.60}.")
     strings = list(tokens)
     for i, token in enumerate(strings):

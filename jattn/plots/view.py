@@ -61,11 +61,13 @@ def attention_view(
     - a list or tuple with an array for each layer, ``h t s`` or ``b h t s``, as BertViz takes it too. Layers may have
       different numbers of heads, as a pruned model's do;
     - one array: ``t s`` (alignments), ``h t s``, ``l h t s`` or ``l b h t s``. A single layer's ``b h t s`` goes into a
-      list: ``[weights]``;
-    - a list of pairs (self-attention, cross-attention), one for each block of a decoder;
-    - a mapping from names to any of these but pairs, to choose from. ``"encoder self-attention"`` is among ``tokens``,
-      ``"decoder self-attention"`` among ``query_tokens``; ``"cross-attention"`` and all other names are from
-      ``query_tokens`` to ``tokens``.
+      list: ``[weights]``. Three axes are always heads: of alignments ``b t s``, such as `Seq2Seq`'s, give
+      ``weights[example]``;
+    - a list of pairs (self-attention, cross-attention), one for each block of a decoder. One block's goes into a list
+      too, ``[(self, cross)]``: two arrays in a tuple are two layers;
+    - a mapping from strings, to choose from, to any of these but pairs. ``"encoder self-attention"`` is among
+      ``tokens``, ``"decoder self-attention"`` among ``query_tokens``; ``"cross-attention"`` and all other names are
+      from ``query_tokens`` to ``tokens``.
 
     Weights are stored in 8 bits: a row's largest weight m as it is, and each weight of that row to the nearest of
     0, m/255, 2m/255 ... m; so none is off by more than m/510. They are compressed for each layer and unpacked when it
@@ -91,6 +93,8 @@ def attention_view(
         >>> view.html.startswith("<!DOCTYPE html>")
         True
     """
+    if not isinstance(title, str):
+        raise ValueError(f"title must be a string. Got {title!r:.60}.")
     keys = token_text.check("tokens", tokens)
     queries = keys if query_tokens is None else token_text.check("query_tokens", query_tokens)
     for name, side in (("tokens", keys), ("query_tokens", queries)):

@@ -38,10 +38,8 @@ function restore(text) {
   state.kind = number(given.get("kind"), data.kinds.length) ?? 0;
   state.layer = number(given.get("layer"), data.kinds[state.kind].heads.length) ?? 0;
   const heads = given.get("heads");
-  state.heads =
-    heads === null
-      ? allHeads()
-      : new Set(heads.split(",").map((head) => number(head, headCount())).filter((head) => head !== null));
+  state.heads = new Set((heads ?? "").split(",").map((head) => number(head, headCount())).filter((head) => head !== null));
+  if (!state.heads.size && heads !== "none") state.heads = allHeads();
   state.view = VIEWS.includes(given.get("view")) ? given.get("view") : "lines";
   const [query, key] = ["queries", "keys"].map((side, i) => number(given.get(["query", "key"][i]), tokensOf(side).length));
   state.pinned = query !== null ? { side: "queries", index: query } : key !== null ? { side: "keys", index: key } : null;
@@ -63,7 +61,7 @@ function remember() {
 
 // Colours: one for each head, the same in every layer; and a ramp for matrices.
 
-const dark = matchMedia("(prefers-color-scheme: dark)");
+const dark = matchMedia("screen and (prefers-color-scheme: dark)");
 const MOST_HEADS = Math.max(...data.kinds.flatMap((kind) => kind.heads));
 function headColour(head) {
   const hue = (250 + (360 * head) / Math.max(MOST_HEADS, 3)) % 360;
