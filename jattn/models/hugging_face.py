@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jattn import checks, torch_weights, weight_files
+from jattn.nn.attention import MultiHeadAttention
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ class Format(NamedTuple):
     options: Callable[[Mapping[str, Any]], dict[str, Any]]  # the arguments of our model, from their settings
     take: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, np.ndarray]]  # their entries, ready for our names
     give: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]  # and back
+    any_head_features: bool = False  # whether heads may be wider or narrower than m / h
 
 
 class Model(nnx.Module):
@@ -82,13 +84,40 @@ class Model(nnx.Module):
         return torch_weights.load_state_dict(model, arrays, rename=present)
 
     def to_hugging_face(self) -> "dict[str, torch.Tensor]":
-        """The state dict of the model of `transformers` with these weights, bit for bit."""
+        """The state dict of the model of `transformers` with these weights, bit for bit.
+
+        Raises:
+            ValueError: if heads were pruned such that no settings of `transformers` say which.
+        """
+        self._check_heads()
         arrays = {}
         for name, tensor in torch_weights.state_dict(self).items():
             for pattern, theirs in renames(self.hugging_face.names, back=True).items():
                 name = re.sub(pattern, theirs, name)
             arrays[name] = weight_files.to_numpy(tensor)
         return {name: weight_files.to_tensor(x) for name, x in self.hugging_face.give(arrays).items()}
+
+    def _check_heads(self) -> None:
+        """Hugging Face's settings have one number of heads for all layers, and equal groups."""
+        attentions = [layer for _, layer in nnx.iter_modules(self) if isinstance(layer, MultiHeadAttention)]
+        remedy = "Keep it with jattn.torch_weights.save instead."
+        shapes = {(layer.query.kernel.shape[1], layer.key.kernel.shape[1]) for layer in attentions}
+        if len(shapes) > 1:
+            raise ValueError(
+                "model must have as many heads in each layer, as transformers' settings say one number for all. Got "
+                f"layers of {', '.join(f'{h} query and {k} key' for h, k in sorted(shapes))} heads. {remedy}"
+            )
+        if any(layer.kv_heads is not None for layer in attentions):
+            raise ValueError(
+                "model must have groups of equal size, query heads to a key head, as transformers' settings say no "
+                f"other. Got unequal ones. {remedy}"
+            )
+        m, h, d = attentions[0].query.kernel.shape
+        if not self.hugging_face.any_head_features and h * d != m:
+            raise ValueError(
+                f"model must have heads that together are as wide as the model, {m}, as transformers' settings say "
+                f"nothing else. Got {h * d}. {remedy}"
+            )
 
 
 def read_json(folder: Path, name: str, kind: type = dict, *, default: Any = None) -> Any:

@@ -94,4 +94,4 @@ def given(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"lm_head.weight": arrays[EMBEDDING], **arrays}
 
 
-FORMAT = Format(NAMES, options, taken, given)
+FORMAT = Format(NAMES, options, taken, given, any_head_features=True)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -14,6 +15,22 @@ from jattn.nn.layers import Initializer, LayerNorm, Linear, LinearGeneral, defau
 from jattn.nn.positions import rotary
 from jattn.nn.weights import as_pair
 from jattn.scores import Additive, DotProduct
+
+
+def attend(
+    query: Float[Array, "*b t h d"],
+    key: Float[Array, "*b s k d"],
+    value: Float[Array, "*b s k e"],
+    *,
+    real_queries: int | Int[Array, "*b"] | Bool[Array, "*b t"] | None,
+    **options: Any,
+) -> Any:
+    """What a module with heads does with them: `jattn.attention`.
+
+    Each such module calls it as its attribute ``_attend``, so that on a copy `jattn.heads` can put in its place one
+    that also looks at the heads. That is who needs to know which queries are no padding: how many, or which ones.
+    """
+    return attention(query, key, value, **options)
 
 
 class DotProductAttention(nnx.Module):
@@ -152,7 +169,9 @@ class MultiHeadAttention(nnx.Module):
     ``output = sum over heads of attention(x W_q, x W_k, x W_v) W_o``
 
     The parameters are those of ``flax.nnx.MultiHeadAttention``, name for name: ``query``, ``key``, ``value`` with
-    kernels ``m h d``, ``out`` with kernel ``h e m``, ``query_ln`` and ``key_ln`` where they are normalised.
+    kernels ``m h d``, ``out`` with kernel ``h e m``, ``query_ln`` and ``key_ln`` where they are normalised. After
+    `jattn.heads.prune` the groups of query heads may be of unequal sizes; ``kv_heads`` then holds the key and value
+    head of each query head, and is None otherwise.
 
     Args:
         num_heads: how many query heads, h.
@@ -236,8 +255,11 @@ class MultiHeadAttention(nnx.Module):
         self.query_ln = norm()
         self.key_ln = norm()
         self.out = LinearGeneral((num_heads, value_head), out_features, axis=(-2, -1), **options)
+        self.kv_heads: tuple[int, ...] | None = None
         self.rotary_base = rotary_base
         self.dropout = Dropout(dropout_rate)
+
+    _attend = staticmethod(attend)
 
     def __call__(
         self,
@@ -271,6 +293,7 @@ class MultiHeadAttention(nnx.Module):
         """
         key = query if key is None else key
         value = key if value is None else value
+        own_lens = valid_lens if key is query and np.ndim(valid_lens) < 2 else None  # type: ignore[arg-type]
         query, key, value = checks.query_key_value(query, key, value, heads=False)
         for name, x, projection in (("query", query, self.query), ("key", key, self.key), ("value", value, self.value)):
             checks.width(name, x, projection.in_features[0])
@@ -279,10 +302,13 @@ class MultiHeadAttention(nnx.Module):
             queries, keys = self.query_ln(queries), self.key_ln(keys)
         if self.rotary_base is not None:
             queries, keys = rotary(queries, base=self.rotary_base), rotary(keys, base=self.rotary_base)
-        attended = attention(
+        if self.kv_heads is not None:
+            keys, values = (x[..., np.array(self.kv_heads), :] for x in (keys, values))
+        attended = self._attend(
             queries,
             keys,
             values,
+            real_queries=own_lens,
             mask=all_of(mask, None if valid_lens is None else lengths(valid_lens)),
             head_gates=head_gates,
             return_weights=return_weights,

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jattn import checks
-from jattn.attention import attention
+from jattn.nn.attention import attend
 from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, Linear, LinearGeneral, default_bias_init, default_kernel_init
 from jattn.nn.weights import as_pair
@@ -98,6 +98,8 @@ class TorchMultiheadAttention(nnx.Module):
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.add_zero_attn, self.batch_first, self.empty_rows = add_zero_attn, batch_first, empty_rows
 
+    _attend = staticmethod(attend)
+
     def __call__(
         self,
         query: Float[Array, "*bt m"],
@@ -168,6 +170,7 @@ class TorchMultiheadAttention(nnx.Module):
 
         Arguments as at the call; ``names`` says by which name an error is to call an argument.
         """
+        own = key is query
         query, key, value = self._check_inputs(query, key, value, names)
         batched_last = query.ndim == 3 and not self.batch_first
         if batched_last:
@@ -178,10 +181,12 @@ class TorchMultiheadAttention(nnx.Module):
         if empty_rows == "nan":
             mask, bias = _nan_in_empty_rows(mask, bias)
         keys, values = self._extended(self.key(key), self.value(value))
-        attended = attention(
+        padding = jnp.asarray(key_padding_mask) if own and key_padding_mask is not None else None
+        attended = self._attend(
             self.query(query),
             keys,
             values,
+            real_queries=None if padding is None or padding.dtype != jnp.bool_ else ~padding,
             mask=mask,
             bias=bias,
             return_weights=return_weights,

@@ -13,11 +13,11 @@ from jaxtyping import Array, PyTree
 from jattn import checks
 
 
-def not_traced(model: nnx.Module, *data: PyTree) -> None:
+def not_traced(model: nnx.Module, *data: PyTree, name: str = "fit") -> None:
     """Within a function that JAX transforms, neither the model nor the data nor new arrays are numbers."""
     if not all(map(checks.is_concrete, [jnp.zeros(()), *jax.tree.leaves((nnx.state(model), data))])):
         raise ValueError(
-            "fit must be called outside of jax.jit, jax.grad and jax.vmap. Got arrays that are being traced. "
+            f"{name} must be called outside of jax.jit, jax.grad and jax.vmap. Got arrays that are being traced. "
             "It compiles its steps by itself."
         )
 
@@ -69,14 +69,15 @@ def functions(loss: Any, metrics: Any, optimizer: Any) -> None:
     """What is compiled, and kept with what was compiled."""
     if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
         raise ValueError(f'metrics must be functions by name, such as {{"accuracy": accuracy}}. Got {metrics!r:.80}.')
-    _function("loss", loss, "model, batch and rng")
+    function("loss", loss, "model, batch and rng")
     for name, metric in metrics.items():
-        _function(f"metrics[{name!r}]", metric, "model and batch")
+        function(f"metrics[{name!r}]", metric, "model and batch")
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(f"optimizer must be an optax GradientTransformation. Got {optimizer!r:.80}.")
 
 
-def _function(name: str, x: Any, arguments: str) -> None:
+def function(name: str, x: Any, arguments: str) -> None:
+    """A function of these arguments, which is hashable, so that it can be kept with what was compiled."""
     if not callable(x):
         raise ValueError(f"{name} must be a function of {arguments}. Got {x!r:.80}.")
     try:

@@ -171,7 +171,7 @@ def fit(
         if run.epoch > epochs:
             raise CheckpointError(f"epochs must be at least the {run.epoch} of the checkpoint. Got {epochs}.")
 
-    with _progress_bar(progress) as bar:
+    with progress_bar(progress) as bar:
         task = bar.add_task("fit", total=epochs, completed=run.epoch, figures=run.figures())
         try:
             while run.epoch < epochs and not run.stopped_early:
@@ -200,7 +200,8 @@ _COLUMNS = (
 )
 
 
-def _progress_bar(shown: bool) -> Progress:
+def progress_bar(shown: bool) -> Progress:
+    """A started bar, whose tasks have the field figures; within another one that rich can't join, none."""
     bar = Progress(*_COLUMNS, disable=not shown)
     try:
         bar.start()

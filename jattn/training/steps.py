@@ -61,14 +61,14 @@ def _run_steps(variables: Any, others: Any, data: Any, order: Any, rng: Any, rec
     optimizer = optax.with_extra_args_support(recipe.optimizer)
 
     def step(state: State, indices: Array) -> tuple[State, Steps]:
-        (parameters, rest), batch = state.variables, _select(data, indices)
+        (parameters, rest), batch = state.variables, select(data, indices)
 
         def loss(parameters: Any) -> tuple[Array, Any]:
             model = nnx.merge(recipe.train_graph, parameters, rest, copy=True)  # it may change its state
             value = recipe.loss(model, batch, jax.random.fold_in(rng, state.step))
             _, _, changed = nnx.split(model, recipe.wrt, ...)  # type: ignore[misc]
             _check_same_variables(rest, changed)
-            return _number("loss", value), changed
+            return number("loss", value), changed
 
         (value, changed), gradients = _value_and_grad(loss, parameters)
         updates, opt_state = optimizer.update(gradients, state.opt_state, parameters, value=value)
@@ -119,10 +119,10 @@ def evaluate(
     """Loss and metrics in eval mode, the mean over the rows of ``order``; what the model changes in itself is lost."""
 
     def one(indices: Array) -> Array:
-        batch = _select(data, indices)
+        batch = select(data, indices)
         model = nnx.merge(recipe.eval_graph, *variables, copy=True)
-        values = [_number("loss", recipe.loss(model, batch, rng))]
-        values += [_number(f"metrics[{name!r}]", metric(model, batch)) for name, metric in recipe.metrics]
+        values = [number("loss", recipe.loss(model, batch, rng))]
+        values += [number(f"metrics[{name!r}]", metric(model, batch)) for name, metric in recipe.metrics]
         return jnp.stack(values)
 
     return jax.lax.map(one, order).mean(axis=0)
@@ -143,12 +143,13 @@ def _is_array(path: Any, value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray)
 
 
-def _select(data: PyTree, indices: Int[Array, "b"]) -> PyTree:
+def select(data: PyTree, indices: Int[Array, "b"]) -> PyTree:
+    """The examples of these indices."""
     return jax.tree.map(lambda x: x[indices], data)
 
 
-def _number(name: str, x: Any) -> Float[Array, ""]:
-    """In float32 or wider, so that a mean over many keeps its digits."""
+def number(name: str, x: Any) -> Float[Array, ""]:
+    """What a loss or metric returned, in float32 or wider, so that a mean over many keeps its digits."""
     if not isinstance(x, jax.Array | np.ndarray | np.number | float | int) or jnp.shape(x) != ():
         fact = f"an array of shape {jnp.shape(x)}" if isinstance(x, jax.Array) else f"{type(x).__name__}"
         raise ValueError(f"{name} must return one number, the mean over the batch. Got {fact}.")

@@ -92,7 +92,8 @@ class MultiHeadAttention(nn.Module):
     """Several attentions side by side (Vaswani et al. 2017), concat_h attention(W_q q, W_k k, W_v v)_h W_out.
 
     qkv_features is num_heads times the width of a query and key head, value_head_features the width of a
-    value head; key_features and value_features are the widths that key and value come with.
+    value head; key_features and value_features are the widths that key and value come with. kv_heads is the key and
+    value head of each query head where, after pruning, the groups are of unequal sizes.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads or num_heads
+        self.kv_heads: list[int] | None = None
         d = (qkv_features or in_features) // num_heads
         e = value_head_features or d
         self.query = nn.Linear(in_features, num_heads * d, bias=use_bias)
@@ -154,6 +156,8 @@ class MultiHeadAttention(nn.Module):
             q, k = self.query_ln(q), self.key_ln(k)
         if self.rotary_base is not None:
             q, k = rotary(q, base=self.rotary_base), rotary(k, base=self.rotary_base)
+        if self.kv_heads is not None:
+            k, v = k[..., self.kv_heads, :], v[..., self.kv_heads, :]
         if valid_lens is not None:
             mask = all_of(mask, lengths(valid_lens, s))
 

@@ -1,0 +1,97 @@
+"""Heads removed for good: the same model with smaller layers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from flax import nnx
+
+from jattn import checks
+from jattn.heads.gates import check_paths, layers
+from jattn.nn.torch_modules import TorchMultiheadAttention
+
+Module = TypeVar("Module", bound=nnx.Module)
+
+
+def prune(model: Module, heads: Mapping[str, Sequence[int]]) -> Module:
+    """A smaller copy of the model, without these heads: their query, key, value and output parameters are gone.
+
+    Its outputs are those with the heads' gates at 0 (`gated`), to rounding; with dropout, in eval mode, as a weight's
+    dropout depends on its head's number. What remains is an ordinary model: it trains, compiles, is pruned again and
+    goes to PyTorch by `jattn.torch_weights.state_dict`. To load saved weights of a pruned model, prune a fresh model of
+    the original size in the same way first.
+
+    Where query heads share key and value heads, a key and value head goes with the last query head that uses it. If
+    groups of equal size remain, they are grouped as before, otherwise the layer's ``kv_heads`` says which is whose.
+
+    Args:
+        model: any with heads; it is left as it is.
+        heads: by the layer's path (see `layers`), the numbers of the heads to remove, counted from 0.
+
+    Returns:
+        The smaller model, in the mode (training or eval) of the one given.
+
+    Raises:
+        ValueError: if a path is not a layer's, a head is not in the layer or named twice, a layer would lose all of its
+            heads, or the layer is a `TorchMultiheadAttention`, which cannot hold fewer heads of the same width.
+
+    Example:
+
+        >>> from jattn.models import DigitsClassifier
+        >>> model = DigitsClassifier(rngs=nnx.Rngs(0))
+        >>> smaller = prune(model, {"blocks.0.attention": [1, 3], "blocks.1.attention": [0]})
+        >>> [block.attention.out.kernel.shape for block in smaller.blocks]
+        [(2, 16, 64), (3, 16, 64)]
+
+    Source: Michel, Levy and Neubig, Are Sixteen Heads Really Better than One?, 2019.
+    """
+    copy = nnx.clone(model)
+    found = layers(copy)
+    check_paths("heads", heads, found)
+    for path, removed in heads.items():
+        layer = found[path]
+        h = layer.query.kernel.shape[1]
+        kept = _kept(path, removed, h)
+        if len(kept) == h:
+            continue
+        if isinstance(layer, TorchMultiheadAttention):
+            raise ValueError(
+                f"heads must name layers that can lose heads. Got {path!r}, a TorchMultiheadAttention: in PyTorch's "
+                "module the heads together are as wide as the input, so it cannot hold fewer of them. Switch them off "
+                "with jattn.heads.gated, or build the layer from jattn.nn.MultiHeadAttention."
+            )
+        _shrink(layer, kept)
+    return copy
+
+
+def _kept(path: str, removed: Any, h: int) -> np.ndarray:
+    """The numbers of the heads that stay, found to be some."""
+    name = f"heads[{path!r}]"
+    if isinstance(removed, str | bytes) or not np.iterable(removed) or not all(map(checks.is_count, removed)):
+        raise ValueError(f"{name} must be a list of the numbers of heads, from 0. Got {removed!r:.80}.")
+    numbers = [int(i) for i in removed]
+    if beyond := [i for i in numbers if i >= h]:
+        raise ValueError(f"{name} must lie between 0 and {h - 1}, the layer's heads. Got {beyond[0]}.")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{name} must name each head once. Got {numbers}.")
+    if len(numbers) == h:
+        raise ValueError(f"{name} must leave the layer at least one of its {h} heads. Got all of them.")
+    return np.delete(np.arange(h), numbers)
+
+
+def _shrink(layer: Any, kept: np.ndarray) -> None:
+    """Leave a layer only these query heads, and the key and value heads that they use."""
+    h, k = layer.query.kernel.shape[1], layer.key.kernel.shape[1]
+    groups = np.repeat(np.arange(k), h // k) if layer.kv_heads is None else np.array(layer.kv_heads)
+    used, kv_heads = np.unique(groups[kept], return_inverse=True)
+    plain = len(kept) % len(used) == 0 and np.array_equal(
+        kv_heads, np.repeat(np.arange(len(used)), len(kept) // len(used))
+    )
+    layer.kv_heads = None if plain else tuple(kv_heads.tolist())
+    for projection, of in ((layer.query, kept), (layer.key, used), (layer.value, used)):
+        projection.kernel.set_value(projection.kernel[...][:, of])
+        if projection.bias is not None:
+            projection.bias.set_value(projection.bias[...][of])
+        projection.out_features = (len(of), projection.out_features[1])
+    layer.out.kernel.set_value(layer.out.kernel[...][kept])
+    layer.out.in_features = (len(kept), layer.out.in_features[1])
