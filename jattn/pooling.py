@@ -47,7 +47,7 @@ def masked_softmax(
         The weights, in float32 or wider.
 
     Raises:
-        ValueError: if the mask is not boolean or does not fit.
+        ValueError: if logits are not floating point ``*b t s``, or the mask is not boolean or does not fit.
 
     Example (two examples, of valid lengths 2 and 3):
 

@@ -22,7 +22,7 @@ Number = float | Float[Array, ""]
 
 
 class Score(Pytree):
-    """What the scores below have in common: they can say which widths of query and key they accept."""
+    """The base of the scores below: widths they accept, what to compute once a token, the pairs of one head."""
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         """The logits of every query with every key."""

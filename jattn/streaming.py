@@ -24,7 +24,7 @@ from jattn.mask_types import Extent, Mask
 from jattn.pooling import Pooled, average, biased_and_capped
 from jattn.scores import Number, Products, Score
 
-_LOGITS = 2**21  # at most in a block, so that they stay near the core that made them
+_LOGITS = 2**21  # at most in a block that could have fewer rows, so that they stay near the core that made them
 _ROWS = (512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
 _OVERHEAD = 64  # what a block costs beside its rows, in rows
 # How many widths of spans are compiled, to one of which each span is rounded up: where they are known, and where data
@@ -224,7 +224,7 @@ def _plan(t: int, g: int, s: int, mask: Mask | None) -> list[_Group]:
         spans, static = lambda start, stop: (0, s), True  # where all heads are taken at once, nothing can be skipped
     sizes = [rows // g for rows in _ROWS if rows * s <= _LOGITS and rows >= g] or [max(_ROWS[-1] // g, 1)]
     if not static:
-        return _groups(t, sizes[-1] if len(sizes) == 1 else max(256 // g, 1), None)
+        return _groups(t, min(sizes[0], max(256 // g, 1)), None)
     plans = [_groups(t, size, spans, s) for size in sizes]
     return min(plans, key=lambda plan: sum(x.blocks * x.width * (x.rows * g + _OVERHEAD) for x in plan))
 
