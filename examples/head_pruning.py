@@ -54,7 +54,9 @@ def main() -> None:
     )
     parser.add_argument("--shares", type=float, nargs="+", help="of the heads to try without")
     parser.add_argument("--rounds", type=options.count, default=2, help="of pruning and tuning")
-    parser.add_argument("--folds", type=options.count, default=4, help="of the cross-validation; 1 for none")
+    parser.add_argument(
+        "--folds", type=options.count, default=4, help="of the cross-validation; 1 for none; the encoder has at most 3"
+    )
     parser.add_argument("--sentences", type=options.count, default=180, help="that the encoder embeds")
     parser.add_argument("--timing-rounds", type=options.count, default=7, help="in each, every model takes its turn")
     parser.add_argument("--folder", type=Path, help="sentence-transformers' folder of a BERT")
@@ -127,7 +129,7 @@ def digits(arguments: argparse.Namespace) -> tuple[heads.Study, dict[str, str]]:
         score=accuracy,
         predict=lambda model, data: model(data[0]),
         batch_size=154,  # 7 equal batches: another size is compiled again
-        allowed_loss=0.01,
+        allowed_drop=0.01,
         share=0.5,
         shares=arguments.shares or [0.125, 0.25, 0.375, 0.5, 0.625, 0.75],
         fine_tune=fine_tune,
@@ -198,7 +200,7 @@ def encoder(arguments: argparse.Namespace) -> tuple[heads.Study, dict[str, str]]
         score=neighbours_kept,
         predict=lambda model, data: embedded(model, data[0][:64], data[1][:64]),
         batch_size=30,
-        allowed_loss=0.05,
+        allowed_drop=0.05,
         share=0.5,
         shares=arguments.shares or [0.1, 0.3, 0.5],
         random_draws=3,

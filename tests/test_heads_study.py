@@ -42,7 +42,7 @@ def measured(*metrics: str) -> heads.Importance:
 
 
 def test_candidates() -> None:
-    traces = []
+    traces: list[None] = []
 
     def counted(model: Any, data: Any) -> jax.Array:
         traces.append(None)
@@ -71,6 +71,15 @@ def test_candidates() -> None:
     assert [c.removed for c in again] == [c.removed for c in found]
 
 
+def test_shares_are_those_really_removed() -> None:
+    shares = (0.1, 0.2, 0.3)
+    found = heads.try_out(
+        ATTEND, VALIDATION, measured("l2"), score=score, shares=shares, random_draws=1, progress=False
+    )
+    assert [c.share for c in found] == [0, 0, 0.25, 0.25, 0.25, 0.25]
+    assert [sum(map(len, c.removed.values())) for c in found] == [0, 0, 1, 1, 1, 1]
+
+
 def test_the_best_metric_is_one_that_ranks() -> None:
     def candidate(by: str, value: float) -> heads.Candidate:
         return heads.Candidate(by, 0, 0.5, {}, value)
@@ -83,6 +92,7 @@ def test_the_best_metric_is_one_that_ranks() -> None:
         heads.best_metric([candidate("random", 1)])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_candidates_refuse() -> None:
     found = measured("entropy")
     other = MultiHeadAttention(3, 12, rngs=nnx.Rngs(0))
@@ -90,6 +100,20 @@ def test_what_candidates_refuse() -> None:
         ValueError, match=r"measured must be the importance of this model's heads\. Got that of others\."
     ):
         heads.try_out(other, VALIDATION, found, score=score, shares=(0.5,), progress=False)
+    for options, message in (
+        ({"shares": 0.5}, r"shares must be several numbers in \[0, 1\)\. Got 0\.5\."),
+        ({"shares": (0.5, 2)}, r"shares must be a number in \[0, 1\)\. Got 2\."),
+        (
+            {"shares": (0.9,)},
+            r"shares must leave each of 1 layers a head: at most 3 of 4 heads\. Got 0\.9, which is 4\.",
+        ),
+        ({"metrics": "entropie"}, r"metrics must be some of entropy\. Got entropie\."),
+        ({"metrics": "l2"}, r"metrics must be some of entropy\. Got l2\."),
+        ({"score": predict}, r"score must return one number of all the data\. Got an array of shape \(6, 5, 12\)\."),
+    ):
+        given: dict[str, Any] = dict(score=score, shares=(0.5,), progress=False) | options
+        with pytest.raises(ValueError, match=message):
+            heads.try_out(ATTEND, VALIDATION, found, **given)
     with pytest.raises(NonFiniteError, match=r"score must be finite\. Got nan without the heads"):
         heads.try_out(
             ATTEND, VALIDATION, found, score=lambda m, d: jnp.nan * score(m, d), shares=(0.5,), progress=False
@@ -155,11 +179,11 @@ def test_folds_are_held_out() -> None:
     assert sorted(np.concatenate(held_out)) == list(range(24))
     assert [len(part) for part in held_out] == [8, 8, 8]
     assert set(judged) == {16, 8}
-    for fold in folds:
+    for fold, part in zip(folds, held_out, strict=True):
         assert fold.best == "leave_one_out"
         assert fold.scores["leave_one_out"] == pytest.approx(0, abs=1e-9)
         assert len(fold.random) == 2
-        assert fold.whole == pytest.approx(fold.whole)
+        assert fold.whole == pytest.approx(float(score(ATTEND, (X[part], TARGET[part]))), rel=1e-4)
         assert fold.refined is None
         assert fold.beats_random == (np.mean(fold.random) < fold.scores["leave_one_out"])
     with pytest.raises(ValueError, match=r"folds must be at most the 24 examples\. Got 25\."):
@@ -168,8 +192,32 @@ def test_folds_are_held_out() -> None:
         )
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_what_refinement_and_folds_refuse() -> None:
+    """Before any training."""
+    common: dict[str, Any] = dict(loss=loss, score=score, batch_size=6, progress=False)
+    wrong: dict[str, Any]
+    for wrong, message in (
+        ({"share": 1.5}, r"share must be a number in \[0, 1\)\. Got 1\.5\."),
+        ({"share": 0.9}, r"share must leave each of 1 layers a head: at most 3 of 4 heads\. Got 0\.9, which is 4\."),
+        ({"metric": "l3"}, r"metric must be one of 'l1', .* Got 'l3'\."),
+        ({"fine_tune": None}, r"fine_tune must be a function of model and train\. Got None\."),
+    ):
+        given: dict[str, Any] = dict(fine_tune=pytest.fail, share=0.5, metric="l2") | common | wrong
+        with pytest.raises(ValueError, match=message):
+            heads.refine(ATTEND, TRAIN, VALIDATION, **given)
+    for wrong, message in (
+        ({"share": -1}, r"share must be a number in \[0, 1\)\. Got -1\."),
+        ({"metrics": "entropie"}, r"metrics must be some of l1, .* Got entropie\."),
+        ({"fresh": 1}, r"fresh must be a function of train\. Got 1\."),
+    ):
+        given = dict(fresh=pytest.fail, share=0.5) | common | wrong
+        with pytest.raises(ValueError, match=message):
+            heads.cross_validate((X, TARGET), **given)
+
+
 def option(name: str, value: float, *seconds: float) -> heads.Option:
-    return heads.Option(name, 0.5, {"": 2}, 100, value, seconds, ATTEND)
+    return heads.Option(name, 0.5, "tuned" in name, {"": 2}, 100, value, seconds, ATTEND)
 
 
 def test_the_choice() -> None:
@@ -200,8 +248,8 @@ def study() -> heads.Study:
         score=score,
         predict=predict,
         batch_size=6,
-        allowed_loss=100.0,
-        shares=(0.25, 0.5),
+        allowed_drop=100.0,
+        shares=(0.05, 0.25, 0.3, 0.5),  # none, and one twice
         metrics=("l1", "entropy", "leave_one_out"),
         random_draws=2,
         fine_tune=fine_tune,
@@ -223,7 +271,9 @@ def test_a_study(study: heads.Study) -> None:
     assert study.whole.parameters == 4 * 12 * 12
     assert study.options[1].parameters == 2 * 12 * 12
     assert study.options[1].score == pytest.approx(0, abs=1e-9)
-    assert study.chosen in (study.whole, *study.options)
+    assert [o.tuned for o in study.options] == [False, False, True]
+    allowed = [o for o in study.options if o.score >= study.whole.score - study.allowed_drop]
+    assert study.chosen is max((study.whole, *allowed), key=study.speed_up)
     assert study.model is study.chosen.model
     assert study.control is not None
     assert len(study.folds) == 2
@@ -248,12 +298,13 @@ def test_the_report(study: heads.Study, tmp_path: Path) -> None:
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) > 20
     assert study.decision() in text
+    assert "the whole model was not tuned further." in text
     assert heads.Importance.from_json((path.parent / "importance.json").read_text()) == study.importance
 
 
 def test_decisions_in_words(study: heads.Study) -> None:
     whole, smaller = option("whole", 0.95, 2.0), option("50 % pruned", 0.94, 1.0)
-    base: dict[str, Any] = dict(whole=whole, options=(smaller,), score_name="accuracy", allowed_loss=0.02)
+    base: dict[str, Any] = dict(whole=whole, options=(smaller,), score_name="accuracy", allowed_drop=0.02)
     kept = dataclasses.replace(study, **base, chosen=whole, test_scores={})
     assert kept.decision() == (
         "Keep the whole model: no smaller one was both faster and within 0.02 of its accuracy, 0.9500."
@@ -268,6 +319,19 @@ def test_decisions_in_words(study: heads.Study) -> None:
     assert worse.decision().endswith(
         "That is more than was allowed: the validation data were too few, or too often looked at."
     )
+    tuned = option("round 1: 50 %, tuned", 0.94, 1.0)
+    alone = dataclasses.replace(
+        study, **base | dict(options=(smaller, tuned)), chosen=tuned, control=0.97, test_scores={}
+    )
+    assert alone.decision().endswith(
+        "at most 0.02 was allowed). Tuned as long, the whole model has 0.9700 on the validation data. There were no "
+        "test data: the validation data chose the metric and the model, so its score flatters."
+    )
+    early = dataclasses.replace(alone, options=(tuned, smaller))
+    assert "Tuned longer, the whole model has 0.9700" in early.decision()
+    for value, words in ((0.95, "and leaves its accuracy as it is on"), (0.96, "it rises by 0.0100")):
+        chosen = option("50 % pruned", value, 1.0)
+        assert words in dataclasses.replace(taken, options=(chosen,), chosen=chosen).decision()
 
 
 def test_pictures_of_importance() -> None:
@@ -280,14 +344,17 @@ def test_pictures_of_importance() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"allowed_loss": -1}, r"allowed_loss must be a number in \[0, inf\)\. Got -1"),
-        ({"share": 1}, r"share must be a number in \(0, 1\)\. Got 1"),
-        ({"shares": ()}, r"shares must be numbers in \(0, 1\)\. Got \(\)"),
-        ({"shares": (0.5, 1.0)}, r"shares must be numbers in \(0, 1\)\. Got \(0\.5, 1\.0\)"),
+        ({"allowed_drop": -1}, r"allowed_drop must be a number in \[0, inf\)\. Got -1"),
+        ({"share": 1}, r"share must be a number in \[0, 1\)\. Got 1"),
+        ({"share": 0.05}, r"share must remove at least one of the model's 4 heads\. Got 0\.05\."),
+        ({"shares": ()}, r"shares must remove at least one of the model's 4 heads\. Got \(\)\."),
+        ({"shares": (0.05, 0.1)}, r"shares must remove at least one of .* Got \(0\.05, 0\.1\)\."),
+        ({"shares": (0.5, 1.0)}, r"shares must be a number in \[0, 1\)\. Got 1\.0"),
+        ({"shares": 0.5}, r"shares must be several numbers in \[0, 1\)\. Got 0\.5\."),
         ({"metrics": ("l3",)}, r"metrics must be some of"),
     ],
 )
 def test_studies_that_are_refused(options: dict[str, Any], message: str) -> None:
-    given: dict[str, Any] = dict(loss=loss, score=score, predict=predict, batch_size=6, allowed_loss=0.1) | options
+    given: dict[str, Any] = dict(loss=loss, score=score, predict=predict, batch_size=6, allowed_drop=0.1) | options
     with pytest.raises(ValueError, match=message):
         heads.study(ATTEND, TRAIN, VALIDATION, **given, progress=False)

@@ -14,7 +14,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jattn import checks
 from jattn.heads.gates import counts, gated
-from jattn.heads.metrics import METRICS
+from jattn.heads.metrics import METRICS, asked_for
 from jattn.heads.result import Importance, Row
 from jattn.heads.watching import figures, watched
 from jattn.training import NonFiniteError, arguments
@@ -84,9 +84,7 @@ def importance(
     batch_size = checks.number("batch_size", batch_size, "[1, inf)", integer=True)
     seed = checks.number("seed", seed, "[0, 4294967296)", integer=True)
     checks.one_of("progress", progress, (True, False))
-    asked = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    if not asked or not set(asked) <= set(METRICS):
-        raise ValueError(f"metrics must be some of {', '.join(METRICS)}. Got {', '.join(map(str, asked)) or 'none'}.")
+    asked = asked_for(metrics)
     passes = [of for of in _PASSES if set(_PASSES[of]) & set(asked)]
 
     copy = nnx.clone(model)

@@ -1,8 +1,10 @@
 """What there is to measure of a head."""
 
+from collections.abc import Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,7 +20,7 @@ class Metric(NamedTuple):
     cost: str
 
 
-_WEIGHTS, _GRADIENT = "one forward pass", "one backward pass"
+_WEIGHTS, _GRADIENT = "a forward pass", "a forward and a backward pass for each example"
 _NOTES = "a usual answer to exercise 2 of Dive into Deep Learning, section 11.5"
 
 METRICS = MappingProxyType(
@@ -26,7 +28,7 @@ METRICS = MappingProxyType(
         "l1": Metric(
             "mean over queries of the sum of the absolute weights",
             "1, always",
-            "everywhere: the weights of a softmax add up to 1, so it ranks nothing. It is here because it is asked for",
+            "everywhere: the weights of a softmax add up to 1, so it ranks nothing",
             _NOTES,
             "high",
             _WEIGHTS,
@@ -70,7 +72,7 @@ METRICS = MappingProxyType(
             "mean over queries of the largest weight",
             "[1 / s, 1] for s keys",
             "as l2",
-            "Voita et al., Analyzing Multi-Head Self-Attention, 2019 (without the end-of-sentence token left out)",
+            "Voita et al., Analyzing Multi-Head Self-Attention, 2019 (who leave out the end-of-sentence token)",
             "high",
             _WEIGHTS,
         ),
@@ -95,13 +97,22 @@ METRICS = MappingProxyType(
         "leave_one_out": Metric(
             "the loss with this head's gate at 0, minus the loss",
             "(-inf, inf); below 0 the model is better without the head",
-            "exact for one head: of two heads that do the same, either looks dispensable, and both together are not",
+            "exact for one head: of two heads that do the same, either looks dispensable, and both together are not. A "
+            "difference of two losses: in float32, what is below about a millionth of the loss is rounding",
             "Michel, Levy and Neubig, 2019, section 3.2",
             "high",
-            "one forward pass for each head",
+            "a forward pass for each head, and one more",
         ),
     }
 )
+
+
+def asked_for(metrics: Any, among: Sequence[str] = tuple(METRICS)) -> tuple[str, ...]:
+    """The names of metrics, found to be some of these; a single one may stand by itself."""
+    asked = (metrics,) if isinstance(metrics, str) or not np.iterable(metrics) else tuple(metrics)
+    if not asked or not all(name in among for name in asked):
+        raise ValueError(f"metrics must be some of {', '.join(among)}. Got {', '.join(map(str, asked)) or 'none'}.")
+    return asked
 
 
 def table() -> Table:
@@ -115,6 +126,9 @@ def table() -> Table:
     result = Table("metric", "meaning", "misleads", "source and cost", show_lines=True)
     for name, (meaning, values, misleads, source, important_if, cost) in METRICS.items():
         result.add_row(
-            name, f"{meaning}; {escape(values)}; important if {important_if}", misleads, f"{source}; {cost} a batch"
+            name,
+            f"{meaning}; {escape(values)}; important if {important_if}",
+            misleads,
+            f"{source}; cost of a batch: {cost}",
         )
     return result

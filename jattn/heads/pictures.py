@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jattn.heads.metrics import METRICS
 from jattn.heads.result import Importance
 from jattn.heads.trials import RANDOM, Candidate, Round
 
@@ -56,7 +57,7 @@ def importance_scatter(measured: Importance) -> "Figure":
     for i, (axis, (metric, rho)) in enumerate(zip(axes.flat, agreement.items(), strict=False)):
         picture = axis.scatter(measured.values(metric), cost, c=colours, cmap="viridis", s=16)
         axis.axhline(0, color="grey", linewidth=0.5)
-        axis.set(xlabel=metric, title=f"rank correlation {rho:.2f}")
+        axis.set(xlabel=f"{metric} ({METRICS[metric].important_if}: important)", title=f"rank correlation {rho:.2f}")
         axis.title.set_fontsize(9)
         axis.xaxis.set_major_locator(MaxNLocator(3))
         if i % columns == 0:
@@ -116,8 +117,8 @@ def trade_off(study: "Study") -> "Figure":
     figure = _figure(6.5, 4.0)
     axis = figure.subplots()
     kinds = {
-        "pruned": [o for o in study.options if "tuned" not in o.name],
-        "pruned in rounds and tuned": [o for o in study.options if "tuned" in o.name],
+        "pruned": [o for o in study.options if not o.tuned],
+        "pruned in rounds and tuned": [o for o in study.options if o.tuned],
         "chosen": [study.chosen],
     }
     for i, (label, options) in enumerate(kinds.items()):
@@ -130,7 +131,7 @@ def trade_off(study: "Study") -> "Figure":
             place: dict[str, Any] = {"xytext": (0, -15 if i else 8), "textcoords": "offset points", "ha": "center"}
             axis.annotate(percent(option.share), (x, y), fontsize=8, **place)
     axis.scatter(1, study.whole.score, color="black", marker="D", label="whole model", zorder=3)
-    axis.axhline(study.whole.score - study.allowed_loss, color="grey", linestyle="--", linewidth=0.8, label="allowed")
+    axis.axhline(study.whole.score - study.allowed_drop, color="grey", linestyle="--", linewidth=0.8, label="allowed")
     axis.set(xlabel="predictions, times as fast as the whole model", ylabel=study.score_name)
     axis.margins(x=0.1, y=0.15)
     axis.legend(fontsize=8)

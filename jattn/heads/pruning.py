@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from jattn import checks
-from jattn.heads.gates import check_paths, layers
+from jattn.heads.gates import check_paths, counts, layers
 from jattn.nn.torch_modules import TorchMultiheadAttention
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -62,6 +62,26 @@ def prune(model: Module, heads: Mapping[str, Sequence[int]]) -> Module:
             )
         _shrink(layer, kept)
     return copy
+
+
+def number_of_heads(name: str, share: Any, model: nnx.Module) -> int:
+    """How many of the model's heads a share of them is, found to leave each layer one."""
+    by_layer = counts(model).values()
+    total, most = sum(by_layer), sum(by_layer) - len(by_layer)
+    number = round(checks.number(name, share, "[0, 1)") * total)
+    if number > most:
+        raise ValueError(
+            f"{name} must leave each of {len(by_layer)} layers a head: at most {most} of {total} heads. "
+            f"Got {share}, which is {number}."
+        )
+    return number
+
+
+def numbers_of_heads(shares: Any, model: nnx.Module) -> list[int]:
+    """As `number_of_heads`, of each share."""
+    if isinstance(shares, str) or not np.iterable(shares):
+        raise ValueError(f"shares must be several numbers in [0, 1). Got {shares!r:.80}. Of one, pass (0.5,).")
+    return [number_of_heads("shares", share, model) for share in shares]
 
 
 def _kept(path: str, removed: Any, h: int) -> np.ndarray:

@@ -32,24 +32,32 @@ def decision(study: "Study") -> str:
     whole, chosen, name = study.whole, study.chosen, study.score_name
     if chosen is whole:
         return (
-            f"Keep the whole model: no smaller one was both faster and within {study.allowed_loss:g} of its {name}, "
+            f"Keep the whole model: no smaller one was both faster and within {study.allowed_drop:g} of its {name}, "
             f"{whole.score:.4f}."
         )
     lost = whole.score - chosen.score
-    change = f"costs {lost:.4f} of {name}" if lost > 0 else f"costs no {name} (it rises by {-lost:.4f})"
+    if round(lost, 4) == 0:
+        change = f"leaves its {name} as it is"
+    else:
+        change = f"costs {lost:.4f} of {name}" if lost > 0 else f"costs no {name} (it rises by {-lost:.4f})"
     smaller = 1 - chosen.parameters / whole.parameters
     text = (
         f"Take the model with {percent(chosen.share)} of its heads removed ({_how(chosen)}, by {study.metric}). It "
         f"predicts {study.speed_up(chosen):.2f} times as fast, has {percent(smaller)} fewer parameters, and {change} "
-        f"on the validation data ({whole.score:.4f} to {chosen.score:.4f}; at most {study.allowed_loss:g} was allowed)."
+        f"on the validation data ({whole.score:.4f} to {chosen.score:.4f}; at most {study.allowed_drop:g} was allowed)."
     )
+    long = "as long" if chosen is study.options[-1] else "longer"  # the control is tuned in every round
+    if chosen.tuned and study.control is not None:
+        text += f" Tuned {long}, the whole model has {study.control:.4f} on the validation data."
     if study.test_scores:
         before, after = study.test_scores[whole.name], study.test_scores[chosen.name]
         text += f" On the test data, which nothing was chosen by, {name} goes from {before:.4f} to {after:.4f}."
-        if "tuned" in chosen.name and TUNED_WHOLE in study.test_scores:
-            text += f" The whole model, tuned as long, has {study.test_scores[TUNED_WHOLE]:.4f} there."
-        if before - after > study.allowed_loss:
+        if chosen.tuned and TUNED_WHOLE in study.test_scores:
+            text += f" The whole model, tuned {long}, has {study.test_scores[TUNED_WHOLE]:.4f} there."
+        if before - after > study.allowed_drop:
             text += " That is more than was allowed: the validation data were too few, or too often looked at."
+    else:
+        text += " There were no test data: the validation data chose the metric and the model, so its score flatters."
     return text
 
 
@@ -121,7 +129,7 @@ def _sections(study: "Study") -> list[Section]:
         Section(
             "Speed and threshold",
             f"Smaller models, really pruned by {study.metric}, timed in turn with the whole one, {len(whole.seconds)} "
-            f"rounds. Chosen is the fastest whose {study.score_name} is at most {study.allowed_loss:g} lower: "
+            f"rounds. Chosen is the fastest whose {study.score_name} is at most {study.allowed_drop:g} lower: "
             f"{study.chosen.name}.",
             [
                 (
@@ -213,7 +221,8 @@ def _tuned_folds(study: "Study") -> str:
     mean = float(np.mean(changes))
     return (
         f"Pruned by it and tuned, the model's {study.score_name} on the fold left out is on average {abs(mean):.4f} "
-        f"{'above' if mean >= 0 else 'below'} the whole model's ({min(changes):+.4f} to {max(changes):+.4f})."
+        f"{'above' if mean >= 0 else 'below'} the whole model's ({min(changes):+.4f} to {max(changes):+.4f}); "
+        "the whole model was not tuned further."
     )
 
 
@@ -241,7 +250,7 @@ def _row_of_option(study: "Study", option: "Option") -> tuple[str, ...]:
 
 
 def _how(option: "Option") -> str:
-    return "in rounds of tuning" if "tuned" in option.name else "without tuning"
+    return "in rounds of tuning" if option.tuned else "without tuning"
 
 
 def _signed(x: float) -> str:

@@ -78,6 +78,7 @@ class Importance:
         Values that differ by rounding alone, as those of l1 do, are all the same.
         """
         values = self.values(metric) * (1 if METRICS[metric].important_if == "high" else -1)
+        # Sums of float32 weights that ought to be 1 miss it by some 1e-6.
         same = np.ptp(values) <= 1e-5 * np.abs(values).max()
         return np.full_like(values, values.mean()) if same else values
 

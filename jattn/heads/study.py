@@ -17,7 +17,7 @@ from jattn.heads.gates import counts
 from jattn.heads.importance import importance
 from jattn.heads.metrics import METRICS
 from jattn.heads.pictures import percent
-from jattn.heads.pruning import prune
+from jattn.heads.pruning import number_of_heads, numbers_of_heads, prune
 from jattn.heads.result import Importance
 from jattn.heads.trials import (
     TUNED_WHOLE,
@@ -40,6 +40,7 @@ class Option(NamedTuple):
 
     name: str
     share: float  # of the heads that are gone
+    tuned: bool
     heads: dict[str, int]  # how many each layer has left
     parameters: int
     score: float  # on the validation data
@@ -68,8 +69,9 @@ class Study:
         control: the score of the whole model tuned as often, without which tuning and pruning would be mixed up.
         folds: of the cross-validation, if there was one.
         share: of the heads, that rounds and folds are about.
-        allowed_loss: of the score.
-        test_scores: of the whole, the chosen and the refined model, on data that nothing was chosen by, if given.
+        allowed_drop: of the score.
+        test_scores: of the whole and the chosen model and, after refinement, of the refined one and the whole one tuned
+            as long; on data that nothing was chosen by, if given.
     """
 
     title: str
@@ -84,7 +86,7 @@ class Study:
     control: float | None
     folds: tuple[Fold, ...]
     share: float
-    allowed_loss: float
+    allowed_drop: float
     test_scores: dict[str, float]
 
     @property
@@ -127,7 +129,7 @@ def study(
     score: Score,
     predict: Callable[[Any, Any], Any],
     batch_size: int,
-    allowed_loss: float,
+    allowed_drop: float,
     share: float = 0.5,
     shares: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
     metrics: Sequence[str] = tuple(METRICS),
@@ -152,9 +154,10 @@ def study(
     4. For each share, the model really pruned by it (`prune`), and `rounds` of pruning and tuning up to ``share``
        (`refine`).
     5. All of these timed, in turn, beside the whole model (`speed`).
-    6. Chosen: the fastest whose score is at most ``allowed_loss`` below the whole model's.
+    6. Chosen: the fastest whose score is at most ``allowed_drop`` below the whole model's.
     7. Cross-validation: does a metric chosen on some folds beat random pruning on the one left out (`cross_validate`)?
-    8. On the test data, which nothing was chosen by, the scores of the whole and the chosen model.
+    8. On the test data, which nothing was chosen by, the scores of the whole and the chosen model and, after
+       refinement, of the refined one and the whole one tuned as long.
 
     Args:
         model: trained, with heads; it is left as it is.
@@ -163,9 +166,9 @@ def study(
         score: ``score(model, data)``, one number of all the data, larger is better.
         predict: ``predict(model, data)``, what is timed, on the validation data.
         batch_size: of the measurement.
-        allowed_loss: how far the score may fall.
+        allowed_drop: how far the score may fall.
         share: the share of the heads that refinement removes and cross-validation is about.
-        shares: those that are tried.
+        shares: those that are tried, rounded to whole heads; the same number of heads is tried once, and none is not.
         metrics: names in `METRICS`.
         random_draws: how many random sets for each share.
         fine_tune: ``fine_tune(model, train)`` trains the model in place; None for no refinement.
@@ -187,10 +190,13 @@ def study(
         ValueError: naming the argument that doesn't fit.
         NonFiniteError: if a measure or score is NaN or infinite.
     """
-    allowed_loss = float(checks.number("allowed_loss", allowed_loss, "[0, inf)"))
-    share = float(checks.number("share", share, "(0, 1)"))
-    if not shares or not all(isinstance(s, float) and 0 < s < 1 for s in shares):
-        raise ValueError(f"shares must be numbers in (0, 1). Got {shares!r:.80}.")
+    allowed_drop = float(checks.number("allowed_drop", allowed_drop, "[0, inf)"))
+    total = sum(counts(model).values())
+    in_all, tried = number_of_heads("share", share, model), sorted(set(numbers_of_heads(shares, model)) - {0})
+    for name, given, remove_some in (("share", share, in_all > 0), ("shares", shares, bool(tried))):
+        if not remove_some:
+            raise ValueError(f"{name} must remove at least one of the model's {total} heads. Got {given!r:.80}.")
+    share = in_all / total
     common: dict[str, Any] = dict(loss=loss, batch_size=batch_size, progress=progress)
     measured = importance(model, train, metrics=metrics, seed=seed, **common)
     candidates = try_out(
@@ -198,15 +204,17 @@ def study(
         validation,
         measured,
         score=score,
-        shares=shares,
+        shares=[number / total for number in tried],
         random_draws=random_draws,
         seed=seed,
         progress=progress,
     )
     metric = best_metric(candidates)
 
-    built: list[tuple[str, float, float, Any]] = [
-        (f"{percent(c.share)} pruned", c.share, c.score, prune(model, c.removed)) for c in candidates if c.by == metric
+    built: list[tuple[str, float, bool, float, Any]] = [
+        (f"{percent(c.share)} pruned", c.share, False, c.score, prune(model, c.removed))
+        for c in candidates
+        if c.by == metric
     ]
     refined: list[Round] = []
     control = None
@@ -223,16 +231,21 @@ def study(
             **common,
         )
         built += [
-            (f"round {i}: {percent(r.share)}, tuned", r.share, r.after, r.model) for i, r in enumerate(refined, 1)
+            (f"round {i}: {percent(r.share)}, tuned", r.share, True, r.after, r.model)
+            for i, r in enumerate(refined, 1)
+            if r.share > 0
         ]
         control = nnx.clone(model)
         for _ in refined:
             fine_tune(control, train)
         control.eval()
-    built.insert(0, ("whole", 0.0, scorer(model, validation, score)({}), nnx.clone(model)))
-    times = speed({name: m for name, *_, m in built}, validation, predict=predict, rounds=timing_rounds)
+    built.insert(0, ("whole", 0.0, False, scorer(model, validation, score)({}), nnx.clone(model)))
+    # By number, as two shares of very many heads may have one name.
+    models = {str(i): m for i, (*_, m) in enumerate(built)}
+    times = speed(models, validation, predict=predict, rounds=timing_rounds)
     whole, *options = [
-        Option(name, gone, counts(m), _parameters(m), value, tuple(times[name]), m) for name, gone, value, m in built
+        Option(name, gone, tuned, counts(m), _parameters(m), value, tuple(seconds), m)
+        for (name, gone, tuned, value, m), seconds in zip(built, times.values(), strict=True)
     ]
     cross_validated: list[Fold] = []
     if fresh is not None:
@@ -250,7 +263,7 @@ def study(
             seed=seed,
             **common,
         )
-    chosen = choose(whole, options, allowed_loss)
+    chosen = choose(whole, options, allowed_drop)
     judged = {whole.name: whole.model, chosen.name: chosen.model}
     if control is not None:
         judged |= {TUNED_WHOLE: control, options[-1].name: options[-1].model}
@@ -268,14 +281,14 @@ def study(
         control=None if control is None else scorer(control, validation, score)({}),
         folds=tuple(cross_validated),
         share=share,
-        allowed_loss=allowed_loss,
+        allowed_drop=allowed_drop,
         test_scores=test_scores,
     )
 
 
-def choose(whole: Option, options: Sequence[Option], allowed_loss: float) -> Option:
-    """The fastest option whose score is at most allowed_loss below the whole model's, which is itself one."""
-    allowed = [o for o in options if o.score >= whole.score - allowed_loss]
+def choose(whole: Option, options: Sequence[Option], allowed_drop: float) -> Option:
+    """The fastest option whose score is at most allowed_drop below the whole model's, which is itself one."""
+    allowed = [o for o in options if o.score >= whole.score - allowed_drop]
     return max([whole, *allowed], key=lambda option: option.speed_up(whole))
 
 

@@ -14,12 +14,12 @@ from jaxtyping import PyTree
 from jattn import checks
 from jattn.heads.gates import counts, gated
 from jattn.heads.importance import importance
-from jattn.heads.metrics import METRICS
-from jattn.heads.pruning import prune
+from jattn.heads.metrics import METRICS, asked_for
+from jattn.heads.pruning import number_of_heads, numbers_of_heads, prune
 from jattn.heads.result import Importance, lowest
 from jattn.training import NonFiniteError, arguments
 from jattn.training.loop import progress_bar
-from jattn.training.steps import Loss, number, select
+from jattn.training.steps import Loss, select
 
 Score = Callable[[Any, Any], Any]  # score(model, data): one number of all data, larger is better
 RANDOM = "random"
@@ -31,7 +31,7 @@ class Candidate(NamedTuple):
 
     by: str  # the metric, or "random"
     draw: int  # which of several random sets
-    share: float  # of all heads
+    share: float  # of all heads, that was really removed
     removed: dict[str, list[int]]
     score: float
 
@@ -81,7 +81,7 @@ def try_out(
         data: arrays in any nest, whose first axis counts the examples.
         measured: what `importance` found, best on other data.
         score: ``score(model, data)``, one number of all the data, larger is better; compiled.
-        shares: of all heads, such as ``(0.1, 0.3, 0.5)``; see `Importance.lowest`.
+        shares: of all heads, such as ``(0.1, 0.3, 0.5)``, each rounded to whole heads; see `Importance.lowest`.
         metrics: by which; all that were measured by default.
         random_draws: how many random sets for each share.
         seed: of these.
@@ -100,18 +100,20 @@ def try_out(
     heads = [(path, i) for path, h in counts(model).items() for i in range(h)]
     if set(heads) != set(measured.heads):
         raise ValueError("measured must be the importance of this model's heads. Got that of others.")
+    ranked_by = asked_for(measured.metrics if metrics is None else metrics, measured.metrics)
     rng = np.random.default_rng(seed)
-    sets = []
-    for share in shares:
-        sets += [(by, 0, share, measured.lowest(float(share), by)) for by in metrics or measured.metrics]
+    sets: list[tuple[str, int, float, dict[str, list[int]]]] = []
+    for h in numbers_of_heads(shares, model):
+        share = h / len(heads)
+        sets += [(by, 0, share, measured.lowest(h, by)) for by in ranked_by]
         shuffled = [[heads[i] for i in rng.permutation(len(heads))] for _ in range(random_draws)]
-        sets += [(RANDOM, i, share, lowest(ranking, float(share))) for i, ranking in enumerate(shuffled)]
+        sets += [(RANDOM, i, share, lowest(ranking, h)) for i, ranking in enumerate(shuffled)]
     evaluate = scorer(model, data, score)
     with progress_bar(progress) as bar:
         task = bar.add_task("candidates", total=len(sets), figures="")
         found = []
         for by, draw, share, removed in sets:
-            found.append(Candidate(by, draw, float(share), removed, evaluate(removed)))
+            found.append(Candidate(by, draw, share, removed, evaluate(removed)))
             bar.update(task, advance=1, figures=f"{by} {share:.0%} {found[-1].score:.4g}")
     return found
 
@@ -137,7 +139,11 @@ def scorer(model: nnx.Module, data: PyTree, score: Score) -> Callable[[Mapping[s
 
 @functools.partial(jax.jit, static_argnames=("graph", "score"))
 def _gated_score(state: Any, gates: Any, data: Any, graph: Any, score: Score) -> Any:
-    return number("score", score(gated(nnx.merge(graph, state), gates), data))
+    value = score(gated(nnx.merge(graph, state), gates), data)
+    if not isinstance(value, jax.Array | np.ndarray | np.number | float | int) or jnp.shape(value) != ():
+        fact = f"an array of shape {jnp.shape(value)}" if isinstance(value, jax.Array) else type(value).__name__
+        raise ValueError(f"score must return one number of all the data. Got {fact}.")
+    return jnp.asarray(value)
 
 
 def best_metric(candidates: Sequence[Candidate]) -> str:
@@ -180,14 +186,20 @@ def refine(
         progress: whether to show progress bars.
 
     Returns:
-        The rounds, each with its model; the last one has the share asked for.
+        The rounds, each with its model; the last one has the share asked for, rounded to whole heads.
+
+    Raises:
+        ValueError: naming the argument that doesn't fit.
+        NonFiniteError: if a measure or score is NaN or infinite.
     """
     rounds = checks.number("rounds", rounds, "[1, inf)", integer=True)
-    total = sum(counts(model).values())
-    number_of_heads = round(checks.number("share", share, "[0, 1)") * total)
+    arguments.function("score", score, "model and data")
+    arguments.function("fine_tune", fine_tune, "model and train")
+    checks.one_of("metric", metric, tuple(METRICS))
+    total, in_all = sum(counts(model).values()), number_of_heads("share", share, model)
     current, gone, done = nnx.clone(model), 0, []
     for i in range(rounds):
-        goal = round(number_of_heads * (i + 1) / rounds)
+        goal = round(in_all * (i + 1) / rounds)
         measured = importance(current, train, loss=loss, batch_size=batch_size, metrics=(metric,), progress=progress)
         current = prune(current, measured.lowest(goal - gone, metric))
         gone = goal
@@ -209,9 +221,9 @@ def speed(
     """Seconds that each model takes to predict, taking turns, so that whatever else the machine does meets all alike.
 
     Args:
-        models: by name; each is compiled and run once before.
+        models: by name; each is compiled, and run, before its first turn.
         data: what they predict from, as they take it.
-        predict: ``predict(model, data)``, any arrays; compiled.
+        predict: ``predict(model, data)``, any arrays.
         rounds: how many turns each has; the order is reversed in every other one.
         at_least: seconds of a turn: a fast model predicts several times in it.
 
@@ -292,18 +304,29 @@ def cross_validate(
         fine_tune, rounds: as in `refine`; None for no refinement.
         seed: of the folds and the random sets.
         progress: whether to show progress bars.
+
+    Returns:
+        The folds, each with the scores on what it held out.
+
+    Raises:
+        ValueError: naming the argument that doesn't fit.
+        NonFiniteError: if a measure or score is NaN or infinite.
     """
     data, n = arguments.examples("data", data)
     folds = checks.number("folds", folds, "[2, inf)", integer=True)
     if folds > n:
         raise ValueError(f"folds must be at most the {n} examples. Got {folds}.")
     random_draws = checks.number("random_draws", random_draws, "[1, inf)", integer=True)
+    checks.number("share", share, "[0, 1)")
+    metrics = asked_for(metrics)
+    arguments.function("fresh", fresh, "train")
     order = np.random.default_rng(seed).permutation(n)
     done = []
     for i, held_out in enumerate(np.array_split(order, folds)):
         train = select(data, jnp.asarray(np.setdiff1d(order, held_out)))
         test = select(data, jnp.asarray(np.sort(held_out)))
         model = fresh(train)
+        number_of_heads("share", share, model)
         measured = importance(
             model, train, loss=loss, batch_size=batch_size, metrics=metrics, seed=seed, progress=progress
         )

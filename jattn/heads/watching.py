@@ -40,12 +40,12 @@ class Watch(nnx.Module):
         real = None if real_queries is None else _rows(jnp.asarray(real_queries), query.shape, key.shape[-3])
         statistics = attention_statistics(query, key, mask=all_of(mask, real), bias=bias)
         counted = statistics.largest > 0
-        n = _sum(counted, 1)
+        n = _sum(counted)
 
         def mean(x: Array) -> Array:
-            return _sum(x, 1) / n
+            return _sum(x) / n
 
-        received = _sum(statistics.received, 1, keep=1) / n[:, None]
+        received = _sum(statistics.received, keep_positions=True) / n[:, None]
         y = jnp.where(jnp.swapaxes(counted, -1, -2)[..., None], output, 0).astype(at_least_float32(output))
         y = y.reshape(-1, *y.shape[-2:])  # "n h e"
         centred = y - y.sum(axis=0) / n[:, None]
@@ -105,7 +105,7 @@ def _rows(real: Array, shape: tuple[int, ...], s: int) -> Mask:
     return lengths(jnp.where(jnp.broadcast_to(real, (*batch, t)), s, 0), per_query=True)
 
 
-def _sum(x: Array, axis: int, keep: int = 0) -> Array:
+def _sum(x: Array, keep_positions: bool = False) -> Array:
     """Over all examples of ``*b h t``, and over the positions unless they are kept."""
     x = x.sum(axis=tuple(range(x.ndim - 2)))
-    return x if keep else x.sum(axis=-1)
+    return x if keep_positions else x.sum(axis=-1)
