@@ -7,7 +7,8 @@
 8 heads of 64; one example, or four with lengths that are T / 2 on average. Each column gets the mask in the form it is
 fastest with; PyTorch's flash has its own causal, and a tensor otherwise. All do the same work: before a row is measured
 their outputs and gradients are held to jattn's, except for dropout, which each draws for itself. The columns take turns
-in each round, 20 ms or more each. --read prints the table, and draws the plot, of what --json kept. On a GPU the peers
+in each round, 20 ms or more each. On request, --columns jattn PyTorch "products alone" shows the floor: jattn's matrix
+products without the rest. --read prints the table, and draws the plot, of what --json kept. On a GPU the peers
 are cuDNN and XLA's own attention, both through jax.nn, in bfloat16 on 1,024 to 32,768 tokens.
 """
 
@@ -19,13 +20,13 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.attention_peers import CASES, COLUMNS, GPU_COLUMNS, Work
+from benchmarks.attention_peers import CASES, COLUMNS, FLOOR, GPU_COLUMNS, Work
 from benchmarks.comparison import PASSES, TOLERANCE, Column, Row, best_of, parser_of, print_table, run, table_of
 
 
 def main(arguments: list[str]) -> None:
     gpu = jax.default_backend() == "gpu"
-    columns = GPU_COLUMNS if gpu else COLUMNS
+    columns = GPU_COLUMNS if gpu else COLUMNS | FLOOR
     options = _options(arguments, columns, gpu)
     if options.read:
         kept = json.loads(options.read.read_text())
@@ -94,6 +95,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def _options(arguments: list[str], columns: dict[str, Callable[..., Column]], gpu: bool) -> argparse.Namespace:
     parser = parser_of("attention", __doc__, columns)
+    parser.set_defaults(columns=[name for name in columns if name not in FLOOR])
     lengths = [2**i for i in (range(10, 16) if gpu else range(7, 14))]
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="of these only")
     parser.add_argument("--lengths", nargs="+", type=int, default=lengths, metavar="T", help="how many tokens")

@@ -11,6 +11,7 @@ import numpy as np
 
 import jattn
 from benchmarks.comparison import Column, LeftOut, jitted, torch_column, with_gradients
+from benchmarks.products import products_of
 from jattn import masks
 
 HEADS, WIDTH = 8, 64
@@ -101,6 +102,21 @@ def ours(work: Work, implementation: Any = None) -> Column:
         return jattn.attention(query, key, value, mask=mask, implementation=implementation, **options)
 
     return _jax_column(work, f, work.case.rule(work.t), jax.random.key(0))
+
+
+def products(work: Work) -> Column:
+    """The floor under jattn's: the same matrix products, of the same blocks, and nothing else."""
+    mask = work.case.rule(work.t)
+    if mask is not None and not isinstance(mask.span(0, work.t, work.t)[0], int):
+        raise LeftOut("are not known, as data decides how many")
+
+    def f(query: Any, key: Any, value: Any) -> Any:
+        return jattn.attention(query, key, value, mask=mask)
+
+    query, key, value, cotangent = [jnp.asarray(x, work.dtype) for x in work.arrays()]
+    inputs = (cotangent, query, key, value) if work.backward else (query, key, value)
+    compiled = products_of(with_gradients(f, 3) if work.backward else f, *inputs)
+    return Column(lambda: (compiled().block_until_ready(),), 0, comparable=False)
 
 
 def jax_nn(work: Work, implementation: Any = None) -> Column:
@@ -204,6 +220,7 @@ JAX_COLUMNS: dict[str, Callable[..., Column]] = {
     "nnx": flax_nnx,
     "Equinox": equinox,
 }
+FLOOR = {"products alone": products}
 COLUMNS = {"jattn": ours, "PyTorch": torch_sdpa} | JAX_COLUMNS | {"naive PyTorch": torch_naive}
 GPU_COLUMNS: dict[str, Callable[..., Column]] = {
     "jattn": ours,

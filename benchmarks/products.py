@@ -1,4 +1,4 @@
-"""The floor under a training step: its own matrix products, and nothing else."""
+"""The floor under a computation: its own matrix products, and nothing else."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
