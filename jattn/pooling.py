@@ -7,6 +7,7 @@ Every attention in jattn is `pool` with some score: on all queries at once (dens
 (streaming).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from jattn.checks import broadcasts_to
 from jattn.mask_types import Mask, as_mask
-from jattn.scores import Number, at_least_float32
+from jattn.scores import Number, Score, at_least_float32
 
 ScoreFn = Callable[[Float[Array, "*b t h c"], Float[Array, "*b s h d"]], Float[Array, "*b h t s"]]
 
@@ -69,7 +70,7 @@ def masked_softmax(
             allowed = allowed.squeeze(-3)  # logits without heads
         if not broadcasts_to(allowed.shape, logits.shape):
             raise ValueError(f"mask must broadcast to the shape of logits, {logits.shape}. Got shape {allowed.shape}.")
-    return _masked_softmax(logits, allowed)[0]
+    return _softmax(_masked(logits, allowed), False)[0]
 
 
 def pool(
@@ -89,7 +90,7 @@ def pool(
     h = query.shape[-2]
     key, value = repeat_heads(key, h), repeat_heads(value, h)
     x = logits(query, key, score=score, bias=bias, logits_soft_cap=logits_soft_cap)
-    pooled = average(x, jnp.swapaxes(value, -2, -3), **rest)
+    pooled = average(x, jnp.swapaxes(value, -2, -3), whole=reaches_all(score, bias) and key.shape[-3] > 0, **rest)
     return pooled._replace(output=jnp.swapaxes(pooled.output, -2, -3))
 
 
@@ -100,13 +101,26 @@ def average(
     allowed: Bool[Array, "..."] | None = None,
     keep: Bool[Array, "*b t s"] | None = None,
     dropout_rate: float = 0.0,
+    whole: bool = False,
 ) -> Pooled:
-    """The values' average under the softmax of the logits; any head axis is in front. ``keep`` survives dropout."""
-    weights, log_sum_exp = _masked_softmax(logits, allowed)
-    kept = weights if keep is None else jnp.where(keep, weights / (1 - dropout_rate), 0)
-    # Wide, so that the output is rounded once.
-    output = jnp.matmul(kept, value.astype(jnp.promote_types(value.dtype, kept.dtype)))
+    """The values' average under the softmax of the logits; any head axis is in front. ``keep`` survives dropout.
+
+    ``whole`` says that there are keys, and that no logit is minus infinity before the mask.
+    """
+    x = _masked(logits, allowed)
+    weights, log_sum_exp = _softmax(x, whole and allowed is None)
+    value = value.astype(jnp.promote_types(value.dtype, x.dtype))  # wide, so that the output is rounded once
+    if keep is None and x.ndim == 2:
+        output = _divided_last(x, value)
+    else:
+        kept = weights if keep is None else jnp.where(keep, weights / (1 - dropout_rate), 0)
+        output = jnp.matmul(kept, value)
     return Pooled(output, weights, log_sum_exp)
+
+
+def reaches_all(score: ScoreFn, bias: Array | None) -> bool:
+    """Whether no logit can be minus infinity, so that every query has keys unless a mask takes them all."""
+    return isinstance(score, Score) and score.reaches_all and bias is None
 
 
 def logits(
@@ -143,27 +157,48 @@ def repeat_heads(x: Float[Array, "*b s k d"], h: int) -> Float[Array, "*b s h d"
     return x if x.shape[-2] == h else jnp.repeat(x, h // x.shape[-2], axis=-2)
 
 
-def _masked_softmax(
-    logits: Float[Array, "*b t s"], allowed: Bool[Array, "..."] | None
-) -> tuple[Float[Array, "*b t s"], Float[Array, "*b t"]]:
-    """The weights and the logarithm of the sum under them."""
+def _masked(logits: Float[Array, "*b t s"], allowed: Bool[Array, "..."] | None) -> Float[Array, "*b t s"]:
+    """In float32 or wider, minus infinity where the mask does not allow it."""
     logits = logits.astype(at_least_float32(logits))
-    return _softmax(logits if allowed is None else jnp.where(allowed, logits, -jnp.inf))
+    return logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
 
 
-@jax.custom_jvp
-def _softmax(logits: Float[Array, "*b t s"]) -> tuple[Float[Array, "*b t s"], Float[Array, "*b t"]]:
-    peak = jnp.max(logits, axis=-1, keepdims=True, initial=jnp.finfo(logits.dtype).min)
-    exponentials = jnp.exp(logits - peak)
+def _exponentials(x: Float[Array, "*b t s"], whole: bool) -> tuple[Array, Array, Array]:
+    """Of the logits, their sum, and the row's largest logit, which is taken off them first."""
+    # Without another floor XLA on a CPU fuses this with the product before it.
+    peak = jnp.max(x, axis=-1, keepdims=True, initial=None if whole else jnp.finfo(x.dtype).min)
+    exponentials = jnp.exp(x - peak)
     total = jnp.sum(exponentials, axis=-1, keepdims=True)
-    empty = total == 0  # false of NaN, which must not disappear
-    total = jnp.where(empty, 1, total)
-    return exponentials / total, jnp.where(empty, -jnp.inf, peak + jnp.log(total)).squeeze(-1)
+    return exponentials, total if whole else jnp.maximum(total, 1), peak
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _softmax(x: Float[Array, "*b t s"], whole: bool) -> tuple[Float[Array, "*b t s"], Float[Array, "*b t"]]:
+    """The weights and the logarithm of the sum under them."""
+    exponentials, total, peak = _exponentials(x, whole)
+    log_sum_exp = peak + jnp.log(total)
+    if not whole:
+        log_sum_exp = jnp.where(peak == jnp.finfo(x.dtype).min, -jnp.inf, log_sum_exp)
+    return exponentials / total, log_sum_exp.squeeze(-1)
 
 
 @_softmax.defjvp
-def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+def _softmax_jvp(whole: bool, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
     """``d w = w (d x - sum of w d x)``: JAX's own keeps more arrays, and takes a small model's step 1.7 times."""
-    weights, log_sum_exp = _softmax(*primals)
+    weights, log_sum_exp = _softmax(*primals, whole)
     mean = jnp.sum(weights * tangents[0], axis=-1, keepdims=True)
     return (weights, log_sum_exp), (weights * (tangents[0] - mean), mean.squeeze(-1))
+
+
+@jax.custom_jvp
+def _divided_last(x: Float[Array, "t s"], value: Float[Array, "s e"]) -> Float[Array, "t e"]:
+    """``softmax(x) @ value`` with one pass over a t s array less."""
+    exponentials, total, _ = _exponentials(x, whole=False)
+    return jnp.matmul(exponentials, value) / total
+
+
+@_divided_last.defjvp
+def _divided_last_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, value), (dx, dvalue) = primals, tangents
+    (weights, _), (d_weights, _) = jax.jvp(lambda x: _softmax(x, False), (x,), (dx,))
+    return _divided_last(x, value), jnp.matmul(d_weights, value) + jnp.matmul(weights, dvalue)

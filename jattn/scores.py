@@ -8,7 +8,7 @@ reach scores minus infinity. Any function of that shape will do as a score; thos
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ Number = float | Float[Array, ""]
 
 class Score(Pytree):
     """The base of the scores below: widths they accept, what to compute once a token, the pairs of one head."""
+
+    reaches_all: ClassVar[bool] = True  # no key scores minus infinity
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         """The logits of every query with every key."""
@@ -73,12 +75,15 @@ class DotProduct(Score):
     scale: Number | None = None
 
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
-        dtype = at_least_float32(query, key)
-        products = jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=dtype)
-        return products * self.scale_of(query)
+        query, key, rest = self.prepare(query, key)
+        products = jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=at_least_float32(query, key))
+        return rest._scaled(products, query)
 
     def pairs(self, query: Float[Array, "t d"], key: Float[Array, "s d"]) -> Float[Array, "t s"]:
         products = jnp.matmul(query, key.T, preferred_element_type=at_least_float32(query, key))
+        return self._scaled(products, query)
+
+    def _scaled(self, products: Array, query: Array) -> Array:
         scale = self.scale_of(query)
         return products if isinstance(scale, float) and scale == 1 else products * scale
 
@@ -88,7 +93,7 @@ class DotProduct(Score):
 
     def prepare(
         self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s k d"]
-    ) -> tuple[Float[Array, "*b t h d"], Float[Array, "*b s k d"], Score]:
+    ) -> tuple[Float[Array, "*b t h d"], Float[Array, "*b s k d"], "DotProduct"]:
         if query.dtype != at_least_float32(query):  # a scaled query would lose digits
             return query, key, self
         return query * self.scale_of(query), key, DotProduct(1.0)
@@ -261,6 +266,8 @@ class Boxcar(_Kernel):
         Array([[[  0.,   0., -inf]]], dtype=float32)
     """
 
+    reaches_all: ClassVar[bool] = False
+
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         squared = self.squared_distance(query, key)
         return jnp.where(squared <= 1, jnp.zeros_like(squared), -jnp.inf)
@@ -276,6 +283,8 @@ class Epanechnikov(_Kernel):
         >>> Epanechnikov()(jnp.zeros((1, 1, 1)), jnp.array([0.0, 1.0]).reshape(2, 1, 1))
         Array([[[ -0., -inf]]], dtype=float32)
     """
+
+    reaches_all: ClassVar[bool] = False
 
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         squared = self.squared_distance(query, key)

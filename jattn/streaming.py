@@ -25,13 +25,13 @@ from jattn.pooling import Pooled, average, biased_and_capped
 from jattn.scores import Number, Products, Score
 
 _LOGITS = 2**21  # at most in a block that could have fewer rows, so that they stay near the core that made them
-_ROWS = (512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
-_OVERHEAD = 64  # what a block costs beside its rows, in rows
+_ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
+_OVERHEAD = 24  # what a block costs beside its rows, in rows
 # How many widths of spans are compiled, to one of which each span is rounded up: where they are known, and where data
 # decides, in parts of all keys.
 _WIDTHS = 8
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
-_LEAST_WIDTH = 128
+_LEAST_WIDTH = 64
 
 
 def output(pooled: Pooled) -> Any:
@@ -107,6 +107,7 @@ def _over_examples(
         part = None if mask is None else mask.part(jnp.unravel_index(i, batch) if batch else (), j * g, g)
         block = functools.partial(
             _block,
+            g=g,
             key=key,
             value=value,
             mask=part,
@@ -117,25 +118,32 @@ def _over_examples(
             matrix=matrix,
             of=of,
         )
-        return _over_rows(block, query, bias, part, s, matrix)
+        return _over_rows(block, query, bias, part, g, s, matrix)
 
     def example(i: Array, *rest: Any) -> Any:
         *heads, bias = rest
         return _map(functools.partial(head, i), (jnp.arange(k), *heads), bias)
 
-    queries = jnp.moveaxis(query.reshape(n, t, k, g, -1), 1, 2)  # n k t g c
+    # The g heads of a group are further queries of its one key head: g rows in place of each.
+    queries = jnp.moveaxis(query.reshape(n, t, k, g, -1), 1, 2).reshape(n, k, t * g, -1)
     # Features before positions, since then no product has to transpose an array of logits, nor has its gradient.
     keys, values = (jnp.moveaxis(x.reshape(n, s, k, x.shape[-1]), 1, 3) for x in (key, value))  # n k d s
     results: Any = _map(example, (jnp.arange(n), queries, keys, values), bias)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2).reshape(*batch, t, h, *x.shape[4:]), results)  # of n k t g e
+
+    def heads_last(x: Array) -> Array:  # of n k (t g) ...
+        x = x.reshape(n, k, t, g, *x.shape[3:])
+        return jnp.moveaxis(x, 1, 2).reshape(*batch, t, h, *x.shape[4:])
+
+    return jax.tree.map(heads_last, results)
 
 
 def _block(
     start: Extent,
-    query: Float[Array, "r g c"],
+    query: Float[Array, "rg c"],
     first: Extent,
     bias: Float[Array, "#g #r #s"] | None,
     *,
+    g: int,
     width: int,
     key: Float[Array, "d s"],
     value: Float[Array, "e s"],
@@ -148,14 +156,13 @@ def _block(
     of: Callable[[Pooled], Any],
 ) -> Any:
     """What ``of`` takes of `average` for the queries from ``start`` on and ``width`` keys from ``first`` on."""
-    r, g, _ = query.shape
-    s = key.shape[-1]
+    r, s = query.shape[0] // g, key.shape[-1]
     first = 0 if width == s else jnp.clip(first, 0, s - width)
 
     def in_reach(x: Array) -> Array:
         return x if x.shape[-1] in (1, width) else lax.dynamic_slice_in_dim(x, first, width, -1)
 
-    def by_row(x: Array) -> Array:  # the heads of a group are further queries of its one key head
+    def by_row(x: Array) -> Array:
         return jnp.swapaxes(jnp.broadcast_to(x, (g, r, x.shape[-1])), 0, 1).reshape(r * g, -1)
 
     keep = None
@@ -165,7 +172,7 @@ def _block(
         keep = dropout_keep_at(
             dropout_rng, dropout_rate, heads, start + jnp.arange(r)[:, None], first + jnp.arange(width)
         )
-    x = score.pairs(query.reshape(r * g, -1), in_reach(key).T)
+    x = score.pairs(query, in_reach(key).T)
     pooled = average(
         biased_and_capped(x, None if bias is None else by_row(in_reach(bias)), logits_soft_cap),
         in_reach(value).T,
@@ -173,7 +180,7 @@ def _block(
         keep=None if keep is None else by_row(keep),
         dropout_rate=dropout_rate,
     )
-    return jax.tree.map(lambda x: x.reshape(r, g, *x.shape[1:]), of(pooled))
+    return of(pooled)
 
 
 class _Group(NamedTuple):
@@ -188,20 +195,21 @@ class _Group(NamedTuple):
 
 def _over_rows(
     block: Callable[..., Any],
-    query: Float[Array, "t g c"],
+    query: Float[Array, "tg c"],
     bias: Float[Array, "#g #t #s"] | None,
     mask: Mask | None,
+    g: int,
     s: int,
     matrix: Array,
 ) -> Any:
     """All blocks of a head, one after the other."""
-    t, g, c = query.shape
+    t = query.shape[0] // g
     pieces = []
     for start, n_blocks, rows, width, firsts in _plan(t, g, s, mask):
         if width or mask is None:
             one = jax.checkpoint(functools.partial(block, width=width), prevent_cse=False)
         else:
-            one = jax.checkpoint(functools.partial(_within_span, block, mask=mask, s=s), prevent_cse=False)
+            one = jax.checkpoint(functools.partial(_within_span, block, mask=mask, g=g, s=s), prevent_cse=False)
         stop = start + n_blocks * rows
         part = bias
         if bias is not None:
@@ -210,7 +218,7 @@ def _over_rows(
         # What depends on nothing but constants JAX computes ahead of a loop around this one, and keeps for its backward
         # pass: the masks of all blocks. Hence starts that depend on the matrix.
         starts = start + rows * jnp.arange(n_blocks) + 0 * matrix
-        xs = (starts, query[start:stop].reshape(n_blocks, rows, g, c), jnp.asarray(firsts))
+        xs = (starts, query[start * g : stop * g].reshape(n_blocks, rows * g, -1), jnp.asarray(firsts))
         blocks = _map(one, xs, part, one_by_one=True)
         pieces.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), blocks))
     return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *xs: jnp.concatenate(xs), *pieces)
@@ -258,10 +266,10 @@ def _rounded(widths: list[int], s: int) -> list[int]:
 
 
 def _within_span(
-    block: Callable[..., Any], start: Array, query: Array, first: Array, bias: Array | None, *, mask: Mask, s: int
+    block: Callable[..., Any], start: Array, query: Array, first: Array, bias: Array | None, *, mask: Mask, g: int, s: int
 ) -> Any:
     """A block with the least width that holds its mask's span, where that depends on data."""
-    low, high = mask.span(start, start + query.shape[0], s)
+    low, high = mask.span(start, start + query.shape[0] // g, s)
     widths = sorted({min(max(math.ceil(share * s), _LEAST_WIDTH), s) for share in _SHARES})
     # Each branch keeps its arguments and nothing else for the backward pass, where all branches' arrays have a place.
     branches = [jax.checkpoint(functools.partial(block, width=width), prevent_cse=False) for width in widths]
