@@ -26,6 +26,7 @@ from jattn.scores import Number, Products, Score
 
 _LOGITS = 2**21  # at most in a block that could have fewer rows, so that they stay near the core that made them
 _ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
+_ROWS_BY_DATA = 512  # of a block whose keys data decides
 _OVERHEAD = 24  # what a block costs beside its rows, in rows
 # How many widths of spans are compiled, to one of which each span is rounded up: where they are known, and where data
 # decides, in parts of all keys.
@@ -232,7 +233,7 @@ def _plan(t: int, g: int, s: int, mask: Mask | None) -> list[_Group]:
         spans, static = lambda start, stop: (0, s), True  # where all heads are taken at once, nothing can be skipped
     sizes = [rows // g for rows in _ROWS if rows * s <= _LOGITS and rows >= g] or [max(_ROWS[-1] // g, 1)]
     if not static:
-        return _groups(t, min(sizes[0], max(256 // g, 1)), None)
+        return _groups(t, min(sizes[0], max(_ROWS_BY_DATA // g, 1)), None)
     plans = [_groups(t, size, spans, s) for size in sizes]
     return min(plans, key=lambda plan: sum(x.blocks * x.width * (x.rows * g + _OVERHEAD) for x in plan))
 
