@@ -24,7 +24,7 @@ Number = float | Float[Array, ""]
 class Score(Pytree):
     """The base of the scores below: widths they accept, what to compute once a token, the pairs of one head."""
 
-    reaches_all: ClassVar[bool] = True  # no key scores minus infinity
+    reaches_all: ClassVar[bool] = False  # whether no key scores minus infinity, short of an overflow
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         """The logits of every query with every key."""
@@ -72,12 +72,13 @@ class DotProduct(Score):
         Array([[[2., 2.]]], dtype=float32)
     """
 
+    reaches_all: ClassVar[bool] = True
     scale: Number | None = None
 
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
-        query, key, rest = self.prepare(query, key)
+        query, key, score = self.prepare(query, key)
         products = jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=at_least_float32(query, key))
-        return rest._scaled(products, query)
+        return score._scaled(products, query)
 
     def pairs(self, query: Float[Array, "t d"], key: Float[Array, "s d"]) -> Float[Array, "t s"]:
         products = jnp.matmul(query, key.T, preferred_element_type=at_least_float32(query, key))
@@ -94,7 +95,7 @@ class DotProduct(Score):
     def prepare(
         self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s k d"]
     ) -> tuple[Float[Array, "*b t h d"], Float[Array, "*b s k d"], "DotProduct"]:
-        if query.dtype != at_least_float32(query):  # a scaled query would lose digits
+        if query.dtype != at_least_float32(query, key):  # a scaled query would lose digits
             return query, key, self
         return query * self.scale_of(query), key, DotProduct(1.0)
 
@@ -130,6 +131,7 @@ class Additive(Score):
         (1, 5, 7)
     """
 
+    reaches_all: ClassVar[bool] = True
     w_query: Float[Array, "c n"]
     w_key: Float[Array, "d n"]
     w_value: Float[Array, "n"]
@@ -266,8 +268,6 @@ class Boxcar(_Kernel):
         Array([[[  0.,   0., -inf]]], dtype=float32)
     """
 
-    reaches_all: ClassVar[bool] = False
-
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         squared = self.squared_distance(query, key)
         return jnp.where(squared <= 1, jnp.zeros_like(squared), -jnp.inf)
@@ -284,8 +284,6 @@ class Epanechnikov(_Kernel):
         Array([[[ -0., -inf]]], dtype=float32)
     """
 
-    reaches_all: ClassVar[bool] = False
-
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         squared = self.squared_distance(query, key)
         inside = squared < 1
@@ -300,6 +298,8 @@ class Constant(Score):
     >>> Constant()(jnp.ones((1, 1, 4)), jnp.ones((2, 1, 3)))
     Array([[[0., 0.]]], dtype=float32)
     """
+
+    reaches_all: ClassVar[bool] = True
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         *b, t, h, _ = query.shape

@@ -4,8 +4,9 @@
 mask's span, and each row's softmax whole. Nothing here has a derivative rule: a block is recomputed in the backward
 pass, and forward mode and second order are JAX's.
 
-Axes beyond the usual: n examples · g query heads of a group · r query rows of a block · w keys in its reach. An axis
-of a bias that is written ``#t`` may have length 1, and stands for all positions then.
+Axes beyond the usual: n examples · g query heads of a group, side by side at each position in rg and tg · r query rows
+of a block · w keys in its reach. An axis of a bias that is written ``#t`` may have length 1, and stands for all
+positions then.
 """
 
 import functools
@@ -26,7 +27,7 @@ from jattn.scores import Number, Products, Score
 
 _LOGITS = 2**21  # at most in a block that could have fewer rows, so that they stay near the core that made them
 _ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
-_ROWS_BY_DATA = 512  # of a block whose keys data decides
+_ROWS_BY_DATA = 512  # at most where data decides which keys a block sees: those of more rows lie further apart
 _OVERHEAD = 24  # what a block costs beside its rows, in rows
 # How many widths of spans are compiled, to one of which each span is rounded up: where they are known, and where data
 # decides, in parts of all keys.
@@ -203,7 +204,7 @@ def _over_rows(
     s: int,
     matrix: Array,
 ) -> Any:
-    """All blocks of a head, one after the other."""
+    """All blocks of a group of heads, one after the other."""
     t = query.shape[0] // g
     pieces = []
     for start, n_blocks, rows, width, firsts in _plan(t, g, s, mask):
@@ -267,7 +268,15 @@ def _rounded(widths: list[int], s: int) -> list[int]:
 
 
 def _within_span(
-    block: Callable[..., Any], start: Array, query: Array, first: Array, bias: Array | None, *, mask: Mask, g: int, s: int
+    block: Callable[..., Any],
+    start: Array,
+    query: Array,
+    first: Array,
+    bias: Array | None,
+    *,
+    mask: Mask,
+    g: int,
+    s: int,
 ) -> Any:
     """A block with the least width that holds its mask's span, where that depends on data."""
     low, high = mask.span(start, start + query.shape[0] // g, s)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jattn import masked_softmax, masks
+from jattn import dot_product_attention, masked_softmax, masks
 from jattn.pooling import logits, repeat_heads
 from jattn.scores import DotProduct
 from tests import oracle
@@ -147,3 +147,21 @@ def test_the_soft_cap_leaves_minus_infinity_out_of_reach():
     bias = jnp.where(jnp.arange(7) < 3, 0.0, -INF)
     actual = logits(query, key, score=DotProduct(), bias=bias, logits_soft_cap=2.0)
     np.testing.assert_array_equal(jnp.isneginf(actual), np.broadcast_to(np.arange(7) >= 3, (2, 3, 5, 7)))
+
+
+def test_log_sum_exp_of_a_row_at_the_end_of_float32():
+    """The most negative finite bias allows; minus infinity does not."""
+    query, key = jnp.zeros((2, 1, 4)), jnp.ones((3, 1, 4))
+    bias = jnp.array([jnp.finfo(jnp.float32).min, -INF])[:, None] * jnp.ones(3)
+    output, log_sum_exp = dot_product_attention(
+        query, *2 * [jnp.ones((3, 1, 4))], bias[None, None], return_residual=True
+    )
+    np.testing.assert_array_equal(output[:, 0, 0], [1, 0])
+    np.testing.assert_array_equal(log_sum_exp[:, 0], [jnp.finfo(jnp.float32).min, -INF])
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_query_narrower_than_its_key_keeps_the_keys_digits():
+    query, key = normal(0, 5, 3, 4).astype(jnp.float32), normal(1, 7, 3, 4)
+    expected = 0.3 * np.einsum("thd,shd->hts", query.astype(jnp.float64), key)
+    np.testing.assert_allclose(logits(query, key, score=DotProduct(0.3)), expected, rtol=1e-12, atol=1e-15)

@@ -49,6 +49,15 @@ class OwnData(Mask):
         return cols[None, :] < self.most[:, :, None, None]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Beyond(scores.Score):
+    """A user's own, which no key of query 3 is within reach of."""
+
+    def __call__(self, query, key):
+        x = scores.DotProduct()(query, key)
+        return jnp.where(query[..., 0][..., None].swapaxes(-2, -3) == 9.0, -jnp.inf, x)
+
+
 def query_key_value() -> tuple[jax.Array, jax.Array, jax.Array]:
     return normal(0, B, T, H, D), normal(1, B, S, K, D), normal(2, B, S, K, E)
 
@@ -134,6 +143,17 @@ def test_scores(score):
 def test_additive_score():
     score = scores.Additive(normal(11, D, 21), normal(12, D, 21), normal(13, 21))
     assert_same(score=score, mask=masks.causal(offset=5))
+
+
+@pytest.mark.parametrize("score", [Beyond(), scores.DotProduct()], ids=lambda score: type(score).__name__)
+def test_rows_that_a_score_or_a_bias_empties(score):
+    query = query_key_value()[0].at[:, 3, :, 0].set(9.0)
+    bias = None if isinstance(score, Beyond) else jnp.zeros((T, S)).at[3].set(-jnp.inf)
+    assert_same(query=query, score=score, bias=bias)
+    for implementation in ("dense", "streaming"):
+        output = attention(query, *query_key_value()[1:], score=score, bias=bias, implementation=implementation)
+        assert not output[:, 3].any()
+        assert jnp.isfinite(output).all()
 
 
 def test_dropout_and_gates():
