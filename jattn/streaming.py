@@ -12,6 +12,7 @@ positions then.
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,10 +29,10 @@ from jattn.scores import Number, Products, Score
 _LOGITS = 2**21  # at most in a block that could have fewer rows, so that they stay near the core that made them
 _ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
 _ROWS_BY_DATA = 512  # at most where data decides which keys a block sees: those of more rows lie further apart
-_OVERHEAD = 24  # what a block costs beside its rows, in rows
-# How many widths of spans are compiled, to one of which each span is rounded up: where they are known, and where data
-# decides, in parts of all keys.
-_WIDTHS = 8
+_OVERHEAD = 12  # what a block costs beside its rows, in rows
+# How many widths of spans are compiled, to one of which each span is rounded up: where they are known (as many as compile
+# in three seconds, with gradients), and where data decides, in parts of all keys.
+_WIDTHS = 6
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 _LEAST_WIDTH = 64
 
@@ -258,13 +259,14 @@ def _groups(t: int, rows: int, spans: Callable[[int, int], tuple[int, int]] | No
 
 
 def _rounded(widths: list[int], s: int) -> list[int]:
-    """The widths, rounded up until there are few different ones."""
+    """The widths, rounded up until there are few different ones, at the least cost of keys that were not in reach."""
     step = min(_LEAST_WIDTH, s)
-    while True:
-        rounded = [max(min(-(-width // step) * step, s), min(step, s)) for width in widths]
-        if len(set(rounded)) <= _WIDTHS:
-            return rounded
-        step *= 2
+    rounded = [min(max(-(-width // step), 1) * step, s) for width in widths]
+    counts = Counter(rounded)
+    while len(counts) > _WIDTHS:
+        _, narrow, wide = min((counts[x] * (y - x), x, y) for x, y in itertools.pairwise(sorted(counts)))
+        counts[wide] += counts.pop(narrow)
+    return [min(kept for kept in counts if kept >= width) for width in rounded]
 
 
 def _within_span(
