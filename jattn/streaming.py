@@ -30,8 +30,8 @@ _LOGITS = 2**21  # at most in a block that could have fewer rows, so that they s
 _ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
 _ROWS_BY_DATA = 512  # at most where data decides which keys a block sees: those of more rows lie further apart
 _OVERHEAD = 12  # what a block costs beside its rows, in rows
-# How many widths of spans are compiled, to one of which each span is rounded up: where they are known (as many as compile
-# in three seconds, with gradients), and where data decides, in parts of all keys.
+# How many widths of spans are compiled, to one of which each span is rounded up: where they are known (as many as, with
+# gradients, compile in three seconds), and where data decides, in parts of all keys.
 _WIDTHS = 6
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 _LEAST_WIDTH = 64
