@@ -12,7 +12,6 @@ positions then.
 import functools
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,10 +28,10 @@ from jattn.scores import Number, Products, Score
 _LOGITS = 2**21  # at most in a block that could have fewer rows, so that they stay near the core that made them
 _ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
 _ROWS_BY_DATA = 512  # at most where data decides which keys a block sees: those of more rows lie further apart
-_OVERHEAD = 12  # what a block costs beside its rows, in rows
-# How many widths of spans are compiled, to one of which each span is rounded up: where they are known (as many as, with
-# gradients, compile in three seconds), and where data decides, in parts of all keys.
-_WIDTHS = 6
+_OVERHEAD = 24  # what a block costs beside its rows, in rows
+# How many widths of spans are compiled, to one of which each span is rounded up: where they are known, and where data
+# decides, in parts of all keys.
+_WIDTHS = 8
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 _LEAST_WIDTH = 64
 
@@ -259,14 +258,13 @@ def _groups(t: int, rows: int, spans: Callable[[int, int], tuple[int, int]] | No
 
 
 def _rounded(widths: list[int], s: int) -> list[int]:
-    """The widths, rounded up until there are few different ones, at the least cost of keys that were not in reach."""
+    """The widths, rounded up until there are few different ones."""
     step = min(_LEAST_WIDTH, s)
-    rounded = [min(max(-(-width // step), 1) * step, s) for width in widths]
-    counts = Counter(rounded)
-    while len(counts) > _WIDTHS:
-        _, narrow, wide = min((counts[x] * (y - x), x, y) for x, y in itertools.pairwise(sorted(counts)))
-        counts[wide] += counts.pop(narrow)
-    return [min(kept for kept in counts if kept >= width) for width in rounded]
+    while True:
+        rounded = [max(min(-(-width // step) * step, s), min(step, s)) for width in widths]
+        if len(set(rounded)) <= _WIDTHS:
+            return rounded
+        step *= 2
 
 
 def _within_span(
