@@ -30,7 +30,7 @@ _ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, fe
 _ROWS_BY_DATA = 512  # at most where data decides which keys a block sees: those of more rows lie further apart
 _OVERHEAD = 24  # what a block costs beside its rows, in rows
 # How many widths of spans are compiled, to one of which each span is rounded up: where they are known, and where data
-# decides, in parts of all keys. Six compile in three quarters of the time, but then blocks of a causal mask share a width
+# decides, in parts of all keys. Six compile in three quarters of the time, but then blocks of a causal mask share one,
 # and with it a loop: on 1,024 tokens that takes 1.4 times as long.
 _WIDTHS = 8
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
