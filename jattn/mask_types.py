@@ -118,7 +118,7 @@ class Causal(Mask):
         return dataclasses.replace(self, offset=_of_example(self.offset, example, 0))
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
-        return 0, _clip(stop + _largest(self.offset), s)
+        return 0, clip(stop + _largest(self.offset), s)
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
         _check_per_example("offset", self.offset, batch)
@@ -139,7 +139,7 @@ class SlidingWindow(Mask):
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
         first, last = -_largest(-self.offset), _largest(self.offset)
-        return _clip(start + first - self.left, s), _clip(stop + last + self.right, s)
+        return clip(start + first - self.left, s), clip(stop + last + self.right, s)
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
         _check_per_example("offset", self.offset, batch)
@@ -159,16 +159,16 @@ class Lengths(Mask):
     def block(self, start: Extent, t: int, first: Extent, s: int) -> Bool[Array, "*bh #t #s"]:
         if not self.per_query:
             return super().block(start, t, first, s)
-        return first + jnp.arange(s) < _slice(self.valid_lens, start, t, -1)[..., None, :, None]
+        return first + jnp.arange(s) < slice_along(self.valid_lens, start, t, -1)[..., None, :, None]
 
     def part(self, example: Index, head: Extent, heads: int) -> Mask:
         return dataclasses.replace(self, valid_lens=_of_example(self.valid_lens, example, int(self.per_query)))
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
         if not self.per_query:
-            return 0, _clip(_largest(self.valid_lens), s)
+            return 0, clip(_largest(self.valid_lens), s)
         rows = jnp.arange(self.valid_lens.shape[-1])  # type: ignore[union-attr]
-        return 0, _clip(_largest(jnp.where((start <= rows) & (rows < stop), self.valid_lens, 0)), s)
+        return 0, clip(_largest(jnp.where((start <= rows) & (rows < stop), self.valid_lens, 0)), s)
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
         if self.per_query:
@@ -195,7 +195,7 @@ class Segments(Mask):
         return query_ids[..., None, :, None] == key_ids[..., None, None, :]
 
     def block(self, start: Extent, t: int, first: Extent, s: int) -> Bool[Array, "*bh #t #s"]:
-        query_ids, key_ids = _slice(self.query_ids, start, t, -1), _slice(self.key_ids, first, s, -1)
+        query_ids, key_ids = slice_along(self.query_ids, start, t, -1), slice_along(self.key_ids, first, s, -1)
         return query_ids[..., None, :, None] == key_ids[..., None, None, :]
 
     def part(self, example: Index, head: Extent, heads: int) -> Mask:
@@ -231,11 +231,11 @@ class Dense(Mask):
         return array
 
     def block(self, start: Extent, t: int, first: Extent, s: int) -> Bool[Array, "*bh #t #s"]:
-        return _slice(_slice(self.array, start, t, -2), first, s, -1)
+        return slice_along(slice_along(self.array, start, t, -2), first, s, -1)
 
     def part(self, example: Index, head: Extent, heads: int) -> Mask:
         array = _of_example(self.array, example, 3)
-        return Dense(array if array.ndim < 3 else _slice(array, head, heads, -3))
+        return Dense(array if array.ndim < 3 else slice_along(array, head, heads, -3))
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
         full = (t, s) if batch is None or heads is None else (*batch, heads, t, s)
@@ -324,7 +324,7 @@ class Part(Mask):
 # Parts of arrays. An axis of length 1 stands for all of its positions.
 
 
-def _slice(x: Any, start: Extent, n: int, axis: int) -> Array:
+def slice_along(x: Any, start: Extent, n: int, axis: int) -> Array:
     """``n`` entries of an axis from ``start`` on."""
     if x.shape[axis] == 1 or x.shape[axis] == n:
         return x
@@ -361,7 +361,8 @@ def _smallest(*xs: int | Array) -> Extent:
     return functools.reduce(jnp.minimum, map(jnp.min, xs))
 
 
-def _clip(x: Extent, s: int) -> Extent:
+def clip(x: Extent, s: int) -> Extent:
+    """x, but at least 0 and at most s."""
     return _smallest(_largest(x, 0), s)
 
 

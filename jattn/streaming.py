@@ -10,31 +10,25 @@ positions then.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jattn.blocks import plan
 from jattn.dropout import dropout_keep_at
-from jattn.mask_types import Extent, Mask
+from jattn.mask_types import Extent, Mask, clip, slice_along
 from jattn.pooling import Pooled, average, biased_and_capped
 from jattn.scores import Number, Products, Score
 
-_LOGITS = 2**21  # at most in a block that could have fewer rows, so that they stay near the core that made them
-_ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
-_ROWS_BY_DATA = 512  # at most where data decides which keys a block sees: those of more rows lie further apart
-_OVERHEAD = 24  # what a block costs beside its rows, in rows
-# How many widths of spans are compiled, to one of which each span is rounded up: where they are known, and where data
-# decides, in parts of all keys. Six compile in three quarters of the time, but then blocks of a causal mask share one,
-# and with it a loop: on 1,024 tokens that takes 1.4 times as long.
-_WIDTHS = 8
-_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
-_LEAST_WIDTH = 64
+# Entries of queries, keys and values that are copied at a time, with their heads first: all if they are no more than
+# the one, which is faster, as many heads as fit into the other if they are.
+_COPIED_AT_ONCE = 2**23
+_COPIED_IN_PARTS = 2**21
 
 
 def output(pooled: Pooled) -> Any:
@@ -101,43 +95,91 @@ def _over_examples(
     *batch, t, h, _ = query.shape
     s, k = key.shape[-3:-1]
     n, g = math.prod(batch), h // k
-    query, key, score = score.prepare(query, key)
-    if bias is not None:
-        bias = _by_head(bias, batch, k, g)
 
-    def head(i: Array, j: Array, query: Array, key: Array, value: Array, bias: Array | None) -> Any:
-        matrix = i * h + j * g
-        part = None if mask is None else mask.part(jnp.unravel_index(i, batch) if batch else (), j * g, g)
-        block = functools.partial(
-            _block,
-            g=g,
-            key=key,
-            value=value,
-            mask=part,
-            score=score,
-            logits_soft_cap=logits_soft_cap,
-            dropout_rate=dropout_rate,
-            dropout_rng=dropout_rng,
-            matrix=matrix,
-            of=of,
-        )
-        return _over_rows(block, query, bias, part, g, s, matrix)
+    def some(i: Extent, j: Extent, query: Array, key: Array, value: Array, bias: Array | None) -> Any:
+        """Of a few examples, from i on, and a few key heads of each, from j on."""
+        query, key, prepared = score.prepare(query, key)
+        some_n, _, some_k, _ = key.shape
 
-    def example(i: Array, *rest: Any) -> Any:
-        *heads, bias = rest
-        return _map(functools.partial(head, i), (jnp.arange(k), *heads), bias)
+        def head(i: Array, j: Array, query: Array, key: Array, value: Array, bias: Array | None) -> Any:
+            matrix = i * h + j * g
+            part = None if mask is None else mask.part(jnp.unravel_index(i, batch) if batch else (), j * g, g)
+            block = functools.partial(
+                _block,
+                g=g,
+                key=key,
+                value=value,
+                mask=part,
+                score=prepared,
+                logits_soft_cap=logits_soft_cap,
+                dropout_rate=dropout_rate,
+                dropout_rng=dropout_rng,
+                matrix=matrix,
+                of=of,
+            )
+            return _over_rows(block, query, bias, part, g, s, matrix)
 
-    # The g heads of a group are further queries of its one key head: g rows in place of each.
-    queries = jnp.moveaxis(query.reshape(n, t, k, g, -1), 1, 2).reshape(n, k, t * g, -1)
-    # Features before positions, since then no product has to transpose an array of logits, nor has its gradient.
-    keys, values = (jnp.moveaxis(x.reshape(n, s, k, x.shape[-1]), 1, 3) for x in (key, value))  # n k d s
-    results: Any = _map(example, (jnp.arange(n), queries, keys, values), bias)
+        def example(i: Array, *rest: Any) -> Any:
+            *heads, bias = rest
+            return _map(functools.partial(head, i), (j + jnp.arange(some_k), *heads), bias)
+
+        # The g heads of a group are further queries of its one key head: g rows in place of each.
+        queries = jnp.moveaxis(query.reshape(some_n, t, some_k, g, -1), 1, 2).reshape(some_n, some_k, t * g, -1)
+        # Features before positions, since then no product has to transpose an array of logits, nor has its gradient.
+        keys, values = (jnp.moveaxis(x, 1, 3) for x in (key, value))  # n k d s
+        return _map(example, (i + jnp.arange(some_n), queries, keys, values), bias)
 
     def heads_last(x: Array) -> Array:  # of n k (t g) ...
         x = x.reshape(n, k, t, g, *x.shape[3:])
         return jnp.moveaxis(x, 1, 2).reshape(*batch, t, h, *x.shape[4:])
 
+    query, key, value = (x.reshape(n, *x.shape[-3:]) for x in (query, key, value))
+    results = _some_at_a_time(some, query, key, value, None if bias is None else _by_head(bias, batch, k, g))
     return jax.tree.map(heads_last, results)
+
+
+def _some_at_a_time(
+    f: Callable[..., Any],
+    query: Float[Array, "n t h c"],
+    key: Float[Array, "n s k d"],
+    value: Float[Array, "n s k e"],
+    bias: Float[Array, "#n #k #g #t #s"] | None,
+) -> Any:
+    """``f(i, j, query, key, value, bias)``, which is ``n k ...``, of all; but taken of so few examples, from i on, and
+    key heads, from j on, that little is copied at a time.
+    """
+    n, _, k, _ = key.shape
+    some_n, some_k = _together(n, k, sum(x.size for x in (query, key, value)))
+    if (some_n, some_k) == (n, k):
+        return f(0, 0, query, key, value, bias)
+
+    # Without a checkpoint the copies of all heads would be kept for the backward pass.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def some(m: Array) -> Any:
+        i, j = m // (k // some_k) * some_n, m % (k // some_k) * some_k
+
+        def part(x: Array) -> Array:  # of heads and features as one axis, or XLA would copy the whole, heads first
+            rows, width = x.shape[1], x.shape[2] // k * x.shape[3]
+            flat = lax.dynamic_slice(x.reshape(n, rows, -1), (i, 0, j * width), (some_n, rows, some_k * width))
+            return flat.reshape(some_n, rows, -1, x.shape[3])
+
+        few = None if bias is None else slice_along(slice_along(bias, i, some_n, 0), j, some_k, 1)
+        return f(i, j, *map(part, (query, key, value)), few)
+
+    results = lax.map(some, jnp.arange(n * k // (some_n * some_k)))
+    return jax.tree.map(lambda x: x.reshape(n, k, *x.shape[3:]), results)
+
+
+def _together(n: int, k: int, size: int) -> tuple[int, int]:
+    """How many of n examples, and how many of the k key heads of each, when all have ``size`` entries: some whole
+    examples or some heads of one, so many that they divide the others.
+    """
+    if size <= _COPIED_AT_ONCE or jax.default_backend() != "cpu":  # an accelerator takes all heads at once
+        return n, k
+    heads = max(_COPIED_IN_PARTS * n * k // size, 1)
+    if heads >= k:
+        return max(i for i in range(1, n + 1) if n % i == 0 and i * k <= heads), k
+    return 1, max(i for i in range(1, k + 1) if k % i == 0 and i <= heads)
 
 
 def _block(
@@ -160,10 +202,10 @@ def _block(
 ) -> Any:
     """What ``of`` takes of `average` for the queries from ``start`` on and ``width`` keys from ``first`` on."""
     r, s = query.shape[0] // g, key.shape[-1]
-    first = 0 if width == s else jnp.clip(first, 0, s - width)
+    first = clip(first, s - width)
 
     def in_reach(x: Array) -> Array:
-        return x if x.shape[-1] in (1, width) else lax.dynamic_slice_in_dim(x, first, width, -1)
+        return slice_along(x, first, width, -1)
 
     def by_row(x: Array) -> Array:
         return jnp.swapaxes(jnp.broadcast_to(x, (g, r, x.shape[-1])), 0, 1).reshape(r * g, -1)
@@ -186,16 +228,6 @@ def _block(
     return of(pooled)
 
 
-class _Group(NamedTuple):
-    """Consecutive blocks of ``rows`` queries with ``width`` keys each, or, if that is 0, as many as data says."""
-
-    start: int
-    blocks: int
-    rows: int
-    width: int
-    firsts: list[int]  # the first key of each
-
-
 def _over_rows(
     block: Callable[..., Any],
     query: Float[Array, "tg c"],
@@ -208,90 +240,65 @@ def _over_rows(
     """All blocks of a group of heads, one after the other."""
     t = query.shape[0] // g
     pieces = []
-    for start, n_blocks, rows, width, firsts in _plan(t, g, s, mask):
-        if width or mask is None:
-            one = jax.checkpoint(functools.partial(block, width=width), prevent_cse=False)
+    for blocks, widths, by_data in plan(t, g, s, mask):
+        start, rows, first, _ = blocks[0]
+        stop = start + len(blocks) * rows
+        reach: tuple[Array, ...] = ()
+        one: Callable[..., Any]
+        if by_data:
+            assert mask is not None
+            one = functools.partial(_within_span, block, widths, mask, rows, s)
+        elif len(blocks) == 1:  # a number that is known is faster to slice at
+            one = functools.partial(_of_width, block, widths, first, 0)
         else:
-            one = jax.checkpoint(functools.partial(_within_span, block, mask=mask, g=g, s=s), prevent_cse=False)
-        stop = start + n_blocks * rows
+            one = functools.partial(_of_width, block, widths)
+            reach = tuple(jnp.asarray(x) for x in ([x.first for x in blocks], [widths.index(x.width) for x in blocks]))
+        one = jax.checkpoint(one, prevent_cse=False)
         part = bias
         if bias is not None:
             part = bias[:, start:stop] if bias.shape[1] == t else bias
             part = jnp.moveaxis(part.reshape(part.shape[0], -1, min(rows, part.shape[1]), part.shape[2]), 1, 0)
         # What depends on nothing but constants JAX computes ahead of a loop around this one, and keeps for its backward
         # pass: the masks of all blocks. Hence starts that depend on the matrix.
-        starts = start + rows * jnp.arange(n_blocks) + 0 * matrix
-        xs = (starts, query[start * g : stop * g].reshape(n_blocks, rows * g, -1), jnp.asarray(firsts))
-        blocks = _map(one, xs, part, one_by_one=True)
-        pieces.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), blocks))
+        starts = start + rows * jnp.arange(len(blocks)) + 0 * matrix
+        xs = (*reach, starts, query[start * g : stop * g].reshape(len(blocks), rows * g, -1))
+        results = _map(one, xs, part, one_by_one=True)
+        pieces.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results))
     return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *xs: jnp.concatenate(xs), *pieces)
 
 
-def _plan(t: int, g: int, s: int, mask: Mask | None) -> list[_Group]:
-    """The cheapest way to cut ``t`` queries, with ``g`` heads each, into blocks."""
-    spans: Any = functools.partial(mask.span, s=s) if mask is not None else lambda start, stop: (0, s)
-    static = all(isinstance(end, int) for end in spans(0, t))
-    if not static and jax.default_backend() != "cpu":
-        spans, static = lambda start, stop: (0, s), True  # where all heads are taken at once, nothing can be skipped
-    sizes = [rows // g for rows in _ROWS if rows * s <= _LOGITS and rows >= g] or [max(_ROWS[-1] // g, 1)]
-    if not static:
-        return _groups(t, min(sizes[0], max(_ROWS_BY_DATA // g, 1)), None)
-    plans = [_groups(t, size, spans, s) for size in sizes]
-    return min(plans, key=lambda plan: sum(x.blocks * x.width * (x.rows * g + _OVERHEAD) for x in plan))
-
-
-def _groups(t: int, rows: int, spans: Callable[[int, int], tuple[int, int]] | None, s: int = 0) -> list[_Group]:
-    """Blocks of so many queries; of fewer if those leave no rest."""
-    count = -(-t // rows)
-    rows = t // count if t % count == 0 else min(rows, t)
-    starts = range(0, t, rows)
-    sizes = [min(rows, t - start) for start in starts]
-    if spans is None:
-        reach, widths = [(0, 0)] * len(starts), [0] * len(starts)
-    else:
-        reach = [spans(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-        widths = _rounded([high - low for low, high in reach], s)
-    groups = []
-    for (size, width), members in itertools.groupby(range(len(starts)), lambda i: (sizes[i], widths[i])):
-        blocks = list(members)
-        groups.append(_Group(starts[blocks[0]], len(blocks), size, width, [reach[i][0] for i in blocks]))
-    return groups
-
-
-def _rounded(widths: list[int], s: int) -> list[int]:
-    """The widths, rounded up until there are few different ones."""
-    step = min(_LEAST_WIDTH, s)
-    while True:
-        rounded = [max(min(-(-width // step) * step, s), min(step, s)) for width in widths]
-        if len(set(rounded)) <= _WIDTHS:
-            return rounded
-        step *= 2
-
-
 def _within_span(
+    block: Callable[..., Any], widths: list[int], mask: Mask, rows: int, s: int, start: Array, *rest: Any
+) -> Any:
+    """A block with the least of the widths that holds its mask's span, which depends on data."""
+    low, high = mask.span(start, start + rows, s)
+    chosen = jnp.searchsorted(jnp.asarray(widths), jnp.asarray(high - low))
+    return _of_width(block, widths, low, chosen, start, *rest)
+
+
+def _of_width(
     block: Callable[..., Any],
+    widths: list[int],
+    first: Extent,
+    chosen: Extent,
     start: Array,
     query: Array,
-    first: Array,
     bias: Array | None,
-    *,
-    mask: Mask,
-    g: int,
-    s: int,
 ) -> Any:
-    """A block with the least width that holds its mask's span, where that depends on data."""
-    low, high = mask.span(start, start + query.shape[0] // g, s)
-    widths = sorted({min(max(math.ceil(share * s), _LEAST_WIDTH), s) for share in _SHARES})
+    """A block with the chosen one of the widths."""
+    if len(widths) == 1:
+        return block(start, query, first, bias, width=widths[0])
     # Each branch keeps its arguments and nothing else for the backward pass, where all branches' arrays have a place.
     branches = [jax.checkpoint(functools.partial(block, width=width), prevent_cse=False) for width in widths]
-    chosen = jnp.searchsorted(jnp.asarray(widths), jnp.asarray(high - low))
-    return lax.switch(chosen, branches, start, query, low, bias)
+    return lax.switch(chosen, branches, start, query, first, bias)
 
 
 def _map(f: Callable[..., Any], xs: tuple[Any, ...], bias: Array | None, one_by_one: bool = False) -> Any:
     """f over the first axis of xs, and over that of the bias, unless its length of 1 stands for all."""
 
     def each(f: Callable[[Any], Any], xs: Any) -> Any:
+        if jax.tree.leaves(xs)[0].shape[0] == 1:
+            return jax.tree.map(lambda x: x[None], f(jax.tree.map(lambda x: x[0], xs)))
         # A processor's cores share the work of one head's block; an accelerator takes all heads' at once.
         return lax.map(f, xs) if one_by_one or jax.default_backend() == "cpu" else jax.vmap(f)(xs)
 

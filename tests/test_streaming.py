@@ -10,7 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 import jattn
-from jattn import attention, masks, scores, streaming
+from jattn import attention, blocks, masks, scores, streaming
 from jattn.mask_types import Mask
 
 B, T, S, H, K, D, E = 2, 300, 700, 4, 2, 8, 6
@@ -307,29 +307,59 @@ def test_refusals(arguments, message):
         attention(**named_inputs() | arguments)
 
 
-def test_blocks_cover_all_queries_once():
-    for t in (1, 63, 64, 255, 512, 513, 1000, 1024, 4097):
-        for mask in (None, masks.causal(), masks.sliding_window(100, 0), masks.lengths(jnp.array(7))):
-            rows = [
-                row
-                for group in streaming._plan(t, 1, 2048, mask)
-                for row in range(group.start, group.start + group.blocks * group.rows)
-            ]
-            assert rows == list(range(t))
+@pytest.fixture
+def traced_anew():
+    """For what tracing looks at and JAX does not know of."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
 
 
-def test_a_window_sees_few_keys():
-    plan = streaming._plan(4096, 1, 4096, masks.sliding_window(256, 0))
-    assert max(group.width for group in plan) <= 1024
-    assert sum(group.blocks * group.rows * group.width for group in plan) < 4096 * 4096 / 8
+@pytest.mark.parametrize("heads", [1, 2, 6], ids=lambda heads: f"{heads} heads")
+def test_a_few_heads_at_a_time(monkeypatch, traced_anew, heads):
+    """As where copies of all would take much memory."""
+    query, key, value = normal(0, 3, 40, 4, D), normal(1, 3, 50, 2, D), normal(2, 3, 50, 2, E)
+    size = (query.size + key.size + value.size) // 6
+    monkeypatch.setattr(streaming, "_COPIED_AT_ONCE", 0)
+    monkeypatch.setattr(streaming, "_COPIED_IN_PARTS", heads * size)
+    taken = streaming._together(3, 2, 6 * size)
+    assert taken == {1: (1, 1), 2: (1, 2), 6: (3, 2)}[heads]
+    given = dict(query=query, key=key, value=value)
+    for shape in ((3, 4, 40, 50), (4, 40, 50), (3, 1, 1, 50)):
+        assert_same(**given, bias=normal(10, *shape), mask=masks.lengths(jnp.array([0, 20, 50])))
+    assert_same(**given, dropout_rate=0.3, dropout_rng=jax.random.key(0), score=scores.DotProduct(jnp.array(0.3)))
+    score = scores.Additive(normal(11, D, 5), normal(12, D, 5), normal(13, 5))
+    assert_same(**given, score=score, mask=booleans(6, 3, 4, 40, 50))
 
 
-def test_all_heads_at_once(monkeypatch):
+def test_a_loop_that_chooses_among_known_widths(monkeypatch, traced_anew):
+    """As over large blocks."""
+    monkeypatch.setattr(blocks, "_LOGITS_APART", 0)
+    (group,) = blocks.plan(T - T % 64, 1, S, masks.causal(offset=3))
+    assert len(group.widths) > 1
+    assert_same(mask=masks.causal(offset=3), bias=normal(10, H, T, S))
+    assert_same(mask=masks.sliding_window(30, 5), dropout_rate=0.3, dropout_rng=jax.random.key(0))
+
+
+def test_scratch_memory_is_a_hundredth_of_the_dense_forms():
+    given = [jax.ShapeDtypeStruct((1, 8192, 8, 64), jnp.float32)] * 3
+
+    def f(query, key, value):
+        return attention(query, key, value, mask=masks.causal())
+
+    def with_gradients(query, key, value):
+        return jax.vjp(f, query, key, value)[1](query)
+
+    matrix = 8 * 8192 * 8192 * 4
+    for g, matrices in ((f, 2), (with_gradients, 4)):  # logits and weights; also their gradients
+        scratch = jax.jit(g).lower(*given).compile().memory_analysis().temp_size_in_bytes
+        assert scratch < matrices * matrix / 100
+
+
+def test_all_heads_at_once(monkeypatch, traced_anew):
     """As on an accelerator, where one head after the other would leave most of it idle."""
-    jax.clear_caches()  # or what was traced for this processor would be used again
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert_same(mask=masks.causal(), bias=normal(10, H, T, S))
     assert_same(
         mask=masks.causal() & masks.lengths(jnp.array([650, 80])), dropout_rate=0.3, dropout_rng=jax.random.key(0)
     )
-    jax.clear_caches()

@@ -1,0 +1,104 @@
+"""How `jattn.streaming` cuts queries into blocks, and how many keys each block sees. All of it is decided on tracing.
+
+Axes: t queries · g heads for each · s keys.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from jattn.mask_types import Extent, Mask
+
+_LOGITS = 2**21  # at most in a block that could have fewer rows, so that they stay near the core that made them
+_ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
+_ROWS_BY_DATA = 512  # at most where data decides which keys a block sees: those of more rows lie further apart
+_OVERHEAD = 24  # what a block costs beside its rows, in rows
+# Each width is compiled for itself. So there are few, to which those that are known are rounded up while that costs
+# little work; where data decides, they are these parts of all keys.
+_WIDTHS = 8
+_LEAST_WIDTH = 64
+_LITTLE = 1 / 12
+_PARTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+_LOGITS_APART = 2**18  # at most in blocks that get a loop for each width
+
+
+class Block(NamedTuple):
+    """Queries, and the keys that they see."""
+
+    start: int
+    rows: int
+    first: int
+    width: int
+
+
+class Group(NamedTuple):
+    """Consecutive blocks of as many rows, which one loop goes over."""
+
+    blocks: list[Block]
+    widths: list[int]  # that are compiled, ascending
+    by_data: bool  # whether data decides which of them a block needs, and its first key
+
+
+def plan(t: int, g: int, s: int, mask: Mask | None) -> list[Group]:
+    """The cheapest way to cut the queries into blocks."""
+    on_cpu = jax.default_backend() == "cpu"
+    sizes = [rows // g for rows in _ROWS if rows * s <= _LOGITS and rows >= g] or [max(_ROWS[-1] // g, 1)]
+
+    def everything(start: int, stop: int) -> tuple[int, int]:
+        return 0, s
+
+    def spans(start: int, stop: int) -> tuple[Extent, Extent]:
+        return everything(start, stop) if mask is None else mask.span(start, stop, s)
+
+    if all(isinstance(end, int) for end in spans(0, t)):
+        cuts = [_rounded(_cut(t, rows, spans), s) for rows in sizes]
+    elif on_cpu:
+        widths = sorted({min(max(math.ceil(part * s), _LEAST_WIDTH), s) for part in _PARTS})
+        blocks = _cut(t, min(sizes[0], max(_ROWS_BY_DATA // g, 1)), everything)
+        return [Group(list(alike), widths, by_data=True) for _, alike in itertools.groupby(blocks, lambda x: x.rows)]
+    else:  # where all heads are taken at once, nothing can be skipped
+        cuts = [_cut(t, rows, everything) for rows in sizes]
+    blocks = _with_fewer_widths(min(cuts, key=lambda blocks: sum(x.width * (x.rows * g + _OVERHEAD) for x in blocks)))
+    # Small blocks alone in their loop run beside each other, which those that a loop chooses a width for do not. An
+    # accelerator would wait for each choice.
+    apart = not on_cpu or max(x.width * x.rows * g for x in blocks) <= _LOGITS_APART
+    groups = itertools.groupby(blocks, lambda x: (x.rows, x.width if apart else None))
+    return [Group(alike, sorted({x.width for x in alike}), by_data=False) for _, group in groups if (alike := [*group])]
+
+
+def _cut(t: int, rows: int, spans: Callable[[int, int], tuple[Extent, Extent]]) -> list[Block]:
+    """Blocks of so many queries; of fewer if those leave no rest."""
+    count = -(-t // rows)
+    rows = t // count if t % count == 0 else min(rows, t)
+    blocks = []
+    for start in range(0, t, rows):
+        stop = min(start + rows, t)
+        low, high = spans(start, stop)
+        assert isinstance(low, int)
+        assert isinstance(high, int)
+        blocks.append(Block(start, stop - start, low, high - low))
+    return blocks
+
+
+def _rounded(blocks: list[Block], s: int) -> list[Block]:
+    """The widths, rounded up to multiples of what leaves few different ones."""
+    step = min(_LEAST_WIDTH, s)
+    while True:
+        rounded = [x._replace(width=max(min(-(-x.width // step) * step, s), step)) for x in blocks]
+        if len({x.width for x in rounded}) <= _WIDTHS:
+            return rounded
+        step = min(2 * step, s)
+
+
+def _with_fewer_widths(blocks: list[Block]) -> list[Block]:
+    """Without the narrowest widths, if there is a loop anyway and they save little work."""
+    most = sum(x.rows * x.width for x in blocks) * (1 + _LITTLE)
+    while 1 < len(widths := sorted({x.width for x in blocks})) < len(blocks):
+        wider = [x._replace(width=max(x.width, widths[1])) for x in blocks]
+        if sum(x.rows * x.width for x in wider) > most:
+            break
+        blocks = wider
+    return blocks
