@@ -12,21 +12,24 @@ import jax
 
 from jattn.mask_types import Extent, Mask
 
-_LOGITS = 2**21  # at most in a block that could have fewer rows, so that they stay near the core that made them
+_LOGITS = 2**22  # at most in a block that could have fewer rows, so that they stay near the core that made them
 _ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
 _ROWS_BY_DATA = 512  # at most where data decides which keys a block sees: those of more rows lie further apart
 _OVERHEAD = 24  # what a block costs beside its rows, in rows
-# Each width is compiled for itself. So there are few, to which those that are known are rounded up while that costs
-# little work; where data decides, they are these parts of all keys.
-_WIDTHS = 8
-_LEAST_WIDTH = 64
-_LITTLE = 1 / 12
-_PARTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+# Each width is compiled for itself, so there are few.
+_WIDTHS = 8  # at most; of six, two blocks of a causal mask on 1,024 tokens share one, which takes 1.4 times as long
+_LEAST_WIDTH = 64  # and the first step of rounding up
+_LITTLE = 1 / 12  # of the work: what doesn't save as much isn't worth a loop
+_PARTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of all keys: the widths where data decides
 _LOGITS_APART = 2**18  # at most in blocks that get a loop for each width
 
 
 class Block(NamedTuple):
-    """Queries, and the keys that they see."""
+    """Queries, and the keys that they see.
+
+    ``first`` may be too late for ``width`` keys to follow, and is moved forward then. Where data decides, both stand
+    for all keys.
+    """
 
     start: int
     rows: int
@@ -61,12 +64,14 @@ def plan(t: int, g: int, s: int, mask: Mask | None) -> list[Group]:
         return [Group(list(alike), widths, by_data=True) for _, alike in itertools.groupby(blocks, lambda x: x.rows)]
     else:  # where all heads are taken at once, nothing can be skipped
         cuts = [_cut(t, rows, everything) for rows in sizes]
-    blocks = _with_fewer_widths(min(cuts, key=lambda blocks: sum(x.width * (x.rows * g + _OVERHEAD) for x in blocks)))
-    # Small blocks alone in their loop run beside each other, which those that a loop chooses a width for do not. An
-    # accelerator would wait for each choice.
+    blocks = min(cuts, key=lambda cut: sum(x.width * (x.rows * g + _OVERHEAD) for x in cut))
+    # Small blocks are faster with a loop for each width than in one that chooses among them, and an accelerator would
+    # wait for each choice.
     apart = not on_cpu or max(x.width * x.rows * g for x in blocks) <= _LOGITS_APART
-    groups = itertools.groupby(blocks, lambda x: (x.rows, x.width if apart else None))
-    return [Group(alike, sorted({x.width for x in alike}), by_data=False) for _, group in groups if (alike := [*group])]
+    if apart:
+        blocks = _with_fewer_widths(blocks)
+    alike = [list(x) for _, x in itertools.groupby(blocks, lambda x: (x.rows, x.width if apart else None))]
+    return [Group(blocks, sorted({x.width for x in blocks}), by_data=False) for blocks in alike]
 
 
 def _cut(t: int, rows: int, spans: Callable[[int, int], tuple[Extent, Extent]]) -> list[Block]:
@@ -77,8 +82,8 @@ def _cut(t: int, rows: int, spans: Callable[[int, int], tuple[Extent, Extent]]) 
     for start in range(0, t, rows):
         stop = min(start + rows, t)
         low, high = spans(start, stop)
-        assert isinstance(low, int)
-        assert isinstance(high, int)
+        if not (isinstance(low, int) and isinstance(high, int)):
+            raise TypeError(f"A mask's span must be integers for any queries or for none. Got {low!r} and {high!r}.")
         blocks.append(Block(start, stop - start, low, high - low))
     return blocks
 
@@ -94,7 +99,7 @@ def _rounded(blocks: list[Block], s: int) -> list[Block]:
 
 
 def _with_fewer_widths(blocks: list[Block]) -> list[Block]:
-    """Without the narrowest widths, if there is a loop anyway and they save little work."""
+    """Without the narrowest widths, where they save little work; but not if each block has a width of its own."""
     most = sum(x.rows * x.width for x in blocks) * (1 + _LITTLE)
     while 1 < len(widths := sorted({x.width for x in blocks})) < len(blocks):
         wider = [x._replace(width=max(x.width, widths[1])) for x in blocks]

@@ -33,7 +33,10 @@ class Score(Pytree):
     def prepare(
         self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s k d"]
     ) -> tuple[Float[Array, "*b t h m"], Float[Array, "*b s k n"], "Score"]:
-        """What can be computed once a token: features of query and key, and a score of those with the same logits."""
+        """What can be computed once a token: features of query and key, and a score of those with the same logits.
+
+        It may be given a few of the examples and heads at a time.
+        """
         return query, key, self
 
     def pairs(self, query: Float[Array, "t c"], key: Float[Array, "s d"]) -> Float[Array, "t s"]:

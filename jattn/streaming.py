@@ -5,8 +5,8 @@ mask's span, and each row's softmax whole. Nothing here has a derivative rule: a
 pass, and forward mode and second order are JAX's.
 
 Axes beyond the usual: n examples · g query heads of a group, side by side at each position in rg and tg · r query rows
-of a block · w keys in its reach. An axis of a bias that is written ``#t`` may have length 1, and stands for all
-positions then.
+of a block · w keys in its reach. The numbers of an example and of a key head are i and j. An axis of a bias that is
+written ``#t`` may have length 1, and stands for all positions then.
 """
 
 import functools
@@ -25,8 +25,8 @@ from jattn.mask_types import Extent, Mask, clip, slice_along
 from jattn.pooling import Pooled, average, biased_and_capped
 from jattn.scores import Number, Products, Score
 
-# Entries of queries, keys and values that are copied at a time, with their heads first: all if they are no more than
-# the one, which is faster, as many heads as fit into the other if they are.
+# Entries of queries, keys and values that are copied at a time, heads first: up to the first number all, which is
+# faster; beyond it as many heads as fit into the second, and at least one.
 _COPIED_AT_ONCE = 2**23
 _COPIED_IN_PARTS = 2**21
 
@@ -153,26 +153,30 @@ def _some_at_a_time(
     if (some_n, some_k) == (n, k):
         return f(0, 0, query, key, value, bias)
 
+    # Heads and features are one axis, or XLA would copy the whole arrays, heads first.
+    whole = [x.reshape(*x.shape[:2], -1) for x in (query, key, value)]
+    features = [x.shape[-1] for x in (query, key, value)]
+
     # Without a checkpoint the copies of all heads would be kept for the backward pass.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def some(m: Array) -> Any:
-        i, j = m // (k // some_k) * some_n, m % (k // some_k) * some_k
+    def one_part(number: Array) -> Any:
+        i, j = number // (k // some_k) * some_n, number % (k // some_k) * some_k
 
-        def part(x: Array) -> Array:  # of heads and features as one axis, or XLA would copy the whole, heads first
-            rows, width = x.shape[1], x.shape[2] // k * x.shape[3]
-            flat = lax.dynamic_slice(x.reshape(n, rows, -1), (i, 0, j * width), (some_n, rows, some_k * width))
-            return flat.reshape(some_n, rows, -1, x.shape[3])
+        def cut_out(x: Array, features: int) -> Array:
+            rows, per_key_head = x.shape[1], x.shape[2] // k
+            x = lax.dynamic_slice(x, (i, 0, j * per_key_head), (some_n, rows, some_k * per_key_head))
+            return x.reshape(some_n, rows, -1, features)
 
         few = None if bias is None else slice_along(slice_along(bias, i, some_n, 0), j, some_k, 1)
-        return f(i, j, *map(part, (query, key, value)), few)
+        return f(i, j, *map(cut_out, whole, features), few)
 
-    results = lax.map(some, jnp.arange(n * k // (some_n * some_k)))
+    results = lax.map(one_part, jnp.arange(n * k // (some_n * some_k)))
     return jax.tree.map(lambda x: x.reshape(n, k, *x.shape[3:]), results)
 
 
 def _together(n: int, k: int, size: int) -> tuple[int, int]:
     """How many of n examples, and how many of the k key heads of each, when all have ``size`` entries: some whole
-    examples or some heads of one, so many that they divide the others.
+    examples or some heads of one, a number that divides all of them.
     """
     if size <= _COPIED_AT_ONCE or jax.default_backend() != "cpu":  # an accelerator takes all heads at once
         return n, k
@@ -253,7 +257,8 @@ def _over_rows(
         else:
             one = functools.partial(_of_width, block, widths)
             reach = tuple(jnp.asarray(x) for x in ([x.first for x in blocks], [widths.index(x.width) for x in blocks]))
-        one = jax.checkpoint(one, prevent_cse=False)
+        # XLA can't take the first computation for the second in a loop; on an accelerator there may be none around it.
+        one = jax.checkpoint(one, prevent_cse=len(blocks) == 1 and jax.default_backend() != "cpu")
         part = bias
         if bias is not None:
             part = bias[:, start:stop] if bias.shape[1] == t else bias
@@ -285,7 +290,7 @@ def _of_width(
     query: Array,
     bias: Array | None,
 ) -> Any:
-    """A block with the chosen one of the widths."""
+    """A block of the width whose number is ``chosen``."""
     if len(widths) == 1:
         return block(start, query, first, bias, width=widths[0])
     # Each branch keeps its arguments and nothing else for the backward pass, where all branches' arrays have a place.
@@ -297,7 +302,7 @@ def _map(f: Callable[..., Any], xs: tuple[Any, ...], bias: Array | None, one_by_
     """f over the first axis of xs, and over that of the bias, unless its length of 1 stands for all."""
 
     def each(f: Callable[[Any], Any], xs: Any) -> Any:
-        if jax.tree.leaves(xs)[0].shape[0] == 1:
+        if jax.tree.leaves(xs)[0].shape[0] == 1:  # a loop of one turn would hide numbers that are known
             return jax.tree.map(lambda x: x[None], f(jax.tree.map(lambda x: x[0], xs)))
         # A processor's cores share the work of one head's block; an accelerator takes all heads' at once.
         return lax.map(f, xs) if one_by_one or jax.default_backend() == "cpu" else jax.vmap(f)(xs)
