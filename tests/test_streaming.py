@@ -324,7 +324,7 @@ def test_a_few_heads_at_a_time(monkeypatch, traced_anew, heads, taken):
     monkeypatch.setattr(streaming, "_COPIED_IN_PARTS", int(heads * size / 16))
     assert streaming._together(4, 4, size) == taken
     given = dict(query=query, key=key, value=value)
-    lengths = masks.lengths(jnp.array([[0, 20], [7, 30]]))
+    lengths = masks.lengths(jnp.array([[0, 20], [7, 30]]), per_query=False)
     assert_same(**given, bias=normal(10, 2, 2, 8, 20, 30), mask=lengths)
     assert_same(**given, bias=normal(10, 8, 20, 30), mask=booleans(6, 2, 1, 8, 20, 30))
     assert_same(**given, bias=normal(10, 2, 2, 1, 1, 30), dropout_rate=0.3, dropout_rng=jax.random.key(0))
