@@ -153,24 +153,34 @@ def _some_at_a_time(
     if (some_n, some_k) == (n, k):
         return f(0, 0, query, key, value, bias)
 
+    # Without a checkpoint the copies of all heads would be kept for the backward pass.
+    checkpointed = jax.checkpoint(f, prevent_cse=False)
+    if some_k == k:  # whole examples need not be cut out
+
+        def examples(x: tuple[Array, ...]) -> Any:
+            i, *arrays = x
+            return checkpointed(i, 0, *arrays, None if bias is None else slice_along(bias, i, some_n, 0))
+
+        arrays = (x.reshape(-1, some_n, *x.shape[1:]) for x in (query, key, value))
+        results = lax.map(examples, (jnp.arange(0, n, some_n), *arrays))
+        return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), results)
+
     # Heads and features are one axis, or XLA would copy the whole arrays, heads first.
     whole = [x.reshape(*x.shape[:2], -1) for x in (query, key, value)]
     features = [x.shape[-1] for x in (query, key, value)]
 
-    # Without a checkpoint the copies of all heads would be kept for the backward pass.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def one_part(number: Array) -> Any:
-        i, j = number // (k // some_k) * some_n, number % (k // some_k) * some_k
+    def heads(number: Array) -> Any:
+        i, j = number // (k // some_k), number % (k // some_k) * some_k
 
         def cut_out(x: Array, features: int) -> Array:
             rows, per_key_head = x.shape[1], x.shape[2] // k
-            x = lax.dynamic_slice(x, (i, 0, j * per_key_head), (some_n, rows, some_k * per_key_head))
-            return x.reshape(some_n, rows, -1, features)
+            x = lax.dynamic_slice(x, (i, 0, j * per_key_head), (1, rows, some_k * per_key_head))
+            return x.reshape(1, rows, -1, features)
 
-        few = None if bias is None else slice_along(slice_along(bias, i, some_n, 0), j, some_k, 1)
+        few = None if bias is None else slice_along(slice_along(bias, i, 1, 0), j, some_k, 1)
         return f(i, j, *map(cut_out, whole, features), few)
 
-    results = lax.map(one_part, jnp.arange(n * k // (some_n * some_k)))
+    results = lax.map(jax.checkpoint(heads, prevent_cse=False), jnp.arange(n * k // some_k))
     return jax.tree.map(lambda x: x.reshape(n, k, *x.shape[3:]), results)
 
 
