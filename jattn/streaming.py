@@ -153,21 +153,13 @@ def _some_at_a_time(
     if (some_n, some_k) == (n, k):
         return f(0, 0, query, key, value, bias)
 
-    # Without a checkpoint the copies of all heads would be kept for the backward pass.
-    checkpointed = jax.checkpoint(f, prevent_cse=False)
-    if some_k == k:  # whole examples need not be cut out
-
-        def examples(x: tuple[Array, ...]) -> Any:
-            i, *arrays = x
-            return checkpointed(i, 0, *arrays, None if bias is None else slice_along(bias, i, some_n, 0))
-
-        arrays = (x.reshape(-1, some_n, *x.shape[1:]) for x in (query, key, value))
-        results = lax.map(examples, (jnp.arange(0, n, some_n), *arrays))
-        return jax.tree.map(lambda x: x.reshape(n, *x.shape[2:]), results)
-
     # Heads and features are one axis, or XLA would copy the whole arrays, heads first.
     whole = [x.reshape(*x.shape[:2], -1) for x in (query, key, value)]
     features = [x.shape[-1] for x in (query, key, value)]
+
+    def examples(x: tuple[Array, ...]) -> Any:
+        i, *arrays = x
+        return f(i, 0, *arrays, None if bias is None else slice_along(bias, i, some_n, 0))
 
     def heads(number: Array) -> Any:
         i, j = number // (k // some_k), number % (k // some_k) * some_k
@@ -180,7 +172,17 @@ def _some_at_a_time(
         few = None if bias is None else slice_along(slice_along(bias, i, 1, 0), j, some_k, 1)
         return f(i, j, *map(cut_out, whole, features), few)
 
-    results = lax.map(jax.checkpoint(heads, prevent_cse=False), jnp.arange(n * k // some_k))
+    one: Callable[..., Any]
+    xs: Any
+    if some_k == k:  # whole examples need not be cut out
+        one, xs = (
+            examples,
+            (jnp.arange(0, n, some_n), *(x.reshape(-1, some_n, *x.shape[1:]) for x in (query, key, value))),
+        )
+    else:
+        one, xs = heads, jnp.arange(n * k // some_k)
+    # Without a checkpoint the copies of all heads would be kept for the backward pass.
+    results = lax.map(jax.checkpoint(one, prevent_cse=False), xs)
     return jax.tree.map(lambda x: x.reshape(n, k, *x.shape[3:]), results)
 
 

@@ -44,9 +44,13 @@ def test_groups_are_blocks_of_as_many_rows_and_have_their_widths():
 
 
 def test_where_data_decides_there_are_widths_up_to_all_keys():
-    for group in plan(1000, 1, 2048, masks.lengths(jnp.array(7))):
-        assert group.by_data
-        assert group.widths == [256, 512, 1024, 1536, 2048]
+    for t in (1, 63, 64, 255, 512, 513, 1000, 1024, 4097):
+        groups = plan(t, 1, 2048, masks.lengths(jnp.array(7)))
+        blocks = [block for group in groups for block in group.blocks]
+        assert [row for x in blocks for row in range(x.start, x.start + x.rows)] == list(range(t))
+        for group in groups:
+            assert group.by_data
+            assert group.widths == [256, 512, 1024, 1536, 2048]
 
 
 def test_a_window_sees_few_keys_in_one_loop():
