@@ -9,7 +9,8 @@ fastest with; PyTorch's flash has its own causal, and a tensor otherwise. All do
 their outputs and gradients are held to jattn's, except for dropout, which each draws for itself. The columns take turns
 in each round, 20 ms or more each. On request, --columns jattn PyTorch "products alone" shows the floor: jattn's matrix
 products without the rest. --read prints the table, and draws the plot, of what --json kept. On a GPU the peers
-are cuDNN and XLA's own attention, both through jax.nn, in bfloat16 on 1,024 to 32,768 tokens.
+are cuDNN, in its own words for the mask and with an array, and XLA's own attention, all through jax.nn, in bfloat16 on
+1,024 to 32,768 tokens.
 """
 
 import argparse
@@ -95,7 +96,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def _options(arguments: list[str], columns: dict[str, Callable[..., Column]], gpu: bool) -> argparse.Namespace:
     parser = parser_of("attention", __doc__, columns)
-    parser.set_defaults(columns=[name for name in columns if name not in FLOOR])
+    parser.set_defaults(columns=[name for name in columns if name not in FLOOR], limit=24.0 if gpu else 6.0)
     lengths = [2**i for i in (range(10, 16) if gpu else range(7, 14))]
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="of these only")
     parser.add_argument("--lengths", nargs="+", type=int, default=lengths, metavar="T", help="how many tokens")

@@ -72,7 +72,8 @@ class Work(NamedTuple):
         rule = self.case.rule(self.t)
         if rule is None:
             return None
-        rows = 1 if "key_value_seq_lengths" in self.case.peer(self.t) else self.t
+        on_cpu = jax.default_backend() == "cpu"  # cuDNN takes no axis of 1 there
+        rows = 1 if on_cpu and "key_value_seq_lengths" in self.case.peer(self.t) else self.t
 
         def array() -> jax.Array:
             mask = rule.as_array(rows, self.t)
@@ -116,13 +117,18 @@ def products(work: Work) -> Column:
     query, key, value, cotangent = [jnp.asarray(x, work.dtype) for x in work.arrays()]
     inputs = (cotangent, query, key, value) if work.backward else (query, key, value)
     compiled = products_of(with_gradients(f, 3) if work.backward else f, *inputs)
-    return Column(lambda: (compiled().block_until_ready(),), 0, comparable=False)
+    return Column(lambda: (compiled(),), 0, comparable=False)
 
 
-def jax_nn(work: Work, implementation: Any = None) -> Column:
+def jax_nn(work: Work, implementation: Any = None, as_array: bool = False) -> Column:
+    """In its own words for the mask, where it has some; or with the mask as an array all the same."""
     if work.case.dropout:
         raise LeftOut("has no dropout")
-    options = work.case.peer(work.t)
+    if as_array and work.case.rule(work.t) is None:
+        raise LeftOut("has no mask to be given")
+    options = {} if as_array else work.case.peer(work.t)
+    if implementation == "cudnn" and "local_window_size" in options:  # which leaves all later keys in by itself
+        options = options | {"is_causal": True}
     data: dict[str, Any] = {name: x for name, x in options.items() if isinstance(x, jax.Array)}
     static = {name: x for name, x in options.items() if name not in data}
     if not options:
@@ -225,5 +231,6 @@ COLUMNS = {"jattn": ours, "PyTorch": torch_sdpa} | JAX_COLUMNS | {"naive PyTorch
 GPU_COLUMNS: dict[str, Callable[..., Column]] = {
     "jattn": ours,
     "cuDNN": functools.partial(jax_nn, implementation="cudnn"),
+    "cuDNN, array": functools.partial(jax_nn, implementation="cudnn", as_array=True),
     "jax.nn": functools.partial(jax_nn, implementation="xla"),
 }

@@ -58,8 +58,9 @@ def attention(
         head_gates: a factor on each head's output, ``h`` or ``*b h``.
         return_weights: also return the weights ``*b h t s``, from before dropout.
         implementation: ``"dense"`` builds the matrix of weights; ``"streaming"`` computes a block of queries at a time
-            in memory linear in the sequence; ``"cudnn"`` calls the kernel for NVIDIA GPUs. By default the fastest that
-            honours the arguments; `explain` says which.
+            in memory linear in the sequence; ``"cudnn"`` calls the kernel for NVIDIA GPUs, which has a gradient, but
+            no forward mode and no second order. By default the fastest that honours the arguments; `explain` says
+            which.
 
     Returns:
         The output ``*b t h e`` in value's dtype; with return_weights also the weights, in float32 or wider.
@@ -129,7 +130,7 @@ def explain(
         >>> x = jnp.ones((2, 1000, 8, 64))
         >>> print(explain(x, x, x, mask=masks.causal()))
         streaming: memory linear in the sequence, and faster than the matrix at this size.
-        not cudnn: it needs an NVIDIA GPU.
+        not cudnn: it needs an NVIDIA GPU, Ampere or newer.
     """
     call = _call(
         query,

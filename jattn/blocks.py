@@ -9,19 +9,34 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
 
 from jattn.mask_types import Extent, Mask
 
-_LOGITS = 2**22  # at most in a block that could have fewer rows, so that they stay near the core that made them
 _ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
-_ROWS_BY_DATA = 512  # at most where data decides which keys a block sees: those of more rows lie further apart
 _OVERHEAD = 24  # what a block costs beside its rows, in rows
-# Each width is compiled for itself, so there are few.
-_WIDTHS = 8  # at most; of six, two blocks of a causal mask on 1,024 tokens share one, which takes 1.4 times as long
-_LEAST_WIDTH = 64  # and the first step of rounding up
 _LITTLE = 1 / 12  # of the work: what doesn't save as much isn't worth a loop
-_PARTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # of all keys: the widths where data decides
 _LOGITS_APART = 2**18  # at most in blocks that get a loop for each width
+
+
+class _Limits(NamedTuple):
+    """What differs between processors."""
+
+    logits: int  # at most in the blocks that are computed at a time, so that they stay near the core that made them
+    widths: int  # each is compiled for itself, so there are few
+    least_width: int  # and the first step of rounding up
+    # Where data decides which keys a block sees:
+    parts: tuple[float, ...]  # of all keys: the widths
+    least_part: int
+    rows: int  # at most, as those of more lie further apart
+
+
+# On a processor, of six widths two blocks of a causal mask on 1,024 tokens share one, which takes 1.4 times as long.
+_CPU = _Limits(2**22, widths=8, least_width=64, parts=(1 / 8, 1 / 4, 1 / 2, 3 / 4, 1), least_part=64, rows=512)
+# An accelerator takes many blocks at once, and takes longer to compile.
+_ACCELERATOR = _Limits(2**24, widths=4, least_width=64, parts=(1 / 64, 1 / 16, 1 / 4, 1), least_part=512, rows=256)
 
 
 class Block(NamedTuple):
@@ -45,33 +60,53 @@ class Group(NamedTuple):
     by_data: bool  # whether data decides which of them a block needs, and its first key
 
 
-def plan(t: int, g: int, s: int, mask: Mask | None) -> list[Group]:
-    """The cheapest way to cut the queries into blocks."""
-    on_cpu = jax.default_backend() == "cpu"
-    sizes = [rows // g for rows in _ROWS if rows * s <= _LOGITS and rows >= g] or [max(_ROWS[-1] // g, 1)]
+def limits() -> _Limits:
+    """Those of the default device."""
+    return _CPU if on_cpu() else _ACCELERATOR
 
-    def everything(start: int, stop: int) -> tuple[int, int]:
-        return 0, s
+
+def plan(t: int, g: int, s: int, mask: Mask | None, matrices: int = 1) -> list[Group]:
+    """The cheapest way to cut the queries into blocks, of so many matrices at once."""
+    most, *_, parts, least_part, most_rows = limits()
+    sizes = [rows // g for rows in _ROWS if matrices * rows * s <= most and rows >= g] or [max(_ROWS[-1] // g, 1)]
 
     def spans(start: int, stop: int) -> tuple[Extent, Extent]:
-        return everything(start, stop) if mask is None else mask.span(start, stop, s)
+        return (0, s) if mask is None else mask.span(start, stop, s)
 
-    if all(isinstance(end, int) for end in spans(0, t)):
-        cuts = [_rounded(_cut(t, rows, spans), s) for rows in sizes]
-    elif on_cpu:
-        widths = sorted({min(max(math.ceil(part * s), _LEAST_WIDTH), s) for part in _PARTS})
-        blocks = _cut(t, min(sizes[0], max(_ROWS_BY_DATA // g, 1)), everything)
+    if not all(isinstance(end, int) for end in spans(0, t)):
+        widths = sorted({min(max(math.ceil(part * s), least_part), s) for part in parts})
+        blocks = _cut(t, min(sizes[0], max(most_rows // g, 1)), lambda start, stop: (0, s))
         return [Group(list(alike), widths, by_data=True) for _, alike in itertools.groupby(blocks, lambda x: x.rows)]
-    else:  # where all heads are taken at once, nothing can be skipped
-        cuts = [_cut(t, rows, everything) for rows in sizes]
+    cuts = [_rounded(_cut(t, rows, spans), s) for rows in sizes]
     blocks = min(cuts, key=lambda cut: sum(x.width * (x.rows * g + _OVERHEAD) for x in cut))
     # Small blocks are faster with a loop for each width than in one that chooses among them, and an accelerator would
     # wait for each choice.
-    apart = not on_cpu or max(x.width * x.rows * g for x in blocks) <= _LOGITS_APART
+    apart = not on_cpu() or max(x.width * x.rows * g for x in blocks) <= _LOGITS_APART
     if apart:
         blocks = _with_fewer_widths(blocks)
     alike = [list(x) for _, x in itertools.groupby(blocks, lambda x: (x.rows, x.width if apart else None))]
     return [Group(blocks, sorted({x.width for x in blocks}), by_data=False) for blocks in alike]
+
+
+def reach(mask: Mask, starts: Array, rows: int, s: int, widths: list[int]) -> tuple[Array, Array]:
+    """For blocks of so many queries from ``starts`` on, by data: the first key, and the number of the least width."""
+
+    def span(start: Array) -> tuple[Array, Array]:
+        low, high = mask.span(start, start + rows, s)
+        return jnp.asarray(low), jnp.asarray(high)
+
+    low, high = lax.map(span, starts) if on_cpu() else jax.vmap(span)(starts)
+    return low, jnp.searchsorted(jnp.asarray(widths), high - low, method="compare_all")
+
+
+def on_cpu() -> bool:
+    """Where cores share the work of one block; an accelerator takes many at once."""
+    return jax.default_backend() == "cpu"
+
+
+def largest_divisor(n: int, most: int) -> int:
+    """The largest number that divides n and is at most ``most``; 1 if that is less."""
+    return next((i for i in range(min(n, most), 1, -1) if n % i == 0), 1)
 
 
 def _cut(t: int, rows: int, spans: Callable[[int, int], tuple[Extent, Extent]]) -> list[Block]:
@@ -90,10 +125,10 @@ def _cut(t: int, rows: int, spans: Callable[[int, int], tuple[Extent, Extent]]) 
 
 def _rounded(blocks: list[Block], s: int) -> list[Block]:
     """The widths, rounded up to multiples of what leaves few different ones."""
-    step = min(_LEAST_WIDTH, s)
+    step = min(limits().least_width, s)
     while True:
         rounded = [x._replace(width=max(min(-(-x.width // step) * step, s), step)) for x in blocks]
-        if len({x.width for x in rounded}) <= _WIDTHS:
+        if len({x.width for x in rounded}) <= limits().widths:
             return rounded
         step = min(2 * step, s)
 

@@ -2,17 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jattn import checks
+from jattn import checks, cudnn
 from jattn.dropout import dropout_keep
-from jattn.mask_types import Causal, Mask, SlidingWindow
+from jattn.mask_types import Mask
 from jattn.pooling import ScoreFn, pool
-from jattn.scores import DotProduct, Number, Score
+from jattn.scores import Number, Score
 from jattn.streaming import output, output_and_log_sum_exp, stream
 
 Implementation = Literal["dense", "streaming", "cudnn"]
@@ -156,52 +156,7 @@ def _refused_by_streaming(call: Call) -> str | None:
 
 
 def _run_cudnn(call: Call) -> Result:
-    def batched(x: Array | None) -> Array | None:
-        return None if x is None else x.reshape(-1, *x.shape[-3:])
-
-    assert isinstance(call.score, DotProduct)
-    window = (call.mask.left, 0) if isinstance(call.mask, SlidingWindow) else None
-    attend: Any = jax.nn.dot_product_attention
-    output = attend(
-        *(batched(x) for x in (call.query, call.key, call.value)),
-        batched(call.bias),
-        scale=call.score.scale,
-        is_causal=call.mask is not None,
-        local_window_size=window,
-        implementation="cudnn",
-    )
-    return Result(output.reshape(*call.query.shape[:-1], call.value.shape[-1]))
-
-
-def _refused_by_cudnn(call: Call) -> str | None:
-    """Everything that is not known to have the same meaning there."""
-    query, key, value = call.query, call.key, call.value
-    *batch, t, h, d = query.shape
-    full = call.mask is None
-    causal = isinstance(call.mask, Causal) and _is_zero(call.mask.offset)
-    window = isinstance(call.mask, SlidingWindow) and call.mask.right == 0 and _is_zero(call.mask.offset)
-    reasons = {
-        "it needs an NVIDIA GPU": jax.default_backend() != "gpu",
-        "its score is the dot product, with a number known at compile time for a scale": not (
-            isinstance(call.score, DotProduct) and isinstance(call.score.scale, (int, float, type(None)))
-        ),
-        "it takes bfloat16 and float16": query.dtype not in (jnp.bfloat16, jnp.float16),
-        "query, key and value must have one dtype and one width, a multiple of 8 up to 128": not (
-            query.dtype == key.dtype == value.dtype and d == value.shape[-1] and d % 8 == 0 and d <= 128
-        ),
-        "of the masks it has causal() and a causal sliding_window, as many queries as keys": not (
-            full or ((causal or window) and t == key.shape[-3])
-        ),
-        "a bias must have all its axes": not (call.bias is None or call.bias.shape == (*batch, h, t, key.shape[-3])),
-        "it has no soft cap": call.logits_soft_cap is not None,
-        "it drops other weights for the same rng": call.dropout_rate > 0,
-        "it returns no weights and no log-sum-exp": call.return_weights or call.return_log_sum_exp,
-    }
-    return next((reason for reason, refuse in reasons.items() if refuse), None)
-
-
-def _is_zero(offset: Any) -> bool:
-    return isinstance(offset, int) and offset == 0
+    return Result(cudnn.run(call))
 
 
 class _Entry(NamedTuple):
@@ -212,5 +167,5 @@ class _Entry(NamedTuple):
 _TABLE: dict[str, _Entry] = {
     "dense": _Entry(_run_dense, lambda call: None),
     "streaming": _Entry(_run_streaming, _refused_by_streaming),
-    "cudnn": _Entry(_run_cudnn, _refused_by_cudnn),
+    "cudnn": _Entry(_run_cudnn, cudnn.refusal),
 }

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import jax
 from jaxtyping import Array, Bool, Float
 
 from jattn import checks
@@ -89,7 +90,8 @@ def kernel_average(
     scalar = value.ndim == key.ndim - 1
     if scalar:
         value = value[..., None]
-    result = single_head_attention(query, key, value, score=score, mask=mask, return_weights=return_weights)
+    with jax.default_matmul_precision("highest"):  # a GPU's default has three digits
+        result = single_head_attention(query, key, value, score=score, mask=mask, return_weights=return_weights)
     output, *weights = result if return_weights else (result,)
     output = output[..., 0] if scalar else output
     return (output, *weights) if return_weights else output

@@ -103,15 +103,17 @@ def average(
     keep: Bool[Array, "*b t s"] | None = None,
     dropout_rate: float = 0.0,
     reaches_all: bool = False,
+    divide_last: bool = False,
 ) -> Pooled:
     """The values' average under the softmax of the logits; any head axis is in front. ``keep`` survives dropout.
 
-    ``reaches_all`` says that there are keys, and that no logit is minus infinity before the mask.
+    ``reaches_all`` says that there are keys, and that no logit is minus infinity before the mask. ``divide_last``, with
+    no axis in front, takes one pass over the logits less; but an accelerator has a fused softmax, which doesn't.
     """
     x = _masked(logits, allowed)
     weights, log_sum_exp = _softmax(x, never_empty=reaches_all and allowed is None)
     value = value.astype(jnp.promote_types(value.dtype, x.dtype))  # wide, so that the output is rounded once
-    if keep is None and x.ndim == 2:  # a block; with a batch axis XLA's loops for it are slow in some processes
+    if keep is None and divide_last:
         output = _divided_last(x, value)
     else:
         kept = weights if keep is None else jnp.where(keep, weights / (1 - dropout_rate), 0)

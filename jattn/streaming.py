@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jattn.blocks import plan
+from jattn.blocks import largest_divisor, limits, on_cpu, plan, reach
 from jattn.dropout import dropout_keep_at
 from jattn.mask_types import Extent, Mask, clip, slice_along
 from jattn.pooling import Pooled, average, biased_and_capped
@@ -29,6 +29,7 @@ from jattn.scores import Number, Products, Score
 # faster; beyond it as many heads as fit into the second, and at least one.
 _COPIED_AT_ONCE = 2**23
 _COPIED_IN_PARTS = 2**21
+_AXES = ("jattn: examples", "jattn: heads")  # where those are mapped, on an accelerator
 
 
 def output(pooled: Pooled) -> Any:
@@ -117,17 +118,17 @@ def _over_examples(
                 matrix=matrix,
                 of=of,
             )
-            return _over_rows(block, query, bias, part, g, s, matrix)
+            return _over_rows(block, query, bias, part, g, s, matrix, some_n * some_k)
 
         def example(i: Array, *rest: Any) -> Any:
             *heads, bias = rest
-            return _map(functools.partial(head, i), (j + jnp.arange(some_k), *heads), bias)
+            return _map(functools.partial(head, i), (j + jnp.arange(some_k), *heads), bias, _all_of(_AXES[1]))
 
         # The g heads of a group are further queries of its one key head: g rows in place of each.
         queries = jnp.moveaxis(query.reshape(some_n, t, some_k, g, -1), 1, 2).reshape(some_n, some_k, t * g, -1)
         # Features before positions, since then no product has to transpose an array of logits, nor has its gradient.
         keys, values = (jnp.moveaxis(x, 1, 3) for x in (key, value))  # n k d s
-        return _map(example, (i + jnp.arange(some_n), queries, keys, values), bias)
+        return _map(example, (i + jnp.arange(some_n), queries, keys, values), bias, _all_of(_AXES[0]))
 
     def heads_last(x: Array) -> Array:  # of n k (t g) ...
         x = x.reshape(n, k, t, g, *x.shape[3:])
@@ -190,18 +191,16 @@ def _together(n: int, k: int, size: int) -> tuple[int, int]:
     """How many of n examples, and how many of the k key heads of each, when all have ``size`` entries: some whole
     examples or some heads of one, a number that divides all of them.
     """
-    if size <= _COPIED_AT_ONCE or jax.default_backend() != "cpu":  # an accelerator takes all heads at once
+    if size <= _COPIED_AT_ONCE or not on_cpu():  # an accelerator takes all heads at once
         return n, k
-    heads = max(_COPIED_IN_PARTS * n * k // size, 1)
-    if heads >= k:
-        return max(i for i in range(1, n + 1) if n % i == 0 and i * k <= heads), k
-    return 1, max(i for i in range(1, k + 1) if k % i == 0 and i <= heads)
+    heads = _COPIED_IN_PARTS * n * k // size
+    return (largest_divisor(n, heads // k), k) if heads >= k else (1, largest_divisor(k, heads))
 
 
 def _block(
+    first: Extent,
     start: Extent,
     query: Float[Array, "rg c"],
-    first: Extent,
     bias: Float[Array, "#g #r #s"] | None,
     *,
     g: int,
@@ -216,7 +215,7 @@ def _block(
     matrix: Array,
     of: Callable[[Pooled], Any],
 ) -> Any:
-    """What ``of`` takes of `average` for the queries from ``start`` on and ``width`` keys from ``first`` on."""
+    """What ``of`` takes of `average` for ``width`` keys from ``first`` on and the queries from ``start`` on."""
     r, s = query.shape[0] // g, key.shape[-1]
     first = clip(first, s - width)
 
@@ -240,6 +239,7 @@ def _block(
         allowed=None if mask is None else by_row(mask.block(start, r, first, width)),
         keep=None if keep is None else by_row(keep),
         dropout_rate=dropout_rate,
+        divide_last=on_cpu(),
     )
     return of(pooled)
 
@@ -252,76 +252,108 @@ def _over_rows(
     g: int,
     s: int,
     matrix: Array,
+    matrices: int,
 ) -> Any:
-    """All blocks of a group of heads, one after the other."""
+    """All blocks of a group of heads, of ``matrices`` such groups."""
     t = query.shape[0] // g
     pieces = []
-    for blocks, widths, by_data in plan(t, g, s, mask):
+    for blocks, widths, by_data in plan(t, g, s, mask, 1 if on_cpu() else matrices):
         start, rows, first, _ = blocks[0]
         stop = start + len(blocks) * rows
-        reach: tuple[Array, ...] = ()
-        one: Callable[..., Any]
-        if by_data:
-            assert mask is not None
-            one = functools.partial(_within_span, block, widths, mask, rows, s)
-        elif len(blocks) == 1:  # a number that is known is faster to slice at
-            one = functools.partial(_of_width, block, widths, first, 0)
-        else:
-            one = functools.partial(_of_width, block, widths)
-            reach = tuple(jnp.asarray(x) for x in ([x.first for x in blocks], [widths.index(x.width) for x in blocks]))
-        # XLA can't take the first computation for the second in a loop; on an accelerator there may be none around it.
-        one = jax.checkpoint(one, prevent_cse=len(blocks) == 1 and jax.default_backend() != "cpu")
+        starts = start + rows * jnp.arange(len(blocks))
+        if on_cpu():
+            # What depends on nothing but constants JAX computes ahead of a loop around this one, and keeps for its
+            # backward pass: the masks of all blocks. Hence starts that depend on the matrix.
+            starts = starts + 0 * matrix
+        xs: tuple[Array, ...] = (starts, query[start * g : stop * g].reshape(len(blocks), rows * g, -1))
         part = bias
         if bias is not None:
             part = bias[:, start:stop] if bias.shape[1] == t else bias
             part = jnp.moveaxis(part.reshape(part.shape[0], -1, min(rows, part.shape[1]), part.shape[2]), 1, 0)
-        # What depends on nothing but constants JAX computes ahead of a loop around this one, and keeps for its backward
-        # pass: the masks of all blocks. Hence starts that depend on the matrix.
-        starts = start + rows * jnp.arange(len(blocks)) + 0 * matrix
-        xs = (*reach, starts, query[start * g : stop * g].reshape(len(blocks), rows * g, -1))
-        results = _map(one, xs, part, one_by_one=True)
+        one, chosen = block, jnp.asarray([widths.index(x.width) for x in blocks])
+        if by_data:
+            assert mask is not None
+            firsts, chosen = reach(mask, starts, rows, s, widths)
+            xs = (firsts, *xs)
+        elif len({x.first for x in blocks}) == 1:  # a number that is known is faster to slice at
+            one = functools.partial(block, first)
+        else:
+            xs = (jnp.asarray([x.first for x in blocks]), *xs)
+        run = _one_after_the_other if on_cpu() else functools.partial(_side_by_side, matrices=matrices)
+        results = run(one, widths, chosen, xs, part)
         pieces.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results))
     return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *xs: jnp.concatenate(xs), *pieces)
 
 
-def _within_span(
-    block: Callable[..., Any], widths: list[int], mask: Mask, rows: int, s: int, start: Array, *rest: Any
+def _one_after_the_other(
+    block: Callable[..., Any], widths: list[int], chosen: Array, xs: tuple[Array, ...], bias: Array | None
 ) -> Any:
-    """A block with the least of the widths that holds its mask's span, which depends on data."""
-    low, high = mask.span(start, start + rows, s)
-    chosen = jnp.searchsorted(jnp.asarray(widths), jnp.asarray(high - low))
-    return _of_width(block, widths, low, chosen, start, *rest)
+    """A loop over blocks, each with the width whose number is chosen for it."""
+
+    def of_width(chosen: Array, *rest: Any) -> Any:
+        if len(widths) == 1:
+            return block(*rest, width=widths[0])
+        # Each branch keeps its arguments and nothing else for the backward pass, where all branches' arrays have a
+        # place.
+        branches = [jax.checkpoint(functools.partial(block, width=width), prevent_cse=False) for width in widths]
+        return lax.switch(chosen, branches, *rest)
+
+    # XLA can't take the first computation for the second in a loop.
+    return _map(jax.checkpoint(of_width, prevent_cse=False), (chosen, *xs), bias, _one_by_one)
 
 
-def _of_width(
+def _side_by_side(
     block: Callable[..., Any],
     widths: list[int],
-    first: Extent,
-    chosen: Extent,
-    start: Array,
-    query: Array,
+    chosen: Array,
+    xs: tuple[Array, ...],
     bias: Array | None,
+    matrices: int,
 ) -> Any:
-    """A block of the width whose number is ``chosen``."""
+    """As many blocks at once as fit, with the width that the widest of all examples and heads needs.
+
+    An accelerator would wait for each choice of its own, and be idle with a single block.
+    """
+    count, rows, _ = xs[-1].shape
+
+    def of_width(width: int, xs: tuple[Array, ...], bias: Array | None) -> Any:
+        turns = -(-count * rows * width * matrices // limits().logits)
+        at_once = -(-count // min(turns, count))
+        one = jax.checkpoint(functools.partial(block, width=width), prevent_cse=at_once == count)
+        return _map(one, xs, bias, functools.partial(_some_by_some, at_once))
+
     if len(widths) == 1:
-        return block(start, query, first, bias, width=widths[0])
-    # Each branch keeps its arguments and nothing else for the backward pass, where all branches' arrays have a place.
-    branches = [jax.checkpoint(functools.partial(block, width=width), prevent_cse=False) for width in widths]
-    return lax.switch(chosen, branches, start, query, first, bias)
+        return of_width(widths[0], xs, bias)
+    branches = [jax.checkpoint(functools.partial(of_width, width), prevent_cse=False) for width in widths]
+    return lax.switch(lax.pmax(jnp.max(chosen), _AXES), branches, xs, bias)
 
 
-def _map(f: Callable[..., Any], xs: tuple[Any, ...], bias: Array | None, one_by_one: bool = False) -> Any:
-    """f over the first axis of xs, and over that of the bias, unless its length of 1 stands for all."""
+# ----------------------------------------------------------------------------------------------------------------------
+# f over the first axis of xs.
 
-    def each(f: Callable[[Any], Any], xs: Any) -> Any:
-        if jax.tree.leaves(xs)[0].shape[0] == 1:  # a loop of one turn would hide numbers that are known
-            return jax.tree.map(lambda x: x[None], f(jax.tree.map(lambda x: x[0], xs)))
-        # A processor's cores share the work of one head's block; an accelerator takes all heads' at once.
-        return lax.map(f, xs) if one_by_one or jax.default_backend() == "cpu" else jax.vmap(f)(xs)
 
+def _map(f: Callable[..., Any], xs: tuple[Any, ...], bias: Array | None, each: Callable[..., Any]) -> Any:
+    """``each(f, xs)``, f also of the bias, whose first axis stands for all if its length is 1."""
     if bias is None or bias.shape[0] == 1:
         return each(lambda x: f(*x, None if bias is None else bias[0]), xs)
     return each(lambda x: f(*x), (*xs, bias))
+
+
+def _one_by_one(f: Callable[[Any], Any], xs: Any) -> Any:
+    if jax.tree.leaves(xs)[0].shape[0] == 1:  # a loop of one turn would hide numbers that are known
+        return jax.tree.map(lambda x: x[None], f(jax.tree.map(lambda x: x[0], xs)))
+    return lax.map(f, xs)
+
+
+def _some_by_some(at_once: int, f: Callable[[Any], Any], xs: Any) -> Any:
+    if at_once == 1:
+        return _one_by_one(f, xs)
+    return jax.vmap(f)(xs) if at_once == jax.tree.leaves(xs)[0].shape[0] else lax.map(f, xs, batch_size=at_once)
+
+
+def _all_of(axis: str) -> Callable[..., Any]:
+    """A processor's cores share the work of one head's block; an accelerator takes all heads' at once."""
+    return _one_by_one if on_cpu() else lambda f, xs: jax.vmap(f, axis_name=axis)(xs)
 
 
 def _by_head(bias: Float[Array, "..."], batch: list[int], k: int, g: int) -> Float[Array, "#n #k #g #t #s"]:

@@ -256,7 +256,7 @@ OTHERS = [
     (lambda: attend(implementation="flash"), "implementation must be one of None, 'dense'"),
     (lambda: attend(implementation="flash"), "Got 'flash'."),
     (lambda: drop_in(implementation="flash"), "implementation must be one of None, 'xla', 'cudnn'. Got 'flash'."),
-    (lambda: drop_in(implementation="cudnn"), "Got 'cudnn': it needs an NVIDIA GPU."),
+    (lambda: drop_in(implementation="cudnn"), "Got 'cudnn': it needs an NVIDIA GPU, Ampere or newer."),
     (
         lambda: drop_in(key_value_seq_lengths=jnp.array([3, 8])),
         "key_value_seq_lengths must lie between 0 and the number of positions, 7. Got 8.",

@@ -1,0 +1,207 @@
+"""How calls are put to NVIDIA's kernel: to a stand-in for it here, and to the kernel itself where there is a GPU."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import attention, cudnn, masks
+from jattn.implementations import Call
+from jattn.mask_types import Mask
+from jattn.scores import DotProduct
+
+B, T, H, K, D = 2, 1100, 4, 2, 8
+own_kernel = jax.nn.dot_product_attention
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkered(Mask):
+    """A user's own, which has nothing but its rule."""
+
+    def __call__(self, rows, cols):
+        return (rows[:, None] + cols[None, :]) % 2 == 0
+
+
+def integers(seed: int, high: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).integers(0, high, shape))
+
+
+def packed(seed: int, count: int, t: int) -> jax.Array:
+    return jnp.sort(integers(seed, count, B, t))
+
+
+def named(t: int) -> dict[str, Mask | None]:
+    """Masks that the kernel has words for."""
+    return {
+        "none": None,
+        "causal": masks.causal(),
+        "window": masks.sliding_window(30, 0),
+        "lengths": masks.lengths(jnp.array([t - 10, t // 4])),
+        "one length": masks.lengths(t - 1),
+        "causal and lengths": masks.causal() & masks.lengths(jnp.array([t - 10, t // 4])),
+        "window and lengths": masks.lengths(jnp.array([t - 10, t // 4])) & masks.sliding_window(30, 0),
+    }
+
+
+def others(t: int) -> dict[str, Mask]:
+    """Masks that it is given as arrays."""
+    return {
+        "offset": masks.causal(offset=-7),
+        "two sides": masks.sliding_window(30, 5),
+        "prefix": masks.causal() | masks.prefix(20),
+        "not": ~masks.sliding_window(10, 10),
+        "lengths per query": masks.lengths(integers(3, t + 1, B, t)),
+        "offsets": masks.causal(offset=jnp.array([10, 200])),
+        "segments": masks.segments(packed(4, 40, t)),
+        "wide segments": masks.segments(packed(4, 2, t)),
+        "causal segments": masks.causal() & masks.segments(packed(5, 20, t)),
+        "two windows": masks.sliding_window(30, 0) & masks.sliding_window(20, 0),
+        "array": integers(6, 2, B, 1, t, t) > 0,
+        "array of heads": integers(7, 2, H, t, t) > 0,
+        "array of keys": integers(8, 2, B, 1, 1, t) > 0,
+        "own": Checkered(),
+    }
+
+
+@pytest.fixture
+def stand_in(monkeypatch, x64):
+    """jax.nn's own attention in the kernel's place, with the kernel's demands and its zeros."""
+
+    shapes: list[tuple[int, int, int]] = []  # n t s of each call
+
+    def kernel(query, key, value, bias=None, mask=None, *, implementation, **words):
+        assert implementation == "cudnn"
+        t, s = query.shape[1], key.shape[1]
+        shapes.append((query.shape[0], t, s))
+        assert t % 2 == s % 2 == 0
+        assert mask is None or (mask.shape[2:] == (t, s) and mask.shape[1] in (1, H))
+        output = own_kernel(query, key, value, bias, mask, implementation="xla", **words)
+        # By name, unlike by an array, a query may be left with nothing to attend to.
+        first = jnp.arange(t) - words["local_window_size"][0] if "local_window_size" in words else jnp.zeros(t)
+        lens = words.get("key_value_seq_lengths", jnp.array([s]))
+        return jnp.where((first < lens[:, None])[:, :, None, None], output, 0)
+
+    jax.clear_caches()
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(cudnn, "_SMALL", 0)
+    yield shapes
+    jax.clear_caches()
+
+
+def inputs(t: int, dtype=jnp.float64) -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(0)
+    return tuple(jnp.asarray(rng.normal(size=(B, t, heads, D)), dtype) for heads in (H, K, K, H))
+
+
+def with_gradients(f, query, key, value, cotangent):
+    output, pull = jax.vjp(f, query, key, value)
+    return output, *pull(cotangent)
+
+
+def assert_same(mask, t: int) -> None:
+    """Output and gradients through the kernel, and dense; jax.nn's softmax is in float32."""
+    arguments = inputs(t)
+    mask = mask if mask is None or isinstance(mask, Mask) else masks.dense(mask)
+
+    def through_the_kernel(query, key, value):
+        return cudnn.run(Call(query, key, value, DotProduct(), mask))
+
+    def dense(query, key, value):
+        return attention(query, key, value, mask=mask, implementation="dense")
+
+    results, expected = (
+        jax.jit(lambda *x, f=f: with_gradients(f, *x))(*arguments) for f in (through_the_kernel, dense)
+    )
+    for x, y in zip(results, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 * (1 + np.abs(y).max()))
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("t", [T, 77])
+@pytest.mark.parametrize("name", named(T))
+def test_masks_that_it_has_words_for(name, t):
+    assert cudnn._words(named(t)[name], (B,), t, t) is not None
+    assert_same(named(t)[name], t)
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("t", [T, 77])
+@pytest.mark.parametrize("name", others(T))
+def test_masks_that_it_is_given_as_arrays(name, t):
+    mask = others(t)[name]
+    assert not isinstance(mask, Mask) or cudnn._words(mask, (B,), t, t) is None
+    assert_same(mask, t)
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("name", ["offset", "two sides", "segments", "wide segments", "array of heads"])
+def test_a_few_blocks_at_a_time(monkeypatch, name):
+    """As where masks and keys of all blocks would take much memory."""
+    monkeypatch.setattr(cudnn, "_AT_ONCE", B * 512 * 512)
+    assert_same(others(1024)[name], 1024)
+
+
+def test_its_work_falls_with_the_mask(stand_in):
+    x = jax.ShapeDtypeStruct((1, 8192, 1, 8), jnp.float32)
+    jax.eval_shape(lambda q, k, v: cudnn.run(Call(q, k, v, DotProduct(), masks.sliding_window(100, 100))), x, x, x)
+    ((n, t, s),) = stand_in
+    assert n * t == 8192
+    assert s <= 512
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The kernel itself.
+
+on_gpu = pytest.mark.skipif(cudnn.compute_capability() < 8, reason="it needs an NVIDIA GPU, Ampere or newer")
+
+
+def assert_near(t: int, *, bias=None, **rest) -> None:
+    """Output and gradients of the kernel in bfloat16, which has 8 bits, and dense in float32."""
+    arguments = inputs(t, jnp.bfloat16)
+    cotangent = arguments[-1]
+
+    def attend(implementation, query, key, value, bias):
+        return attention(query, key, value, bias=bias, implementation=implementation, **rest)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(implementation, cotangent, *arguments):
+        output, pull = jax.vjp(functools.partial(attend, implementation), *arguments)
+        return output, *jax.tree.leaves(pull(cotangent))
+
+    results = run("cudnn", cotangent, *arguments[:3], bias)
+    with jax.default_matmul_precision("highest"):
+        exact = [None if x is None else x.astype(jnp.float32) for x in (cotangent, *arguments[:3], bias)]
+        expected = run("dense", *exact)
+    for x, y in zip(results, expected, strict=True):
+        np.testing.assert_allclose(x.astype(jnp.float32), y, rtol=0, atol=2e-2 * np.abs(y).max())
+    nothing = np.asarray(expected[0]) == 0  # to attend to
+    assert not np.asarray(results[0])[nothing].any()
+
+
+@on_gpu
+@pytest.mark.parametrize("t", [T, 77])
+@pytest.mark.parametrize("name", [*named(T), *others(T)])
+def test_the_kernel(name, t):
+    assert_near(t, mask=(named(t) | others(t))[name])
+
+
+@on_gpu
+def test_the_kernel_with_a_bias():
+    rng = np.random.default_rng(1)
+    bias = jnp.asarray(rng.normal(size=(B, H, 128, 128)), jnp.bfloat16)
+    assert_near(128, bias=bias)
+    assert_near(128, bias=bias, mask=masks.causal(), head_gates=jnp.arange(1.0, H + 1), scale=0.3)
+
+
+@on_gpu
+def test_it_is_chosen():
+    query, key, value, _ = inputs(128, jnp.bfloat16)
+    for mask in (None, *others(128).values()):
+        assert jattn.explain(query, key, value, mask=mask).implementation == "cudnn"
+    bias = jnp.zeros((128, 128), jnp.bfloat16)
+    assert "all its axes" in jattn.explain(query, key, value, bias=bias).refused["cudnn"]
