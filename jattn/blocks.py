@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jattn.mask_types import Extent, Mask
+from jattn.extents import Extent
+from jattn.loops import on_cpu
+from jattn.mask_types import Mask
 
 _ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
 _OVERHEAD = 24  # what a block costs beside its rows, in rows
@@ -97,16 +99,6 @@ def reach(mask: Mask, starts: Array, rows: int, s: int, widths: list[int]) -> tu
 
     low, high = lax.map(span, starts) if on_cpu() else jax.vmap(span)(starts)
     return low, jnp.searchsorted(jnp.asarray(widths), high - low, method="compare_all")
-
-
-def on_cpu() -> bool:
-    """Where cores share the work of one block; an accelerator takes many at once."""
-    return jax.default_backend() == "cpu"
-
-
-def largest_divisor(n: int, most: int) -> int:
-    """The largest number that divides n and is at most ``most``; 1 if that is less."""
-    return next((i for i in range(min(n, most), 1, -1) if n % i == 0), 1)
 
 
 def _cut(t: int, rows: int, spans: Callable[[int, int], tuple[Extent, Extent]]) -> list[Block]:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jattn.blocks import Block, Group, largest_divisor, plan, reach
+from jattn.blocks import Block, Group, plan, reach
+from jattn.loops import largest_divisor
 from jattn.mask_types import And, Causal, Lengths, Mask, SlidingWindow
 from jattn.scores import DotProduct
 

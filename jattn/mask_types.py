@@ -1,23 +1,20 @@
 """The masks themselves: the `Mask` type and one small rule for each function of `jattn.masks`."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jattn import checks
 from jattn.checks import broadcasts_to, is_concrete
+from jattn.extents import Extent, Index, clip, largest, of_example, per_example, slice_along, smallest
 from jattn.pytree import Pytree
 
 Rows = Int[Array, "t"]
 Cols = Int[Array, "s"]
-Extent = int | Int[Array, ""]
-Index = tuple[Extent, ...]
 
 
 class Mask(Pytree):
@@ -112,13 +109,13 @@ class Causal(Mask):
     offset: int | Array
 
     def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
-        return cols[None, :] <= rows[:, None] + _per_example(self.offset)
+        return cols[None, :] <= rows[:, None] + per_example(self.offset)
 
     def part(self, example: Index, head: Extent, heads: int) -> Mask:
-        return dataclasses.replace(self, offset=_of_example(self.offset, example, 0))
+        return dataclasses.replace(self, offset=of_example(self.offset, example, 0))
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
-        return 0, clip(stop + _largest(self.offset), s)
+        return 0, clip(stop + largest(self.offset), s)
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
         _check_per_example("offset", self.offset, batch)
@@ -131,14 +128,14 @@ class SlidingWindow(Mask):
     offset: int | Array
 
     def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
-        position = rows[:, None] + _per_example(self.offset)
+        position = rows[:, None] + per_example(self.offset)
         return (position - self.left <= cols[None, :]) & (cols[None, :] <= position + self.right)
 
     def part(self, example: Index, head: Extent, heads: int) -> Mask:
-        return dataclasses.replace(self, offset=_of_example(self.offset, example, 0))
+        return dataclasses.replace(self, offset=of_example(self.offset, example, 0))
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
-        first, last = -_largest(-self.offset), _largest(self.offset)
+        first, last = -largest(-self.offset), largest(self.offset)
         return clip(start + first - self.left, s), clip(stop + last + self.right, s)
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
@@ -153,7 +150,7 @@ class Lengths(Mask):
 
     def __call__(self, rows: Rows, cols: Cols) -> Bool[Array, "*bh #t #s"]:
         if not self.per_query:
-            return cols[None, :] < _per_example(self.valid_lens)
+            return cols[None, :] < per_example(self.valid_lens)
         return cols < jnp.take(self.valid_lens, rows, axis=-1)[..., None, :, None]
 
     def block(self, start: Extent, t: int, first: Extent, s: int) -> Bool[Array, "*bh #t #s"]:
@@ -162,13 +159,13 @@ class Lengths(Mask):
         return first + jnp.arange(s) < slice_along(self.valid_lens, start, t, -1)[..., None, :, None]
 
     def part(self, example: Index, head: Extent, heads: int) -> Mask:
-        return dataclasses.replace(self, valid_lens=_of_example(self.valid_lens, example, int(self.per_query)))
+        return dataclasses.replace(self, valid_lens=of_example(self.valid_lens, example, int(self.per_query)))
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
         if not self.per_query:
-            return 0, clip(_largest(self.valid_lens), s)
+            return 0, clip(largest(self.valid_lens), s)
         rows = jnp.arange(self.valid_lens.shape[-1])  # type: ignore[union-attr]
-        return 0, clip(_largest(jnp.where((start <= rows) & (rows < stop), self.valid_lens, 0)), s)
+        return 0, clip(largest(jnp.where((start <= rows) & (rows < stop), self.valid_lens, 0)), s)
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
         if self.per_query:
@@ -199,7 +196,7 @@ class Segments(Mask):
         return query_ids[..., None, :, None] == key_ids[..., None, None, :]
 
     def part(self, example: Index, head: Extent, heads: int) -> Mask:
-        return Segments(_of_example(self.query_ids, example, 1), _of_example(self.key_ids, example, 1))
+        return Segments(of_example(self.query_ids, example, 1), of_example(self.key_ids, example, 1))
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
         # A key is in reach if its number lies between the smallest and the largest of the block's queries.
@@ -234,7 +231,7 @@ class Dense(Mask):
         return slice_along(slice_along(self.array, start, t, -2), first, s, -1)
 
     def part(self, example: Index, head: Extent, heads: int) -> Mask:
-        array = _of_example(self.array, example, 3)
+        array = of_example(self.array, example, 3)
         return Dense(array if array.ndim < 3 else slice_along(array, head, heads, -3))
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
@@ -275,8 +272,8 @@ class And(Pair):
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
         (lo_a, hi_a), (lo_b, hi_b) = self.a.span(start, stop, s), self.b.span(start, stop, s)
-        lo, hi = _largest(lo_a, lo_b), _smallest(hi_a, hi_b)
-        return lo, _largest(lo, hi)
+        lo, hi = largest(lo_a, lo_b), smallest(hi_a, hi_b)
+        return lo, largest(lo, hi)
 
 
 class Or(Pair):
@@ -284,7 +281,7 @@ class Or(Pair):
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
         (lo_a, hi_a), (lo_b, hi_b) = self.a.span(start, stop, s), self.b.span(start, stop, s)
-        return _smallest(lo_a, lo_b), _largest(hi_a, hi_b)
+        return smallest(lo_a, lo_b), largest(hi_a, hi_b)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -318,52 +315,6 @@ class Part(Mask):
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
         return self.mask.span(start, stop, s)
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Parts of arrays. An axis of length 1 stands for all of its positions.
-
-
-def slice_along(x: Any, start: Extent, n: int, axis: int) -> Array:
-    """``n`` entries of an axis from ``start`` on."""
-    if x.shape[axis] == 1 or x.shape[axis] == n:
-        return x
-    return lax.dynamic_slice_in_dim(x, start, n, axis)
-
-
-def _of_example(x: Any, example: Index, trailing: int) -> Any:
-    """One example's entries of an array that has ``trailing`` axes after the batch's."""
-    lead = max(jnp.ndim(x) - trailing, 0)
-    if lead == 0:
-        return x
-    chosen = example[len(example) - lead :]
-    return x[tuple(0 if n == 1 else i for n, i in zip(x.shape, chosen, strict=False))]
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Numbers that are Python integers as long as nothing in them depends on data.
-
-
-def _per_example(x: int | Array) -> int | Array:
-    """One number per example as an array over ``*b h t s``."""
-    return x if jnp.ndim(x) == 0 else x[..., None, None, None]  # type: ignore[index]
-
-
-def _largest(*xs: int | Array) -> Extent:
-    if all(isinstance(x, int) for x in xs):
-        return max(xs)
-    return functools.reduce(jnp.maximum, map(jnp.max, xs))
-
-
-def _smallest(*xs: int | Array) -> Extent:
-    if all(isinstance(x, int) for x in xs):
-        return min(xs)
-    return functools.reduce(jnp.minimum, map(jnp.min, xs))
-
-
-def clip(x: Extent, s: int) -> Extent:
-    """x, but at least 0 and at most s."""
-    return _smallest(_largest(x, 0), s)
 
 
 def _check_per_example(name: str, x: int | Array, batch: tuple[int, ...] | None) -> None:

@@ -19,9 +19,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jattn.blocks import largest_divisor, limits, on_cpu, plan, reach
+from jattn.blocks import limits, plan, reach
 from jattn.dropout import dropout_keep_at
-from jattn.mask_types import Extent, Mask, clip, slice_along
+from jattn.extents import Extent, clip, slice_along
+from jattn.loops import all_of, largest_divisor, map_with_bias, on_cpu, one_by_one, some_by_some
+from jattn.mask_types import Mask
 from jattn.pooling import Pooled, average, biased_and_capped
 from jattn.scores import Number, Products, Score
 
@@ -122,13 +124,13 @@ def _over_examples(
 
         def example(i: Array, *rest: Any) -> Any:
             *heads, bias = rest
-            return _map(functools.partial(head, i), (j + jnp.arange(some_k), *heads), bias, _all_of(_AXES[1]))
+            return map_with_bias(functools.partial(head, i), (j + jnp.arange(some_k), *heads), bias, all_of(_AXES[1]))
 
         # The g heads of a group are further queries of its one key head: g rows in place of each.
         queries = jnp.moveaxis(query.reshape(some_n, t, some_k, g, -1), 1, 2).reshape(some_n, some_k, t * g, -1)
         # Features before positions, since then no product has to transpose an array of logits, nor has its gradient.
         keys, values = (jnp.moveaxis(x, 1, 3) for x in (key, value))  # n k d s
-        return _map(example, (i + jnp.arange(some_n), queries, keys, values), bias, _all_of(_AXES[0]))
+        return map_with_bias(example, (i + jnp.arange(some_n), queries, keys, values), bias, all_of(_AXES[0]))
 
     def heads_last(x: Array) -> Array:  # of n k (t g) ...
         x = x.reshape(n, k, t, g, *x.shape[3:])
@@ -299,7 +301,7 @@ def _one_after_the_other(
         return lax.switch(chosen, branches, *rest)
 
     # XLA can't take the first computation for the second in a loop.
-    return _map(jax.checkpoint(of_width, prevent_cse=False), (chosen, *xs), bias, _one_by_one)
+    return map_with_bias(jax.checkpoint(of_width, prevent_cse=False), (chosen, *xs), bias, one_by_one)
 
 
 def _side_by_side(
@@ -320,40 +322,12 @@ def _side_by_side(
         turns = -(-count * rows * width * matrices // limits().logits)
         at_once = -(-count // min(turns, count))
         one = jax.checkpoint(functools.partial(block, width=width), prevent_cse=at_once == count)
-        return _map(one, xs, bias, functools.partial(_some_by_some, at_once))
+        return map_with_bias(one, xs, bias, some_by_some(at_once))
 
     if len(widths) == 1:
         return of_width(widths[0], xs, bias)
     branches = [jax.checkpoint(functools.partial(of_width, width), prevent_cse=False) for width in widths]
     return lax.switch(lax.pmax(jnp.max(chosen), _AXES), branches, xs, bias)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# f over the first axis of xs.
-
-
-def _map(f: Callable[..., Any], xs: tuple[Any, ...], bias: Array | None, each: Callable[..., Any]) -> Any:
-    """``each(f, xs)``, f also of the bias, whose first axis stands for all if its length is 1."""
-    if bias is None or bias.shape[0] == 1:
-        return each(lambda x: f(*x, None if bias is None else bias[0]), xs)
-    return each(lambda x: f(*x), (*xs, bias))
-
-
-def _one_by_one(f: Callable[[Any], Any], xs: Any) -> Any:
-    if jax.tree.leaves(xs)[0].shape[0] == 1:  # a loop of one turn would hide numbers that are known
-        return jax.tree.map(lambda x: x[None], f(jax.tree.map(lambda x: x[0], xs)))
-    return lax.map(f, xs)
-
-
-def _some_by_some(at_once: int, f: Callable[[Any], Any], xs: Any) -> Any:
-    if at_once == 1:
-        return _one_by_one(f, xs)
-    return jax.vmap(f)(xs) if at_once == jax.tree.leaves(xs)[0].shape[0] else lax.map(f, xs, batch_size=at_once)
-
-
-def _all_of(axis: str) -> Callable[..., Any]:
-    """A processor's cores share the work of one head's block; an accelerator takes all heads' at once."""
-    return _one_by_one if on_cpu() else lambda f, xs: jax.vmap(f, axis_name=axis)(xs)
 
 
 def _by_head(bias: Float[Array, "..."], batch: list[int], k: int, g: int) -> Float[Array, "#n #k #g #t #s"]:

@@ -246,37 +246,6 @@ def test_mapped():
     np.testing.assert_allclose(mapped(*given, lens), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("mask", "dropout_rate"),
-    [
-        (None, 0.0),
-        (masks.causal(), 0.1),
-        (masks.sliding_window(256, 0), 0.0),
-        (masks.lengths(jnp.array([900])), 0.0),
-        (lambda t: masks.segments(jnp.arange(t) // 512), 0.0),
-    ],
-    ids=["full", "causal with dropout", "window", "lengths", "segments"],
-)
-def test_scratch_memory_is_linear(mask, dropout_rate):
-    arguments = dict(dropout_rate=dropout_rate, dropout_rng=jax.random.key(0)) if dropout_rate else {}
-
-    def scratch(t: int) -> int:
-        given = [jax.ShapeDtypeStruct((1, t, 2, 16), jnp.float32)] * 3
-        here = mask(t) if callable(mask) and not isinstance(mask, Mask) else mask
-
-        def f(query, key, value):
-            return attention(query, key, value, mask=here, implementation="streaming", **arguments)
-
-        def with_gradients(query, key, value):
-            return jax.vjp(f, query, key, value)[1](query)
-
-        return jax.jit(with_gradients).lower(*given).compile().memory_analysis().temp_size_in_bytes
-
-    small, large = scratch(4096), scratch(16384)
-    assert large < 8 * small  # 4 times where linear, 16 where quadratic
-    assert large < 16384**2  # a boolean for each pair takes as much
-
-
 def test_choice():
     short, long = jnp.ones((1, 16, 2, 8)), jnp.ones((1, 1024, 2, 8))
     assert jattn.explain(short, short, short).implementation == "dense"
@@ -339,21 +308,6 @@ def test_a_loop_that_chooses_among_known_widths(monkeypatch, traced_anew):
     assert len(group.widths) > 1
     assert_same(mask=masks.causal(offset=3), bias=normal(10, H, T, S))
     assert_same(mask=masks.sliding_window(30, 5), dropout_rate=0.3, dropout_rng=jax.random.key(0))
-
-
-def test_scratch_memory_is_a_hundredth_of_the_dense_forms():
-    given = [jax.ShapeDtypeStruct((1, 8192, 8, 64), jnp.float32)] * 3
-
-    def f(query, key, value):
-        return attention(query, key, value, mask=masks.causal())
-
-    def with_gradients(query, key, value):
-        return jax.vjp(f, query, key, value)[1](query)
-
-    matrix = 8 * 8192 * 8192 * 4
-    for run, matrices in ((f, 2), (with_gradients, 4)):  # logits and weights; also their gradients
-        scratch = jax.jit(run).lower(*given).compile().memory_analysis().temp_size_in_bytes
-        assert scratch < matrices * matrix / 100
 
 
 def test_all_heads_at_once(monkeypatch, traced_anew):
