@@ -11,10 +11,10 @@ import pytest
 import jattn
 from jattn import attention, cudnn, masks
 from jattn.implementations import Call
-from jattn.mask_types import Mask
+from jattn.mask_types import Mask, as_mask
 from jattn.scores import DotProduct
 
-B, T, H, K, D = 2, 1100, 4, 2, 8
+B, T, H, K, D = 2, 700, 4, 2, 8
 own_kernel = jax.nn.dot_product_attention
 
 
@@ -41,6 +41,7 @@ def named(t: int) -> dict[str, Mask | None]:
         "causal": masks.causal(),
         "window": masks.sliding_window(30, 0),
         "lengths": masks.lengths(jnp.array([t - 10, t // 4])),
+        "no keys": masks.lengths(jnp.array([0, t])),
         "one length": masks.lengths(t - 1),
         "causal and lengths": masks.causal() & masks.lengths(jnp.array([t - 10, t // 4])),
         "window and lengths": masks.lengths(jnp.array([t - 10, t // 4])) & masks.sliding_window(30, 0),
@@ -63,6 +64,7 @@ def others(t: int) -> dict[str, Mask]:
         "array": integers(6, 2, B, 1, t, t) > 0,
         "array of heads": integers(7, 2, H, t, t) > 0,
         "array of keys": integers(8, 2, B, 1, 1, t) > 0,
+        "array for all": integers(9, 2, t, t) > 0,
         "own": Checkered(),
     }
 
@@ -78,7 +80,9 @@ def stand_in(monkeypatch, x64):
         t, s = query.shape[1], key.shape[1]
         shapes.append((query.shape[0], t, s))
         assert t % 2 == s % 2 == 0
-        assert mask is None or (mask.shape[2:] == (t, s) and mask.shape[1] in (1, H))
+        assert query.shape[0] == key.shape[0]
+        assert mask is None or (mask.shape[1] in (1, H) and mask.shape[::2] == (len(query), t) and s % 128 == 0)
+        assert mask is None or mask.shape[3] == s
         output = own_kernel(query, key, value, bias, mask, implementation="xla", **words)
         # By name, unlike by an array, a query may be left with nothing to attend to.
         first = jnp.arange(t) - words["local_window_size"][0] if "local_window_size" in words else jnp.zeros(t)
@@ -103,21 +107,22 @@ def with_gradients(f, query, key, value, cotangent):
     return output, *pull(cotangent)
 
 
-def assert_same(mask, t: int) -> None:
+def through_the_kernel(query, key, value, mask):
+    return cudnn.run(Call(query, key, value, DotProduct(), None if mask is None else as_mask(mask)))
+
+
+def dense(query, key, value, mask):
+    return attention(query, key, value, mask=mask, implementation="dense")
+
+
+def assert_same(mask, arguments) -> None:
     """Output and gradients through the kernel, and dense; jax.nn's softmax is in float32."""
-    arguments = inputs(t)
-    mask = mask if mask is None or isinstance(mask, Mask) else masks.dense(mask)
 
-    def through_the_kernel(query, key, value):
-        return cudnn.run(Call(query, key, value, DotProduct(), mask))
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(f, mask, *arguments):
+        return with_gradients(lambda *x: f(*x, mask), *arguments)
 
-    def dense(query, key, value):
-        return attention(query, key, value, mask=mask, implementation="dense")
-
-    results, expected = (
-        jax.jit(lambda *x, f=f: with_gradients(f, *x))(*arguments) for f in (through_the_kernel, dense)
-    )
-    for x, y in zip(results, expected, strict=True):
+    for x, y in zip(run(through_the_kernel, mask, *arguments), run(dense, mask, *arguments), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 * (1 + np.abs(y).max()))
 
 
@@ -126,7 +131,7 @@ def assert_same(mask, t: int) -> None:
 @pytest.mark.parametrize("name", named(T))
 def test_masks_that_it_has_words_for(name, t):
     assert cudnn._words(named(t)[name], (B,), t, t) is not None
-    assert_same(named(t)[name], t)
+    assert_same(named(t)[name], inputs(t))
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -135,7 +140,7 @@ def test_masks_that_it_has_words_for(name, t):
 def test_masks_that_it_is_given_as_arrays(name, t):
     mask = others(t)[name]
     assert not isinstance(mask, Mask) or cudnn._words(mask, (B,), t, t) is None
-    assert_same(mask, t)
+    assert_same(mask, inputs(t))
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -143,7 +148,36 @@ def test_masks_that_it_is_given_as_arrays(name, t):
 def test_a_few_blocks_at_a_time(monkeypatch, name):
     """As where masks and keys of all blocks would take much memory."""
     monkeypatch.setattr(cudnn, "_AT_ONCE", B * 512 * 512)
-    assert_same(others(1024)[name], 1024)
+    assert_same(others(1024)[name], inputs(1024))
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_more_keys_than_queries_and_batch_axes(batch):
+    rng = np.random.default_rng(0)
+    shapes = [(500, H, D), (700, K, D), (700, K, D), (500, H, D)]
+    arguments = [jnp.asarray(rng.normal(size=(*batch, *shape))) for shape in shapes]
+    lens = jnp.asarray(rng.integers(0, 700, batch))
+    assert_same(masks.causal_lower_right(500, 700), arguments)
+    assert_same(masks.lengths(lens, per_query=False), arguments)
+    assert_same(masks.causal(lens) & masks.sliding_window(50, 9, offset=lens), arguments)
+
+
+def test_mapped(stand_in):
+    """Under vmap examples are added to the kernel's batch, also where the mask is the same for all."""
+    arguments = inputs(600)
+    for mask, axis in ((masks.sliding_window(30, 5), None), (packed(4, 20, 600), 0)):
+
+        def run(f, query, key, value, cotangent, mask):
+            mask = masks.segments(mask) if isinstance(mask, jax.Array) else mask
+            return with_gradients(functools.partial(f, mask=mask), query, key, value, cotangent)
+
+        mapped = jax.vmap(functools.partial(run, through_the_kernel), (0, 0, 0, 0, axis))
+        del stand_in[:]
+        results, expected = mapped(*arguments, mask), run(dense, *arguments, mask)
+        assert B in {n for n, _, _ in stand_in}
+        for x, y in zip(results, expected, strict=True):
+            np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 * (1 + np.abs(y).max()))
 
 
 def test_its_work_falls_with_the_mask(stand_in):
@@ -160,23 +194,23 @@ def test_its_work_falls_with_the_mask(stand_in):
 on_gpu = pytest.mark.skipif(cudnn.compute_capability() < 8, reason="it needs an NVIDIA GPU, Ampere or newer")
 
 
-def assert_near(t: int, *, bias=None, **rest) -> None:
+@on_gpu
+@pytest.mark.parametrize("small", [0, cudnn._SMALL])
+@pytest.mark.parametrize("t", [T, 77, 192])
+@pytest.mark.parametrize("name", [*named(T), *others(T)])
+def test_the_kernel(monkeypatch, name, t, small):
     """Output and gradients of the kernel in bfloat16, which has 8 bits, and dense in float32."""
-    arguments = inputs(t, jnp.bfloat16)
-    cotangent = arguments[-1]
-
-    def attend(implementation, query, key, value, bias):
-        return attention(query, key, value, bias=bias, implementation=implementation, **rest)
+    monkeypatch.setattr(cudnn, "_SMALL", small)
+    jax.clear_caches()
+    mask, arguments = (named(t) | others(t))[name], inputs(t, jnp.bfloat16)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def run(implementation, cotangent, *arguments):
-        output, pull = jax.vjp(functools.partial(attend, implementation), *arguments)
-        return output, *jax.tree.leaves(pull(cotangent))
+    def run(f, *arguments):
+        return with_gradients(lambda *x: f(*x, mask), *arguments)
 
-    results = run("cudnn", cotangent, *arguments[:3], bias)
+    results = run(through_the_kernel, *arguments)
     with jax.default_matmul_precision("highest"):
-        exact = [None if x is None else x.astype(jnp.float32) for x in (cotangent, *arguments[:3], bias)]
-        expected = run("dense", *exact)
+        expected = run(dense, *(x.astype(jnp.float32) for x in arguments))
     for x, y in zip(results, expected, strict=True):
         np.testing.assert_allclose(x.astype(jnp.float32), y, rtol=0, atol=2e-2 * np.abs(y).max())
     nothing = np.asarray(expected[0]) == 0  # to attend to
@@ -184,24 +218,9 @@ def assert_near(t: int, *, bias=None, **rest) -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize("t", [T, 77])
-@pytest.mark.parametrize("name", [*named(T), *others(T)])
-def test_the_kernel(name, t):
-    assert_near(t, mask=(named(t) | others(t))[name])
-
-
-@on_gpu
-def test_the_kernel_with_a_bias():
-    rng = np.random.default_rng(1)
-    bias = jnp.asarray(rng.normal(size=(B, H, 128, 128)), jnp.bfloat16)
-    assert_near(128, bias=bias)
-    assert_near(128, bias=bias, mask=masks.causal(), head_gates=jnp.arange(1.0, H + 1), scale=0.3)
-
-
-@on_gpu
 def test_it_is_chosen():
     query, key, value, _ = inputs(128, jnp.bfloat16)
     for mask in (None, *others(128).values()):
         assert jattn.explain(query, key, value, mask=mask).implementation == "cudnn"
-    bias = jnp.zeros((128, 128), jnp.bfloat16)
-    assert "all its axes" in jattn.explain(query, key, value, bias=bias).refused["cudnn"]
+    bias = jnp.zeros((B, H, 128, 128), jnp.bfloat16)
+    assert "bias" in jattn.explain(query, key, value, bias=bias).refused["cudnn"]
