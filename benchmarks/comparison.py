@@ -135,7 +135,7 @@ def compare(makers: Mapping[str, Maker], *, rounds: int, tolerance: float | None
 
 
 def _run(column: Column, latest: list[Any]) -> Run:
-    """A GPU is asked again before its results are there: else the time would be that of asking."""
+    """On a GPU without waiting for the results: that would measure the calls, not the work."""
     one_by_one = jax.default_backend() == "cpu"
 
     def run() -> int:

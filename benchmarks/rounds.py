@@ -4,7 +4,9 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
-Run = Callable[[], int]  # does its work, and says how many times it did it
+Run = Callable[
+    [], int
+]  # does its work, to the end unless there is a ``wait`` for it, and says how many times it did it
 Wait = Callable[[], object]
 
 

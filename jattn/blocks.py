@@ -1,4 +1,4 @@
-"""How `jattn.streaming` cuts queries into blocks, and how many keys each block sees. All of it is decided on tracing.
+"""How queries are cut into blocks, and how many keys each block sees. The blocks are decided on tracing, data or not.
 
 Axes: t queries · g heads for each · s keys.
 """
@@ -19,6 +19,7 @@ from jattn.mask_types import Mask
 
 _ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
 _OVERHEAD = 24  # what a block costs beside its rows, in rows
+_LEAST_WIDTH = 64  # and the first step of rounding up
 _LITTLE = 1 / 12  # of the work: what doesn't save as much isn't worth a loop
 _LOGITS_APART = 2**18  # at most in blocks that get a loop for each width
 
@@ -28,17 +29,16 @@ class _Limits(NamedTuple):
 
     logits: int  # at most in the blocks that are computed at a time, so that they stay near the core that made them
     widths: int  # each is compiled for itself, so there are few
-    least_width: int  # and the first step of rounding up
     # Where data decides which keys a block sees:
     parts: tuple[float, ...]  # of all keys: the widths
     least_part: int
-    rows: int  # at most, as those of more lie further apart
+    rows: int  # at most, as the keys that more of them see lie further apart
 
 
 # On a processor, of six widths two blocks of a causal mask on 1,024 tokens share one, which takes 1.4 times as long.
-_CPU = _Limits(2**22, widths=8, least_width=64, parts=(1 / 8, 1 / 4, 1 / 2, 3 / 4, 1), least_part=64, rows=512)
+_CPU = _Limits(2**22, widths=8, parts=(1 / 8, 1 / 4, 1 / 2, 3 / 4, 1), least_part=64, rows=512)
 # An accelerator takes many blocks at once, and takes longer to compile.
-_ACCELERATOR = _Limits(2**24, widths=4, least_width=64, parts=(1 / 64, 1 / 16, 1 / 4, 1), least_part=512, rows=256)
+_ACCELERATOR = _Limits(2**24, widths=4, parts=(1 / 64, 1 / 16, 1 / 4, 1), least_part=512, rows=256)
 
 
 class Block(NamedTuple):
@@ -68,16 +68,17 @@ def limits() -> _Limits:
 
 
 def plan(t: int, g: int, s: int, mask: Mask | None, matrices: int = 1) -> list[Group]:
-    """The cheapest way to cut the queries into blocks, of so many matrices at once."""
-    most, *_, parts, least_part, most_rows = limits()
-    sizes = [rows // g for rows in _ROWS if matrices * rows * s <= most and rows >= g] or [max(_ROWS[-1] // g, 1)]
+    """The cheapest way to cut the queries into blocks, if those of so many heads and examples are computed at once."""
+    limit = limits()
+    sizes = [rows // g for rows in _ROWS if matrices * rows * s <= limit.logits and rows >= g]
+    sizes = sizes or [max(_ROWS[-1] // g, 1)]
 
     def spans(start: int, stop: int) -> tuple[Extent, Extent]:
         return (0, s) if mask is None else mask.span(start, stop, s)
 
     if not all(isinstance(end, int) for end in spans(0, t)):
-        widths = sorted({min(max(math.ceil(part * s), least_part), s) for part in parts})
-        blocks = _cut(t, min(sizes[0], max(most_rows // g, 1)), lambda start, stop: (0, s))
+        widths = sorted({min(max(math.ceil(part * s), limit.least_part), s) for part in limit.parts})
+        blocks = _cut(t, min(sizes[0], max(limit.rows // g, 1)), lambda start, stop: (0, s))
         return [Group(list(alike), widths, by_data=True) for _, alike in itertools.groupby(blocks, lambda x: x.rows)]
     cuts = [_rounded(_cut(t, rows, spans), s) for rows in sizes]
     blocks = min(cuts, key=lambda cut: sum(x.width * (x.rows * g + _OVERHEAD) for x in cut))
@@ -117,7 +118,7 @@ def _cut(t: int, rows: int, spans: Callable[[int, int], tuple[Extent, Extent]]) 
 
 def _rounded(blocks: list[Block], s: int) -> list[Block]:
     """The widths, rounded up to multiples of what leaves few different ones."""
-    step = min(limits().least_width, s)
+    step = min(_LEAST_WIDTH, s)
     while True:
         rounded = [x._replace(width=max(min(-(-x.width // step) * step, s), step)) for x in blocks]
         if len({x.width for x in rounded}) <= limits().widths:

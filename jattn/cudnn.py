@@ -52,6 +52,7 @@ def refusal(call: "Call") -> str | None:
         "it takes a bias of minus infinity for a number": call.bias is not None,
         "it has no soft cap": call.logits_soft_cap is not None,
         "it drops other weights for the same rng": call.dropout_rate > 0,
+        "XLA was asked for": call.xla_only,
         "it returns no weights and no log-sum-exp": call.return_weights or call.return_log_sum_exp,
     }
     return next((reason for reason, refuse in reasons.items() if refuse), None)

@@ -43,7 +43,7 @@ def dot_product_attention(
         query_seq_lengths: integers ``*b``; the output of later queries is zero.
         key_value_seq_lengths: integers ``*b``; later keys are padding.
         local_window_size: how many keys to see on each side of one's own position, or (left, right).
-        implementation: None or ``"xla"`` for jattn's choice, or ``"cudnn"``, as in `attention`.
+        implementation: None for jattn's choice, ``"cudnn"`` as in `attention`, or ``"xla"`` for anything else.
         return_residual: also return the logarithm of the sum of the exponentials under the softmax.
 
     Returns:
@@ -77,7 +77,8 @@ def dot_product_attention(
         real = _sequence_lengths("query_seq_lengths", query_seq_lengths, t, batch).as_array(1, t)
         rules.append(masks.dense(jnp.swapaxes(real, -1, -2)))
     score, combined, bias = checked_logits(query, key, None, masks.all_of(*rules), bias, scale, None)
-    call = Call(query, key, value, score, combined, bias, return_log_sum_exp=return_residual)
+    xla_only = implementation == "xla"
+    call = Call(query, key, value, score, combined, bias, return_log_sum_exp=return_residual, xla_only=xla_only)
     result = call.run("cudnn" if implementation == "cudnn" else None)
     return (result.output, result.log_sum_exp) if return_residual else result.output
 

@@ -54,6 +54,7 @@ class Call:
     head_gates: Array | None = None
     return_weights: bool = False
     return_log_sum_exp: bool = False
+    xla_only: bool = False
 
     def run(self, implementation: Implementation | None) -> Result:
         """The result of the implementation of that name, or of the one that fits best."""

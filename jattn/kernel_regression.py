@@ -28,7 +28,8 @@ def nadaraya_watson(
 
     ``output(x) = sum_i K(|x - x_i| / bandwidth) y_i  /  sum_j K(|x - x_j| / bandwidth)``
 
-    A query that no key is within reach of (or that the mask leaves without keys) gives zero.
+    A query that no key is within reach of (or that the mask leaves without keys) gives zero. Products are in full
+    float32, which is not every device's default.
 
     Args:
         query: where to estimate: scalars ``t``, or features ``*b t d``.
@@ -90,7 +91,7 @@ def kernel_average(
     scalar = value.ndim == key.ndim - 1
     if scalar:
         value = value[..., None]
-    with jax.default_matmul_precision("highest"):  # a GPU's default has three digits
+    with jax.default_matmul_precision("highest"):
         result = single_head_attention(query, key, value, score=score, mask=mask, return_weights=return_weights)
     output, *weights = result if return_weights else (result,)
     output = output[..., 0] if scalar else output

@@ -107,8 +107,9 @@ def average(
 ) -> Pooled:
     """The values' average under the softmax of the logits; any head axis is in front. ``keep`` survives dropout.
 
-    ``reaches_all`` says that there are keys, and that no logit is minus infinity before the mask. ``divide_last``, with
-    no axis in front, takes one pass over the logits less; but an accelerator has a fused softmax, which doesn't.
+    ``reaches_all`` says that there are keys, and that no logit is minus infinity before the mask. ``divide_last``,
+    with no axis in front and no dropout, saves a pass over the logits on a CPU; it would break up an accelerator's
+    fused softmax.
     """
     x = _masked(logits, allowed)
     weights, log_sum_exp = _softmax(x, never_empty=reaches_all and allowed is None)

@@ -1,8 +1,8 @@
 """The definition over blocks of queries: memory linear in the sequence, and no work on keys that a mask rules out.
 
-`stream` calls `jattn.pooling.average` on one block of queries of one head at a time, with the keys within reach of its
-mask's span, and each row's softmax whole. Nothing here has a derivative rule: a block is recomputed in the backward
-pass, and forward mode and second order are JAX's.
+`stream` calls `jattn.pooling.average` on one block of queries of one head, with the keys within reach of its mask's
+span, and each row's softmax whole: one block at a time on a CPU, many side by side on an accelerator. Nothing here has
+a derivative rule: a block is recomputed in the backward pass, and forward mode and second order are JAX's.
 
 Axes beyond the usual: n examples · g query heads of a group, side by side at each position in rg and tg · r query rows
 of a block · w keys in its reach. The numbers of an example and of a key head are i and j. An axis of a bias that is
@@ -300,7 +300,7 @@ def _one_after_the_other(
         branches = [jax.checkpoint(functools.partial(block, width=width), prevent_cse=False) for width in widths]
         return lax.switch(chosen, branches, *rest)
 
-    # XLA can't take the first computation for the second in a loop.
+    # In a loop XLA can't take the first computation for the second.
     return map_with_bias(jax.checkpoint(of_width, prevent_cse=False), (chosen, *xs), bias, one_by_one)
 
 

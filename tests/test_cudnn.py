@@ -222,5 +222,6 @@ def test_it_is_chosen():
     query, key, value, _ = inputs(128, jnp.bfloat16)
     for mask in (None, *others(128).values()):
         assert jattn.explain(query, key, value, mask=mask).implementation == "cudnn"
+    assert "XLA" in Call(query, key, value, DotProduct(), xla_only=True).explain().refused["cudnn"]
     bias = jnp.zeros((B, H, 128, 128), jnp.bfloat16)
     assert "bias" in jattn.explain(query, key, value, bias=bias).refused["cudnn"]
