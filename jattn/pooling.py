@@ -147,7 +147,10 @@ def biased_and_capped(
     if bias is not None:
         x = x + bias
     if logits_soft_cap is not None:
-        x = jnp.where(x == -jnp.inf, x, logits_soft_cap * jnp.tanh(x / logits_soft_cap))
+        ruled_out = x == -jnp.inf
+        # The inner where keeps -inf times 0 out of the cap's gradient.
+        capped = logits_soft_cap * jnp.tanh(jnp.where(ruled_out, 0, x) / logits_soft_cap)
+        x = jnp.where(ruled_out, -jnp.inf, capped)
     return x
 
 

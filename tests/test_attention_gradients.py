@@ -137,12 +137,11 @@ def rows(cause: str, soft_cap: float | None):
     given, score, mask = CAUSES[cause](arrays())
 
     @jax.jit
-    def attend(given, leaves):
-        return attention(
-            **given, score=rebuilt(score, leaves), mask=mask, logits_soft_cap=soft_cap, return_weights=True
-        )
+    def attend(given, leaves, caps):
+        cap = caps[0] if caps else None
+        return attention(**given, score=rebuilt(score, leaves), mask=mask, logits_soft_cap=cap, return_weights=True)
 
-    return attend, (given, jax.tree.leaves(score))
+    return attend, (given, jax.tree.leaves(score), [] if soft_cap is None else [jnp.float32(soft_cap)])
 
 
 def assert_zero(tree) -> None:
