@@ -14,7 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import jattn
-from benchmarks.comparison import PASSES, TOLERANCE, Column, jitted, parser_of, run, torch_column, with_gradients
+from benchmarks.comparison import (
+    PASSES,
+    TOLERANCE,
+    Column,
+    at_least_one,
+    jitted,
+    parser_of,
+    run,
+    torch_column,
+    with_gradients,
+)
 
 
 class Work(NamedTuple):
@@ -75,7 +85,9 @@ COLUMNS: dict[str, Callable[[Work], Column]] = {
 
 def main(arguments: list[str]) -> None:
     parser = parser_of("additive", __doc__, COLUMNS)
-    parser.add_argument("--lengths", nargs="+", type=int, default=[128, 256, 512], metavar="T", help="how many tokens")
+    parser.add_argument(
+        "--lengths", nargs="+", type=at_least_one, default=[128, 256, 512], metavar="T", help="how many tokens"
+    )
     parser.add_argument("--width", type=int, default=128, help="of queries, keys, values and the hidden layer")
     parser.add_argument("--batch", type=int, default=1, help="how many sequences")
     options = parser.parse_args(arguments)

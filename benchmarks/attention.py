@@ -18,11 +18,24 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from benchmarks.attention_peers import CASES, COLUMNS, FLOOR, GPU_COLUMNS, Work
-from benchmarks.comparison import PASSES, TOLERANCE, Column, Row, best_of, parser_of, print_table, run, table_of
+from benchmarks.comparison import (
+    PASSES,
+    TOLERANCE,
+    Column,
+    Row,
+    at_least_one,
+    best_of,
+    new_file,
+    parser_of,
+    print_table,
+    run,
+    table_of,
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -30,7 +43,7 @@ def main(arguments: list[str]) -> None:
     columns = GPU_COLUMNS if gpu else COLUMNS | FLOOR
     options = _options(arguments, columns, gpu)
     if options.read:
-        kept = json.loads(options.read.read_text())
+        kept = options.read
         rows = kept["rows"]
         print_table(table_of(kept["title"], rows, kept["labels"], kept["columns"]))
     else:
@@ -94,14 +107,27 @@ def plot(rows: list[Row], path: Path) -> None:
     plt.close(figure)
 
 
+def kept_file(text: str) -> dict[str, Any]:
+    """What --json kept."""
+    try:
+        kept = json.loads(Path(text).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"must be a file that --json wrote. Got {text}: {error}") from error
+    if not isinstance(kept, dict) or not {"title", "labels", "columns", "rows"} <= kept.keys():
+        raise argparse.ArgumentTypeError(f"must be a file that this command's --json wrote. Got {text}.")
+    return kept
+
+
 def _options(arguments: list[str], columns: dict[str, Callable[..., Column]], gpu: bool) -> argparse.Namespace:
     parser = parser_of("attention", __doc__, columns)
     parser.set_defaults(columns=[name for name in columns if name not in FLOOR], limit=24.0 if gpu else 6.0)
     lengths = [2**i for i in (range(10, 16) if gpu else range(7, 14))]
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="of these only")
-    parser.add_argument("--lengths", nargs="+", type=int, default=lengths, metavar="T", help="how many tokens")
+    parser.add_argument("--lengths", nargs="+", type=at_least_one, default=lengths, metavar="T", help="how many tokens")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if gpu else "float32")
-    parser.add_argument("--implementation", help="jattn's, by default its own choice")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, show what --json kept there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time against T there")
+    parser.add_argument(
+        "--implementation", choices=["dense", "streaming", "cudnn"], help="jattn's, by default its own choice"
+    )
+    parser.add_argument("--read", type=kept_file, metavar="FILE", help="measure nothing, show what --json kept there")
+    parser.add_argument("--plot", type=new_file, metavar="FILE", help="draw time against T there")
     return parser.parse_args(arguments)

@@ -200,11 +200,27 @@ def parser_of(name: str, doc: str | None, columns: Iterable[str]) -> argparse.Ar
     )
     parser.add_argument("--columns", nargs="+", choices=list(columns), default=list(columns), help="of these only")
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES, help="both by default")
-    parser.add_argument("--rounds", type=int, default=7, help="in each, every column takes its turn")
+    parser.add_argument("--rounds", type=at_least_one, default=7, help="in each, every column takes its turn")
     parser.add_argument("--turn", type=float, default=20.0, metavar="MS", help="repeat what is shorter, 20 by default")
     parser.add_argument("--limit", type=float, default=6.0, metavar="GiB", help="leave out what needs more memory")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all times there")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write all times there")
     return parser
+
+
+def at_least_one(text: str) -> int:
+    """A number of the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1. Got {number}.")
+    return number
+
+
+def new_file(text: str) -> Path:
+    """A file of the command line that can be written once the measurement is over."""
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists. Got {text}.")
+    return path
 
 
 def best_of(row: Row, name: str) -> float:

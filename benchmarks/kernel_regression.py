@@ -15,7 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import jattn
-from benchmarks.comparison import PASSES, TOLERANCE, Column, jitted, parser_of, run, torch_column, with_gradients
+from benchmarks.comparison import (
+    PASSES,
+    TOLERANCE,
+    Column,
+    at_least_one,
+    jitted,
+    parser_of,
+    run,
+    torch_column,
+    with_gradients,
+)
 
 
 class Work(NamedTuple):
@@ -114,7 +124,7 @@ COLUMNS: dict[str, Callable[[Work], Column]] = {
 
 def main(arguments: list[str]) -> None:
     parser = parser_of("kernel_regression", __doc__, COLUMNS)
-    parser.add_argument("--sizes", nargs="+", type=int, default=[10_000], metavar="N", help="how many of each")
+    parser.add_argument("--sizes", nargs="+", type=at_least_one, default=[10_000], metavar="N", help="how many of each")
     parser.add_argument("--features", nargs="+", type=int, default=[1, 3, 16], metavar="D", help="of a point")
     options = parser.parse_args(arguments)
     works = (

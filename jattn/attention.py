@@ -11,7 +11,7 @@ from jattn import checks, masks
 from jattn.implementations import Call, Explanation, Implementation
 from jattn.mask_types import Mask, as_mask
 from jattn.pooling import ScoreFn, logits, masked_softmax, repeat_heads
-from jattn.scores import Additive, DotProduct, Number, Score
+from jattn.scores import Additive, DotProduct, Number, is_by_pair
 
 # Functions that return a pair on request are annotated "| Any", so that a type checker leaves both uses in peace.
 Output = Float[Array, "*b t h e"]
@@ -219,7 +219,7 @@ def attention_weights(
         return _take(_take(x, chosen_heads, axis=-3), rows, axis=-2)
 
     options: dict[str, Any] = dict(score=score, logits_soft_cap=logits_soft_cap)
-    if isinstance(score, Score):
+    if is_by_pair(score):
         key = key[..., chosen_heads // (h // key.shape[-2]), :]
         query = query[..., rows, :, :][..., chosen_heads, :]
         x = logits(query, key, bias=None if bias is None else select(bias), **options)

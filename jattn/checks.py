@@ -160,8 +160,16 @@ def check_rng(name: str, x: Any) -> None:
 
 def scalar(name: str, x: Any) -> None:
     """One number."""
+    real(name, x)
     if jnp.shape(x) != ():
         raise ValueError(f"{name} must be one number. Got shape {jnp.shape(x)}.")
+
+
+def real(name: str, x: Any) -> None:
+    """A number, or several."""
+    dtype = getattr(x, "dtype", None) or np.asarray(x).dtype
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise ValueError(f"{name} must be a real number. Got {x!r:.80}.")
 
 
 def number(name: str, x: Any, interval: str = "[0, inf)", *, integer: bool = False) -> Any:
@@ -184,6 +192,7 @@ def number(name: str, x: Any, interval: str = "[0, inf)", *, integer: bool = Fal
 
 def positive(name: str, x: Any, *, finite: bool = False) -> None:
     """A number, or several, above 0, where they are known."""
+    real(name, x)
     if is_concrete(x) and not np.all(np.asarray(x) > 0):
         raise ValueError(f"{name} must be positive. Got {x}.")
     if finite and is_concrete(x) and not np.all(np.isfinite(x)):

@@ -12,7 +12,7 @@ from jattn import checks, cudnn
 from jattn.dropout import dropout_keep
 from jattn.mask_types import Mask
 from jattn.pooling import ScoreFn, pool
-from jattn.scores import Number, Score
+from jattn.scores import Number, Score, is_by_pair
 from jattn.streaming import output, output_and_log_sum_exp, stream
 
 Implementation = Literal["dense", "streaming", "cudnn"]
@@ -151,8 +151,8 @@ def _refused_by_streaming(call: Call) -> str | None:
         return "return_weights=True asks for the whole matrix; attention_weights computes chosen rows of it"
     if 0 in (*call.query.shape, *call.key.shape, *call.value.shape):
         return "there is nothing to compute: an axis has length 0"
-    if not isinstance(call.score, Score):
-        return "a score that is not one of jattn.scores may depend on positions, so it must see all of them"
+    if not is_by_pair(call.score):
+        return "a score that is not one of jattn.scores may depend on positions, unless it says by_pair = True"
     return None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
@@ -39,9 +40,20 @@ def some_by_some(at_once: int) -> Each:
     return each
 
 
-def all_of(axis: str) -> Each:
-    """A processor's cores share the work of one; an accelerator takes all at once, with a name for the axis."""
-    return one_by_one if on_cpu() else lambda f, xs: jax.vmap(f, axis_name=axis)(xs)
+def each_matrix(f: Callable[[Any], Any], xs: Any) -> Any:
+    """A processor's cores share the work of one; an accelerator takes all at once."""
+    return one_by_one(f, xs) if on_cpu() else jax.vmap(f)(xs)
+
+
+@jax.custom_batching.custom_vmap
+def largest_of_all(x: Array) -> Array:
+    """The largest entry, also of all that ``vmap`` maps over: one number, so that a choice by it stays a choice."""
+    return jnp.max(x)
+
+
+@largest_of_all.def_vmap
+def _(size: int, in_batched: list[bool], x: Array) -> tuple[Array, bool]:
+    return largest_of_all(x), False
 
 
 def largest_divisor(n: int, most: int) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -44,6 +45,15 @@ class Mask(Pytree):
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
         """Raise ValueError where this mask does not fit ``t`` queries and ``s`` keys (and batch and heads)."""
+        rows, cols = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (t, s))
+        array = jax.eval_shape(self, rows, cols)
+        full = (t, s) if batch is None or heads is None else (*batch, heads, t, s)
+        shape = array.shape[-2:] if batch is None else array.shape
+        if array.dtype != jnp.bool_ or not broadcasts_to(shape, full):
+            raise ValueError(
+                f"{type(self).__name__} must return booleans that broadcast to {full}, the axes "
+                f"{'t s' if batch is None else '*b h t s'}. Got {array.dtype}, shape {array.shape}."
+            )
 
     def block(self, start: Extent, t: int, first: Extent, s: int) -> Bool[Array, "*bh #t #s"]:
         """The mask of the ``t`` queries from ``start`` on and the ``s`` keys from ``first`` on."""

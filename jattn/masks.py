@@ -13,6 +13,7 @@ Python integers in a mask are static under ``jit``; arrays are data, so that new
 
 import functools
 import operator
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -48,7 +49,7 @@ def causal(offset: int | Int[Array, "*b"] = 0) -> Mask:
          [1 1 1 0 0]
          [1 1 1 1 0]]
     """
-    return Causal(checks.integers("offset", offset))
+    return Causal(_near(checks.integers("offset", offset)))
 
 
 def causal_lower_right(t: int, s: int) -> Mask:
@@ -78,7 +79,15 @@ def sliding_window(left: int, right: int, *, offset: int | Int[Array, "*b"] = 0)
     for name, count in (("left", left), ("right", right)):
         if not checks.is_count(count):
             raise ValueError(f"{name} must be a non-negative integer, a number of keys. Got {count!r}.")
-    return SlidingWindow(int(left), int(right), checks.integers("offset", offset))
+    return SlidingWindow(_near(int(left)), _near(int(right)), _near(checks.integers("offset", offset)))
+
+
+def _near(x: Any) -> Any:
+    """A number known now, kept from where positions would overflow; no sequence is as long."""
+    return max(-_FAR, min(x, _FAR)) if isinstance(x, int) else x
+
+
+_FAR = 2**30
 
 
 def lengths(valid_lens: int | Int[Array, "..."], *, per_query: bool | None = None) -> Mask:

@@ -22,9 +22,22 @@ Number = float | Float[Array, ""]
 
 
 class Score(Pytree):
-    """The base of the scores below: widths they accept, what to compute once a token, the pairs of one head."""
+    """The base of the scores below: widths they accept, what to compute once a token, the pairs of one head.
 
+    As a pytree, a score's integers and strings are structure, all else is children.
+    """
+
+    static = (int, str)
+    # Whether a logit depends on its query's and its key's features alone, and not on their positions, their head or on
+    # others, so that a part of the logits can be computed by itself. Whoever writes ``__call__`` anew says so anew.
+    by_pair: ClassVar[bool] = False
     reaches_all: ClassVar[bool] = False  # whether no key scores minus infinity, short of an overflow
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__call__" in cls.__dict__:
+            cls.by_pair = cls.__dict__.get("by_pair", False)
+            cls.reaches_all = cls.__dict__.get("reaches_all", False)
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         """The logits of every query with every key."""
@@ -75,6 +88,7 @@ class DotProduct(Score):
         Array([[[2., 2.]]], dtype=float32)
     """
 
+    by_pair: ClassVar[bool] = True
     reaches_all: ClassVar[bool] = True
     scale: Number | None = None
 
@@ -114,6 +128,8 @@ class DotProduct(Score):
 class Products(Score):
     """What `Score.as_products` is scored by: the dot product in full precision, which is not every device's default."""
 
+    by_pair: ClassVar[bool] = True
+
     def pairs(self, query: Float[Array, "t m"], key: Float[Array, "s m"]) -> Float[Array, "t s"]:
         return jnp.matmul(query, key.T, precision=lax.Precision.HIGHEST)
 
@@ -134,6 +150,7 @@ class Additive(Score):
         (1, 5, 7)
     """
 
+    by_pair: ClassVar[bool] = True
     reaches_all: ClassVar[bool] = True
     w_query: Float[Array, "c n"]
     w_key: Float[Array, "d n"]
@@ -161,6 +178,7 @@ class Additive(Score):
 class _Hidden(Score):
     """`Additive` of queries and keys that are projected already."""
 
+    by_pair: ClassVar[bool] = True
     w_value: Float[Array, "n"]
 
     def pairs(self, query: Float[Array, "t n"], key: Float[Array, "s n"]) -> Float[Array, "t s"]:
@@ -233,6 +251,8 @@ class Gaussian(_Kernel):
         Array([[[-0. , -0.5]]], dtype=float32)
     """
 
+    by_pair: ClassVar[bool] = True
+
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         return -self.squared_distance(query, key) / 2
 
@@ -271,6 +291,8 @@ class Boxcar(_Kernel):
         Array([[[  0.,   0., -inf]]], dtype=float32)
     """
 
+    by_pair: ClassVar[bool] = True
+
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         squared = self.squared_distance(query, key)
         return jnp.where(squared <= 1, jnp.zeros_like(squared), -jnp.inf)
@@ -287,6 +309,8 @@ class Epanechnikov(_Kernel):
         Array([[[ -0., -inf]]], dtype=float32)
     """
 
+    by_pair: ClassVar[bool] = True
+
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         squared = self.squared_distance(query, key)
         inside = squared < 1
@@ -302,6 +326,7 @@ class Constant(Score):
     Array([[[0., 0.]]], dtype=float32)
     """
 
+    by_pair: ClassVar[bool] = True
     reaches_all: ClassVar[bool] = True
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
@@ -310,6 +335,11 @@ class Constant(Score):
 
     def check(self, query_width: int, key_width: int) -> None:
         pass
+
+
+def is_by_pair(score: Any) -> bool:
+    """Whether a part of its logits can be computed by itself."""
+    return isinstance(score, Score) and score.by_pair
 
 
 def at_least_float32(*arrays: Array) -> Any:

@@ -10,7 +10,7 @@ from jattn.attention import attention_weights, checked_logits
 from jattn.checks import query_and_key
 from jattn.mask_types import Mask
 from jattn.pooling import Pooled, ScoreFn, repeat_heads
-from jattn.scores import Number, Score
+from jattn.scores import Number, is_by_pair
 from jattn.streaming import stream
 
 
@@ -52,7 +52,7 @@ def attention_statistics(
     """
     query, key = query_and_key(query, key)
     score, mask, bias = checked_logits(query, key, score, mask, bias, scale, logits_soft_cap)
-    if not isinstance(score, Score) or 0 in (*query.shape, *key.shape):
+    if not is_by_pair(score) or 0 in (*query.shape, *key.shape):
         options: dict[str, Any] = dict(score=score, mask=mask, bias=bias, logits_soft_cap=logits_soft_cap)
         weights = attention_weights(query, key, **options)
         entropy, largest, norm = _of_rows(weights)

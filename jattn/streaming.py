@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jattn.blocks import limits, plan, reach
 from jattn.dropout import dropout_keep_at
 from jattn.extents import Extent, clip, slice_along
-from jattn.loops import all_of, largest_divisor, map_with_bias, on_cpu, one_by_one, some_by_some
+from jattn.loops import each_matrix, largest_divisor, largest_of_all, map_with_bias, on_cpu, one_by_one, some_by_some
 from jattn.mask_types import Mask
 from jattn.pooling import Pooled, average, biased_and_capped
 from jattn.scores import Number, Products, Score
@@ -31,7 +31,6 @@ from jattn.scores import Number, Products, Score
 # faster; beyond it as many heads as fit into the second, and at least one.
 _COPIED_AT_ONCE = 2**23
 _COPIED_IN_PARTS = 2**21
-_AXES = ("jattn: examples", "jattn: heads")  # where those are mapped, on an accelerator
 
 
 def output(pooled: Pooled) -> Any:
@@ -124,13 +123,13 @@ def _over_examples(
 
         def example(i: Array, *rest: Any) -> Any:
             *heads, bias = rest
-            return map_with_bias(functools.partial(head, i), (j + jnp.arange(some_k), *heads), bias, all_of(_AXES[1]))
+            return map_with_bias(functools.partial(head, i), (j + jnp.arange(some_k), *heads), bias, each_matrix)
 
         # The g heads of a group are further queries of its one key head: g rows in place of each.
         queries = jnp.moveaxis(query.reshape(some_n, t, some_k, g, -1), 1, 2).reshape(some_n, some_k, t * g, -1)
         # Features before positions, since then no product has to transpose an array of logits, nor has its gradient.
         keys, values = (jnp.moveaxis(x, 1, 3) for x in (key, value))  # n k d s
-        return map_with_bias(example, (i + jnp.arange(some_n), queries, keys, values), bias, all_of(_AXES[0]))
+        return map_with_bias(example, (i + jnp.arange(some_n), queries, keys, values), bias, each_matrix)
 
     def heads_last(x: Array) -> Array:  # of n k (t g) ...
         x = x.reshape(n, k, t, g, *x.shape[3:])
@@ -327,7 +326,7 @@ def _side_by_side(
     if len(widths) == 1:
         return of_width(widths[0], xs, bias)
     branches = [jax.checkpoint(functools.partial(of_width, width), prevent_cse=False) for width in widths]
-    return lax.switch(lax.pmax(jnp.max(chosen), _AXES), branches, xs, bias)
+    return lax.switch(largest_of_all(chosen), branches, xs, bias)
 
 
 def _by_head(bias: Float[Array, "..."], batch: list[int], k: int, g: int) -> Float[Array, "#n #k #g #t #s"]:

@@ -116,3 +116,20 @@ def test_a_short_turn_is_many_runs() -> None:
     calls: list[None] = []
     measure({"short": lambda: calls.append(None) or 1}, rounds=1, at_least=0.001)
     assert len(calls) > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rounds", "0"], "--rounds: must be at least 1. Got 0."),
+        (["--lengths", "-3"], "--lengths: must be at least 1. Got -3."),
+        (["--json", "nowhere/x.json"], "--json: must be a file in a folder that exists. Got nowhere/x.json."),
+        (["--read", "nowhere.json"], "--read: must be a file that --json wrote. Got nowhere.json"),
+        (["--read", "README.md"], "--read: must be a file that --json wrote. Got README.md"),
+        (["--implementation", "flash"], "--implementation: invalid choice: 'flash'"),
+    ],
+)
+def test_mistakes(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module("benchmarks.attention").main(options)
+    assert message in capsys.readouterr().err

@@ -188,3 +188,11 @@ def test_numpy_integers_are_integers():
     assert_allows(sliding_window(np.int64(0), np.int32(1), offset=np.int64(1)), matrix("011", "001"))
     assert_allows(lengths(np.int64(2)), matrix("110"))
     assert_allows(causal_lower_right(np.int64(1), np.int64(3)), matrix("111"))
+
+
+def test_a_limit_that_no_sequence_has_is_none():
+    """Where positions would overflow, in 32 bits or in C's integers."""
+    for far in (2**31 - 1, 2**40):
+        np.testing.assert_array_equal(masks.sliding_window(far, far).as_array(4, 4), np.ones((4, 4), bool))
+        np.testing.assert_array_equal(masks.causal(far).as_array(4, 4), np.ones((4, 4), bool))
+        np.testing.assert_array_equal(masks.causal(-far).as_array(4, 4), np.zeros((4, 4), bool))

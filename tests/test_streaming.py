@@ -53,6 +53,8 @@ class OwnData(Mask):
 class Beyond(scores.Score):
     """A user's own, which no key of query 3 is within reach of."""
 
+    by_pair = True
+
     def __call__(self, query, key):
         x = scores.DotProduct()(query, key)
         return jnp.where(query[..., 0][..., None].swapaxes(-2, -3) == 9.0, -jnp.inf, x)
@@ -257,6 +259,53 @@ def test_choice():
     assert "NVIDIA" in own.refused["cudnn"]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PerHead(scores.DotProduct):
+    """A user's own that does not say that a part of its logits can be computed by itself."""
+
+    temperature: jax.Array | None = None
+    power: int = 1
+
+    def __call__(self, query, key):
+        assert isinstance(self.power, int)
+        return super().__call__(query, key) ** self.power * self.temperature[:, None, None]
+
+
+def test_a_score_that_knows_more_than_a_pair_sees_all():
+    given, score = named_inputs(), PerHead(temperature=jnp.arange(1.0, H + 1), power=2)
+    assert not score.by_pair
+    assert not score.reaches_all
+    assert "by_pair" in jattn.explain(**given, score=score).refused["streaming"]
+    output = attention(**given, score=score)
+
+    def function(query, key):
+        return score(query, key)
+
+    np.testing.assert_array_equal(output, attention(**given, score=function))
+    query, key = given["query"], given["key"]
+    weights = jattn.attention_weights(query, key, score=score, heads=[3, 1], queries=[299])
+    np.testing.assert_allclose(weights, jattn.attention_weights(query, key, score=score)[:, [3, 1], 299:], atol=1e-12)
+    statistics = jattn.attention_statistics(query, key, score=score)
+    np.testing.assert_array_equal(statistics.entropy, jattn.attention_statistics(query, key, score=function).entropy)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("implementation", ["dense", "streaming"])
+@pytest.mark.parametrize(
+    ("most", "message"),
+    [
+        (
+            jnp.ones((B + 1, H), int),
+            r"OwnData must return booleans that broadcast to \(2, 4, 300, 700\).*\(3, 4, 1, 700\)",
+        ),
+        (jnp.ones((B, 3), int), r"\(2, 3, 1, 700\)"),
+    ],
+)
+def test_a_mask_of_ones_own_has_the_axes(most, message, implementation):
+    with pytest.raises(ValueError, match=message):
+        attention(**named_inputs(), mask=OwnData(most), implementation=implementation)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -317,3 +366,16 @@ def test_all_heads_at_once(monkeypatch, traced_anew):
     assert_same(
         mask=masks.causal() & masks.lengths(jnp.array([650, 80])), dropout_rate=0.3, dropout_rng=jax.random.key(0)
     )
+
+
+def test_a_choice_of_width_stays_one_under_vmap(monkeypatch, traced_anew):
+    """On an accelerator, where it is made for all examples at once: a `select` would compute every width."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+
+    def f(query, key, value, valid_lens):
+        return attention(query, key, value, mask=masks.lengths(valid_lens), implementation="streaming")
+
+    lens, given = jnp.array([650, 80]), query_key_value()
+    assert "cond[" in str(jax.make_jaxpr(jax.vmap(f))(*given, lens))
+    expected = attention(*given, mask=masks.lengths(lens), implementation="dense")
+    np.testing.assert_allclose(jax.vmap(f)(*given, lens), expected, atol=1e-12)
