@@ -15,8 +15,8 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Seconds by which each one's first run was longer than its fastest; and seconds for its work once, in each round.
 
-    ``wait`` is for what runs have only asked for. A turn that would take less than ``at_least`` seconds is as many runs
-    as make that, after one that isn't timed, as the column before left other things in the caches.
+    ``wait`` is for what runs have only asked for. A turn is one run that isn't timed, as the column before left other
+    things in the caches, and gigabytes to give back, and then as many as take ``at_least`` so many seconds.
     """
     first = {name: _seconds(run, 1, wait)[0] for name, run in runs.items()}
     repeats = {name: _repeats(run, at_least, wait) for name, run in runs.items()}
@@ -24,8 +24,7 @@ def measure(
     times: dict[str, int] = {}
     for _ in range(rounds):
         for name, run in runs.items():
-            if repeats[name] > 1:
-                _seconds(run, 1, wait)
+            _seconds(run, 1, wait)
             seconds, times[name] = _seconds(run, repeats[name], wait)
             totals[name].append(seconds)
     beyond = {name: first[name] - min(totals[name]) / repeats[name] for name in runs}
