@@ -212,30 +212,22 @@ def _of_width(
     else:  # blocks of the same keys are one
         larger = largest_divisor(count, _AT_ONCE // (n * width * heads * rows))
         starts, rows, count = starts[::larger], rows * larger, count // larger
-        firsts = jnp.zeros((n, count), int)
         key, value = (x[:, shared : shared + width] for x in (key, value))
         at_once, keys_are_in = 1, count
     if keys_are_in > _FEW:
         key, value = (x.astype(jnp.float32) for x in (key, value))
 
     def some(blocks: tuple[Array, Array, Array]) -> Float[Array, "n i r h d"]:
-        queries, starts, firsts = blocks  # n i r h d, i, n i
-
-        def of_example(example: Array, firsts: Array) -> Bool[Array, "i #h r w"]:
-            return jax.vmap(functools.partial(allowed, rows, width, example))(starts, firsts)
-
-        def of_example_at(example: Array, first: Array) -> Bool[Array, "i #h r w"]:
-            return jax.vmap(lambda start: allowed(rows, width, example, start, first))(starts)
+        queries, starts, firsts = blocks  # n i r h d, i, and n i or, if shared, one number
+        axis = 0 if shared is None else None
+        of_example = jax.vmap(functools.partial(allowed, rows, width), (None, 0, axis))
+        array = jax.vmap(of_example, (0, None, axis))(jnp.arange(n), starts, firsts)
 
         def in_reach(x: Float[Array, "n s k d"]) -> Float[Array, "_ w k d"]:
             if shared is None:
                 x = jax.vmap(jax.vmap(lambda x, first: lax.dynamic_slice_in_dim(x, first, width), (None, 0)))(x, firsts)
             return x.reshape(-1, width, k, d).astype(query.dtype)
 
-        if shared is None:
-            array = jax.vmap(of_example)(jnp.arange(n), firsts)
-        else:  # for all examples at once, where the mask is the same for all
-            array = jax.vmap(of_example_at, (0, None))(jnp.arange(n), jnp.asarray(shared))
         output = _by_array(
             queries.reshape(-1, *queries.shape[2:]),
             in_reach(key),
@@ -246,10 +238,14 @@ def _of_width(
         return output.reshape(queries.shape)
 
     turns = count // at_once
+    if shared is None:
+        firsts = jnp.moveaxis(jnp.clip(firsts, 0, s - width).reshape(n, turns, at_once), 1, 0)
+    else:
+        firsts = jnp.full(turns, shared)
     blocks = (
         jnp.moveaxis(query.reshape(n, turns, at_once, rows, *shape[3:]), 1, 0),
         starts.reshape(turns, at_once),
-        jnp.moveaxis(jnp.clip(firsts, 0, s - width).reshape(n, turns, at_once), 1, 0),
+        firsts,
     )
     # Without a checkpoint the arrays of all blocks would be kept for the backward pass.
     if turns == 1:

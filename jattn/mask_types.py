@@ -47,12 +47,11 @@ class Mask(Pytree):
         """Raise ValueError where this mask does not fit ``t`` queries and ``s`` keys (and batch and heads)."""
         rows, cols = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (t, s))
         array = jax.eval_shape(self, rows, cols)
-        full = (t, s) if batch is None or heads is None else (*batch, heads, t, s)
-        shape = array.shape[-2:] if batch is None else array.shape
-        if array.dtype != jnp.bool_ or not broadcasts_to(shape, full):
+        fits, axes = _fits(array.shape, t, s, batch, heads)
+        if array.dtype != jnp.bool_ or not fits:
             raise ValueError(
-                f"{type(self).__name__} must return booleans that broadcast to {full}, the axes "
-                f"{'t s' if batch is None else '*b h t s'}. Got {array.dtype}, shape {array.shape}."
+                f"{type(self).__name__} must return booleans that broadcast to {axes}. "
+                f"Got {array.dtype}, shape {array.shape}."
             )
 
     def block(self, start: Extent, t: int, first: Extent, s: int) -> Bool[Array, "*bh #t #s"]:
@@ -245,12 +244,11 @@ class Dense(Mask):
         return Dense(array if array.ndim < 3 else slice_along(array, head, heads, -3))
 
     def check(self, t: int, s: int, batch: tuple[int, ...] | None = None, heads: int | None = None) -> None:
-        full = (t, s) if batch is None or heads is None else (*batch, heads, t, s)
-        shape = self.array.shape[-2:] if batch is None else self.array.shape
-        if not broadcasts_to(shape, full):
+        fits, axes = _fits(self.array.shape, t, s, batch, heads)
+        if not fits:
             raise ValueError(
-                f"mask must broadcast to {full}, the axes {'t s' if batch is None else '*b h t s'}. "
-                f"Got shape {self.array.shape}. Insert the axes it lacks: mask[:, None] for a mask *b t s, "
+                f"mask must broadcast to {axes}. Got shape {self.array.shape}. "
+                "Insert the axes it lacks: mask[:, None] for a mask *b t s, "
                 "mask[:, None, None] for a mask *b s of keys."
             )
 
@@ -325,6 +323,14 @@ class Part(Mask):
 
     def span(self, start: Extent, stop: Extent, s: int) -> tuple[Extent, Extent]:
         return self.mask.span(start, stop, s)
+
+
+def _fits(shape: tuple[int, ...], t: int, s: int, batch: tuple[int, ...] | None, heads: int | None) -> tuple[bool, str]:
+    """Whether a mask of this shape broadcasts to all axes, or to t s if only they are known; and to what."""
+    if batch is None or heads is None:
+        return broadcasts_to(shape[-2:], (t, s)), f"{(t, s)}, the axes t s"
+    full = (*batch, heads, t, s)
+    return broadcasts_to(shape, full), f"{full}, the axes *b h t s"
 
 
 def _check_per_example(name: str, x: int | Array, batch: tuple[int, ...] | None) -> None:
