@@ -7,6 +7,7 @@ reach scores minus infinity. Any function of that shape will do as a score; thos
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -350,6 +351,8 @@ def at_least_float32(*arrays: Array) -> Any:
 _CHUNK = 16  # features
 
 
+# Compiled once: called outside of `jax.jit`, the scan would be compiled at each call.
+@functools.partial(jax.jit, static_argnames="term", inline=True)
 def _sum_over_features(
     term: Callable[[Array, Array, Array], Array],
     query: Float[Array, "*b t n"],

@@ -1,5 +1,6 @@
 """What the weights of attention look like, without the weights: numbers of each row and column, in linear memory."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -52,17 +53,20 @@ def attention_statistics(
     """
     query, key = query_and_key(query, key)
     score, mask, bias = checked_logits(query, key, score, mask, bias, scale, logits_soft_cap)
+    options: dict[str, Any] = dict(score=score, mask=mask, bias=bias, logits_soft_cap=logits_soft_cap)
     if not is_by_pair(score) or 0 in (*query.shape, *key.shape):
-        options: dict[str, Any] = dict(score=score, mask=mask, bias=bias, logits_soft_cap=logits_soft_cap)
         weights = attention_weights(query, key, **options)
         entropy, largest, norm = _of_rows(weights)
         return AttentionStatistics(entropy, largest, norm, weights.sum(axis=-2))
+    return _streamed(query, key, **options)
+
+
+@functools.partial(jax.jit, inline=True)
+def _streamed(query: Float[Array, "*b t h c"], key: Float[Array, "*b s k d"], **options: Any) -> AttentionStatistics:
     key = repeat_heads(key, query.shape[-2])  # as each query head has weights of its own
 
     def total_and_rows(value: Array) -> Any:
-        return stream(
-            query, key, value, score=score, mask=mask, bias=bias, logits_soft_cap=logits_soft_cap, of=_total_and_rows
-        )
+        return stream(query, key, value, of=_total_and_rows, **options)
 
     # A column's sum is the derivative of all outputs for its value.
     value = jnp.ones((*key.shape[:-1], 1), jnp.promote_types(query.dtype, jnp.float32))
