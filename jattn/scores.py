@@ -7,16 +7,14 @@ reach scores minus infinity. Any function of that shape will do as a score; thos
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jattn import checks
+from jattn.pairwise import square_of_product, square_of_quotient, sum_over_features, tanh_of_sum
 from jattn.pytree import Pytree
 
 Number = float | Float[Array, ""]
@@ -191,7 +189,7 @@ def _hidden_score(
 ) -> Float[Array, "*b t s"]:
     """``w_value . tanh(query + key)``"""
     dtype = at_least_float32(query, key, w_value)
-    return _sum_over_features(_tanh_of_sum, query.astype(dtype), key.astype(dtype), jnp.asarray(w_value, dtype))
+    return sum_over_features(tanh_of_sum, query.astype(dtype), key.astype(dtype), jnp.asarray(w_value, dtype))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -218,10 +216,10 @@ class _Kernel(Score):
         dtype = at_least_float32(query, key)
         query, key = _heads_first(query.astype(dtype)), _heads_first(key.astype(dtype))
         if self.bandwidth is not None:
-            term, unit = _square_of_quotient, self.bandwidth
+            term, unit = square_of_quotient, self.bandwidth
         else:
-            term, unit = _square_of_product, 1.0 if self.factor is None else self.factor
-        return _sum_over_features(term, query, key, jnp.broadcast_to(jnp.asarray(unit, dtype), query.shape[-1:]))
+            term, unit = square_of_product, 1.0 if self.factor is None else self.factor
+        return sum_over_features(term, query, key, jnp.broadcast_to(jnp.asarray(unit, dtype), query.shape[-1:]))
 
     def _in_units(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Points in units of bandwidth."""
@@ -346,49 +344,6 @@ def is_by_pair(score: Any) -> bool:
 def at_least_float32(*arrays: Array) -> Any:
     """The dtype to compute in."""
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-
-
-_CHUNK = 16  # features
-
-
-# Compiled once: called outside of `jax.jit`, the scan would be compiled at each call.
-@functools.partial(jax.jit, static_argnames="term", inline=True)
-def _sum_over_features(
-    term: Callable[[Array, Array, Array], Array],
-    query: Float[Array, "*b t n"],
-    key: Float[Array, "*b s n"],
-    unit: Float[Array, "n"],
-) -> Float[Array, "*b t s"]:
-    """``sum over n of term(query, key, unit)``, a chunk of features at a time.
-
-    Of each chunk XLA on a CPU makes one loop over t s, forward and backward. Of the sum over the last axis of an array
-    t s n it makes one that is ten times as slow, and in the backward pass that array.
-    """
-
-    def add(x: Array, features: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        for q, k, u in zip(*features, strict=True):
-            x = x + term(q[..., :, None], k[..., None, :], u)
-        return x, None
-
-    add = jax.checkpoint(add, prevent_cse=False)
-    features = (jnp.moveaxis(query, -1, 0), jnp.moveaxis(key, -1, 0), unit)
-    whole = len(unit) - len(unit) % _CHUNK
-    x = jnp.zeros((*query.shape[:-1], key.shape[-2]), query.dtype)
-    if whole:
-        x, _ = lax.scan(add, x, tuple(a[:whole].reshape(-1, _CHUNK, *a.shape[1:]) for a in features))
-    return add(x, tuple(a[whole:] for a in features))[0] if whole < len(unit) else x
-
-
-def _tanh_of_sum(query: Array, key: Array, unit: Array) -> Array:
-    return unit * jnp.tanh(query + key)
-
-
-def _square_of_product(query: Array, key: Array, unit: Array) -> Array:
-    return ((query - key) * unit) ** 2
-
-
-def _square_of_quotient(query: Array, key: Array, unit: Array) -> Array:
-    return ((query - key) / unit) ** 2
 
 
 def _heads_first(x: Float[Array, "*b t h d"]) -> Float[Array, "*b h t d"]:

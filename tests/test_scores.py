@@ -217,6 +217,16 @@ def test_scores_are_pytrees(name):
     assert mapped.shape == (2, B, H, T, S)
 
 
+def test_inside_shard_map():
+    """Where arrays have a type that says over which axes of a mesh they vary."""
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    query, key = jnp.asarray(normal(0, B, T, H, 20), jnp.float32), jnp.asarray(normal(1, B, S, H, 20), jnp.float32)
+    hidden = scores.Additive(jnp.eye(20), jnp.eye(20), jnp.ones(20))
+    for score in (hidden, scores.Gaussian()):  # of more features than one chunk
+        sharded = jax.shard_map(score, mesh=mesh, in_specs=jax.P("x"), out_specs=jax.P("x"))
+        np.testing.assert_allclose(jax.jit(sharded)(query, key), score(query, key), rtol=2e-6, atol=2e-6)
+
+
 @kernels
 @pytest.mark.parametrize("leaf", [-1.0, 0.0, "a name", None])
 def test_a_tree_of_updates_may_hold_anything(name, leaf):
