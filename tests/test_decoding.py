@@ -26,6 +26,8 @@ def made(seed: int = 0, **options: Any) -> models.Seq2Seq:
     return model
 
 
+# Without jit the scan would be compiled at each call.
+@nnx.jit
 def forced(model: models.Seq2Seq, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Each token's log-probability and weights by teacher forcing: b t and b t s."""
     fed = jnp.concatenate([jnp.full((len(tokens), 1), BOS), tokens[:, :-1]], axis=1)
@@ -34,12 +36,14 @@ def forced(model: models.Seq2Seq, tokens: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def test_greedy_takes_the_most_probable() -> None:
+    encode = nnx.jit(lambda encoder: encoder(SOURCE, LENS))
+    step = nnx.jit(lambda decoder, tokens, state: decoder.step(tokens, state))
     for seed in range(3):
         model = made(seed)
-        tokens, state = jnp.full(3, BOS), model.encoder(SOURCE, LENS)
+        tokens, state = jnp.full(3, BOS), encode(model.encoder)
         found = models.greedy(model, SOURCE, LENS, **SEARCH)
         for i in range(T):
-            logits, state, _ = model.decoder.step(tokens, state)
+            logits, state, _ = step(model.decoder, tokens, state)
             tokens = logits.argmax(-1)
             going_on = i < found.lengths
             np.testing.assert_array_equal(found.tokens[going_on, i], tokens[going_on])

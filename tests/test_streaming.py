@@ -10,7 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 import jattn
-from jattn import attention, blocks, masks, scores, streaming
+from jattn import attention, blocks, masks, pairwise, scores, streaming
 from jattn.mask_types import Mask
 
 B, T, S, H, K, D, E = 2, 300, 700, 4, 2, 8, 6
@@ -124,7 +124,11 @@ def test_masks(mask):
 
 @pytest.mark.parametrize("shape", BIASES.values(), ids=BIASES)
 def test_biases(shape):
-    assert_same(bias=normal(10, *shape), mask=masks.causal(), logits_soft_cap=3.0)
+    assert_same(bias=normal(10, *shape), mask=masks.sliding_window(30, 5), logits_soft_cap=3.0)
+
+
+def test_a_bias_in_several_loops():
+    assert_same(bias=normal(10, H, T, S), mask=masks.causal())
 
 
 @pytest.mark.parametrize(
@@ -139,12 +143,14 @@ def test_biases(shape):
     ids=lambda score: type(score).__name__,
 )
 def test_scores(score):
-    assert_same(score=score, mask=masks.causal(offset=5))
+    assert_same(score=score, mask=masks.causal(offset=400))
 
 
-def test_additive_score():
-    score = scores.Additive(normal(11, D, 21), normal(12, D, 21), normal(13, 21))
-    assert_same(score=score, mask=masks.causal(offset=5))
+def test_additive_score(monkeypatch, traced_anew):
+    """Of as many hidden units as make two chunks and a rest."""
+    monkeypatch.setattr(pairwise, "_CHUNK", 3)
+    score = scores.Additive(normal(11, D, 7), normal(12, D, 7), normal(13, 7))
+    assert_same(score=score, mask=masks.causal(offset=400))
 
 
 @pytest.mark.parametrize("score", [Beyond(), scores.DotProduct()], ids=lambda score: type(score).__name__)
@@ -160,7 +166,9 @@ def test_rows_that_a_score_or_a_bias_empties(score):
 
 def test_dropout_and_gates():
     """The same rng drops the same weights, whatever computes them."""
-    assert_same(dropout_rate=0.3, dropout_rng=jax.random.key(0), head_gates=normal(14, B, H), mask=masks.causal())
+    assert_same(
+        dropout_rate=0.3, dropout_rng=jax.random.key(0), head_gates=normal(14, B, H), mask=masks.causal(offset=400)
+    )
     assert_same(dropout_rate=0.3, dropout_rng=jax.random.key(0), mask=masks.lengths(jnp.array([650, 80])))
 
 
@@ -222,7 +230,7 @@ def test_forward_mode_and_second_order():
         return jnp.sum(f(query * scale, key, value) ** 2)
 
     by_name = (functools.partial(f, implementation=name) for name in ("streaming", "dense"))
-    hessians = [jax.hessian(loss)(jnp.arange(1.0, 4.0), f) for f in by_name]
+    hessians = [jax.jit(jax.hessian(functools.partial(loss, f=f)))(jnp.arange(1.0, 4.0)) for f in by_name]
     np.testing.assert_allclose(*hessians, rtol=1e-9)
 
 
