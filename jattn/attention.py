@@ -271,7 +271,8 @@ def additive_attention(
 
     Source: Bahdanau, Cho and Bengio, Neural Machine Translation by Jointly Learning to Align and Translate, 2015.
     """
-    score = Additive(jnp.asarray(w_query), jnp.asarray(w_key), jnp.asarray(w_value))
+    weights = {"w_query": w_query, "w_key": w_key, "w_value": w_value}
+    score = Additive(**{name: checks.array(name, w) for name, w in weights.items()})
     return single_head_attention(query, key, value, score=score, mask=mask, return_weights=return_weights)
 
 
@@ -325,8 +326,8 @@ def checked_logits(
     if bias is not None:
         bias = checks.bias(bias, (*batch, h, t, s))
     if logits_soft_cap is not None:
-        checks.scalar("logits_soft_cap", logits_soft_cap)
         checks.positive("logits_soft_cap", logits_soft_cap, finite=True)
+        checks.scalar("logits_soft_cap", logits_soft_cap)
     return score, mask, bias
 
 

@@ -153,21 +153,34 @@ def check_rng(name: str, x: Any) -> None:
     """One key of ``jax.random``."""
     dtype = x.dtype if isinstance(x, jax.Array | np.ndarray) else np.dtype(object)
     new = jnp.issubdtype(dtype, jax.dtypes.prng_key) and jnp.shape(x) == ()
-    if not new and not (dtype == jnp.uint32 and jnp.ndim(x) == 1):
+    if not new and not (dtype == jnp.uint32 and _is_raw_key(x)):
         remedy = " Pass rngs.dropout()." if hasattr(x, "dropout") else ""
         raise ValueError(f"{name} must be a jax.random.key. Got {x!r:.80}.{remedy}")
 
 
+def _is_raw_key(x: Any) -> bool:
+    """Whether these are the numbers of one key, as ``jax.random.PRNGKey`` gives them."""
+    try:
+        return jax.eval_shape(jax.random.wrap_key_data, x).shape == ()
+    except TypeError:
+        return False
+
+
 def scalar(name: str, x: Any) -> None:
-    """One number."""
+    """One number, finite where it is known."""
     real(name, x)
     if jnp.shape(x) != ():
         raise ValueError(f"{name} must be one number. Got shape {jnp.shape(x)}.")
+    if is_concrete(x) and not np.isfinite(x):
+        raise ValueError(f"{name} must be finite. Got {x}.")
 
 
 def real(name: str, x: Any) -> None:
     """A number, or several."""
-    dtype = getattr(x, "dtype", None) or np.asarray(x).dtype
+    try:
+        dtype = getattr(x, "dtype", None) or np.asarray(x).dtype
+    except ValueError:  # lists of different lengths
+        dtype = np.dtype(object)
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise ValueError(f"{name} must be a real number. Got {x!r:.80}.")
 
@@ -207,7 +220,11 @@ def divides(name: str, part: int, whole_name: str, whole: int) -> None:
 
 def one_of(name: str, choice: Any, choices: tuple[Any, ...]) -> None:
     """One of a few choices."""
-    if choice not in choices:
+    try:
+        known = choice in choices
+    except ValueError:  # an array, which is neither equal nor not
+        known = False
+    if not known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}. Got {choice!r}.")
 
 
@@ -235,11 +252,14 @@ def tokens(name: str, x: Any, vocab_size: int, axes: str, ndim: int) -> Array:
 
 def selection(name: str, chosen: Any, n: int) -> np.ndarray:
     """Indices into an axis of ``n`` entries, from None (all), an integer, a slice or a sequence of integers."""
-    if chosen is None or isinstance(chosen, slice):
-        return np.arange(n)[slice(None) if chosen is None else chosen]
-    if not is_concrete(chosen):
+    if not all(map(is_concrete, jax.tree.leaves(chosen))):
         raise ValueError(f"{name} must be known while tracing. Got a traced array; pass a Python or NumPy one.")
-    indices = np.atleast_1d(np.asarray(chosen, dtype=int if np.size(chosen) == 0 else None))
+    try:
+        if chosen is None or isinstance(chosen, slice):
+            return np.arange(n)[slice(None) if chosen is None else chosen]
+        indices = np.atleast_1d(np.asarray(chosen, dtype=int if np.size(chosen) == 0 else None))
+    except (TypeError, ValueError):  # a slice of no integers, lists of different lengths
+        indices = np.empty((0, 0))
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f"{name} must be an integer, a slice or a list of integers. Got {chosen!r}.")
     if indices.size and not (-n <= indices.min() and indices.max() < n):

@@ -72,7 +72,7 @@ def run(call: "Call") -> Float[Array, "*b t h d"]:
     return _attend(call.query, call.key, call.value, call.mask, scale=call.score.scale)
 
 
-@functools.partial(jax.jit, static_argnames="scale", inline=True)
+@functools.partial(jax.jit, static_argnames="scale")
 def _attend(
     query: Float[Array, "*b t h d"],
     key: Float[Array, "*b s k d"],

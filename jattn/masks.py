@@ -62,7 +62,10 @@ def causal_lower_right(t: int, s: int) -> Mask:
          [1 1 1 1 0]
          [1 1 1 1 1]]
     """
-    return causal(offset=operator.index(s) - operator.index(t))
+    for name, n in (("t", t), ("s", s)):
+        if not checks.is_count(n):
+            raise ValueError(f"{name} must be a non-negative integer. Got {n!r}.")
+    return causal(offset=int(s) - int(t))
 
 
 def sliding_window(left: int, right: int, *, offset: int | Int[Array, "*b"] = 0) -> Mask:

@@ -15,7 +15,7 @@ _CHUNK = 16  # features
 
 
 # Compiled once: called outside of `jax.jit`, the scan would be compiled at each call.
-@functools.partial(jax.jit, static_argnames="term", inline=True)
+@functools.partial(jax.jit, static_argnames="term")
 def sum_over_features(
     term: Callable[[Array, Array, Array], Array],
     query: Float[Array, "*b t n"],

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jattn.checks import broadcasts_to
+from jattn import checks
 from jattn.mask_types import Mask, as_mask
 from jattn.scores import Number, Score, at_least_float32
 
@@ -58,7 +58,7 @@ def masked_softmax(
         <BLANKLINE>
          [[0.33333334 0.33333334 0.33333334 0.        ]]]
     """
-    logits = jnp.asarray(logits)
+    logits = checks.array("logits", logits)
     if logits.ndim < 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(
             f"logits must be floating point with the axes *b t s. Got shape {logits.shape}, {logits.dtype}."
@@ -68,7 +68,7 @@ def masked_softmax(
         allowed = as_mask(mask).as_array(*logits.shape[-2:])
         if isinstance(mask, Mask) and allowed.ndim == logits.ndim + 1 and allowed.shape[-3] == 1:
             allowed = allowed.squeeze(-3)  # logits without heads
-        if not broadcasts_to(allowed.shape, logits.shape):
+        if not checks.broadcasts_to(allowed.shape, logits.shape):
             raise ValueError(f"mask must broadcast to the shape of logits, {logits.shape}. Got shape {allowed.shape}.")
     return _softmax(_masked(logits, allowed), never_empty=False)[0]
 
@@ -137,6 +137,8 @@ def logits(
         raise ValueError(
             f"score must return the shape {(*b, h, t, key.shape[-3])}, the axes *b h t s. Got shape {jnp.shape(x)}."
         )
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise ValueError(f"score must return floating-point logits. Got {jnp.result_type(x)}.")
     return biased_and_capped(x, bias, logits_soft_cap)
 
 

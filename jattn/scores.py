@@ -164,6 +164,10 @@ class Additive(Score):
         return query @ self.w_query, key @ self.w_key, _Hidden(self.w_value)
 
     def check(self, query_width: int, key_width: int) -> None:
+        for name in ("w_query", "w_key", "w_value"):
+            if not hasattr(w := getattr(self, name), "dtype"):
+                raise ValueError(f"{name} must be an array. Got {type(w).__name__}: {w!r:.80}.")
+            checks.real(name, w)
         hidden = jnp.shape(self.w_value)
         for name, w, width in (("w_query", self.w_query, query_width), ("w_key", self.w_key, key_width)):
             if jnp.shape(w) != (width, *hidden) or len(hidden) != 1:
@@ -230,7 +234,10 @@ class _Kernel(Score):
     def check(self, query_width: int, key_width: int) -> None:
         super().check(query_width, key_width)
         for name, scale in (("bandwidth", self.bandwidth), ("factor", self.factor)):
-            if scale is not None and jnp.shape(scale) not in ((), (query_width,)):
+            if scale is None:
+                continue
+            checks.real(name, scale)
+            if jnp.shape(scale) not in ((), (query_width,)):
                 raise ValueError(
                     f"{name} must be one number or one per feature, ({query_width},). Got shape {jnp.shape(scale)}."
                 )

@@ -1,6 +1,5 @@
 """What the weights of attention look like, without the weights: numbers of each row and column, in linear memory."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +60,7 @@ def attention_statistics(
     return _streamed(query, key, **options)
 
 
-@functools.partial(jax.jit, inline=True)
+@jax.jit
 def _streamed(query: Float[Array, "*b t h c"], key: Float[Array, "*b s k d"], **options: Any) -> AttentionStatistics:
     key = repeat_heads(key, query.shape[-2])  # as each query head has weights of its own
 

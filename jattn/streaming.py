@@ -43,7 +43,7 @@ def output_and_log_sum_exp(pooled: Pooled) -> Any:
     return pooled.output, pooled.log_sum_exp
 
 
-@functools.partial(jax.jit, static_argnames=("dropout_rate", "of"), inline=True)
+@functools.partial(jax.jit, static_argnames=("dropout_rate", "of"))
 def stream(
     query: Float[Array, "*b t h c"],
     key: Float[Array, "*b s k d"],

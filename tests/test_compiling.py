@@ -1,6 +1,9 @@
 """Outside of `jax.jit` too, a call with arguments of the same shapes compiles nothing that it has compiled before."""
 
+import functools
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +23,14 @@ def decoded() -> jax.Array:
     return models.greedy(model, jnp.ones((1, 3), int), bos=1, eos=2, max_length=4).tokens
 
 
+def attend(x: jax.Array, **options: Any) -> jax.Array:
+    return jattn.attention(x, x, x, mask=masks.causal(), implementation="streaming", **options)
+
+
+def gradient(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    return jax.grad(lambda x: f(x).sum())(x)
+
+
 CALLS = {
     "dense": lambda: jattn.attention(SEQUENCE[:, :50], SEQUENCE[:, :50], SEQUENCE[:, :50], mask=masks.causal()),
     "streaming": lambda: jattn.attention(SEQUENCE, SEQUENCE, SEQUENCE, mask=masks.causal() & masks.lengths(LENS)),
@@ -28,6 +39,12 @@ CALLS = {
     "additive": lambda: jattn.additive_attention(WIDE, WIDE, WIDE, jnp.eye(32), jnp.eye(32), jnp.ones(32)),
     "kernel of many features": lambda: jattn.nadaraya_watson(WIDE[0], WIDE[0], WIDE[0]),
     "greedy": decoded,
+    "gradient, streaming": lambda: gradient(attend, SEQUENCE),
+    "gradient, Gaussian": lambda: gradient(functools.partial(attend, score=scores.Gaussian()), SEQUENCE),
+    "gradient, statistics": lambda: gradient(lambda x: jattn.attention_statistics(x, x).entropy, SEQUENCE),
+    "gradient, additive": lambda: gradient(
+        lambda x: jattn.additive_attention(x, x, x, jnp.eye(32), jnp.eye(32), jnp.ones(32)), WIDE
+    ),
 }
 
 

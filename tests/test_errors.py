@@ -1,5 +1,6 @@
 """Every error of the functional core: it names the argument, says what it must be, and what it was."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,7 +47,38 @@ def softmax(mask):
     return masked_softmax(jnp.zeros((B, H, T, S)), mask)
 
 
+def raw_key(numbers):
+    return jnp.zeros(numbers, jnp.uint32)
+
+
 ARRAYS = [
+    (lambda: additive(w_query="a"), "w_query must be an array. Got str: 'a'."),
+    (lambda: additive(w_query=jnp.ones((D, 8)) * 1j), "w_query must be a real number. Got Array("),
+    (
+        lambda: attend(score=scores.Additive([[1.0]] * 3, [[1.0]] * 3, [1.0])),
+        "w_query must be an array. Got list: [[1.0], [1.0], [1.0]].",
+    ),
+    (lambda: attend(score=scores.Gaussian(factor="a")), "factor must be a real number. Got 'a'."),
+    (lambda: attend(score=scores.Gaussian(factor=[[1.0], [1.0, 2.0]])), "factor must be a real number. Got [[1.0],"),
+    (
+        lambda: attend(score=lambda query, key: jnp.ones((B, H, T, S), bool)),
+        "score must return floating-point logits. Got bool.",
+    ),
+    (lambda: attend(scale=float("nan")), "scale must be finite. Got nan."),
+    (lambda: attend(dropout_rate=0.5, dropout_rng=raw_key(3)), "dropout_rng must be a jax.random.key. Got Array("),
+    (lambda: attend(implementation=np.array([1, 2])), "implementation must be one of None, 'dense',"),
+    (
+        lambda: weights(heads=[[1], [1, 2]]),
+        "heads must be an integer, a slice or a list of integers. Got [[1], [1, 2]].",
+    ),
+    (lambda: weights(heads=slice("a")), "heads must be an integer, a slice or a list of integers. Got slice("),
+    (
+        lambda: jax.jit(lambda i: weights(queries=[i, 0]))(1),
+        "queries must be known while tracing. Got a traced array; pass a Python or NumPy one.",
+    ),
+    (lambda: masked_softmax(None), "logits must be an array. Got NoneType: None."),
+    (lambda: masks.causal_lower_right(2.5, 3), "t must be a non-negative integer. Got 2.5."),
+    (lambda: masks.causal_lower_right(2, -3), "s must be a non-negative integer. Got -3."),
     (lambda: attend(query=QUERY[0, 0]), "query must have the axes *b t h d. Got shape (4, 3)."),
     (lambda: attend(key=KEY[0, 0]), "key must have the axes *b s k d. Got shape (2, 3)."),
     (lambda: attend(value=VALUE[0, 0]), "value must have the axes *b s k e. Got shape (2, 6)."),
