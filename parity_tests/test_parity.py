@@ -20,8 +20,8 @@ tokens = rng.integers(0, TOKENS, (2, LENGTH))
 valid = np.arange(LENGTH) < np.array([[LENGTH], [3]])
 x = rng.standard_normal((2, 5, 12))
 memory = rng.standard_normal((2, 7, 12))
-images = rng.standard_normal((2, 8, 8))
-BLOCK = {"num_heads": 3, "features": 12, "feedforward_features": 10}
+images = rng.standard_normal((2, 4, 4))
+BLOCK = {"num_heads": 3, "features": 12, "feedforward_features": 24}  # the models' sizes: what has run, is compiled
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -40,8 +40,16 @@ RIGHT: dict[str, tuple[type[nnx.Module], dict[str, Any], Any]] = {
         {"query": x, "return_weights": True},
     ),
     "gru": (nn.GRU, {"in_features": 12, "hidden_features": 6, "num_layers": 2}, (x,)),
-    "recall": (models.RecallClassifier, {"vocab_size": 5}, (rng.integers(0, 5, (2, 9)),)),
-    "digits": (models.DigitsClassifier, {"features": 16, "num_layers": 1}, (images,)),
+    "recall": (
+        models.RecallClassifier,
+        {"vocab_size": 5, "features": 12, "num_heads": 3, "max_length": 5},
+        (rng.integers(0, 5, (2, 5)),),
+    ),
+    "digits": (
+        models.DigitsClassifier,
+        {"image_size": 4, "features": 12, "num_heads": 3, "num_layers": 1},
+        (images,),
+    ),
     "translation": (
         models.Seq2Seq,
         {"source_vocab_size": 6, "target_vocab_size": 7, "num_layers": 1},
@@ -159,7 +167,7 @@ def test_lost_digits_show_in_float32_only() -> None:
 @pytest.mark.parametrize("swap", [False, True])
 def test_weights_that_the_port_has_already(swap: bool) -> None:
     """Other names, nothing in common but the numbers, and one of PyTorch's own layers with its packed projection."""
-    theirs = randomised(torch.nn.TransformerEncoderLayer(12, 3, 10, dropout=0.0, batch_first=True, activation="gelu"))
+    theirs = randomised(torch.nn.TransformerEncoderLayer(12, 3, 24, dropout=0.0, batch_first=True, activation="gelu"))
     port = nn.TransformerBlock(**BLOCK, activation="gelu", rngs=nnx.Rngs(0))
     tensors = {name: to_numpy(p).astype(np.float32) for name, p in theirs.float().named_parameters()}
     for kind in ("weight", "bias"):

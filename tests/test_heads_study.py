@@ -24,6 +24,9 @@ TARGET = heads.gated(ATTEND, {"": jnp.array([1.0, 0.0, 0.0, 1.0])})(X)
 TRAIN, VALIDATION, TEST = ((X[part], TARGET[part]) for part in (slice(12), slice(12, 18), slice(18, 24)))
 
 
+ADAM = adam(1e-3)  # one object, as each compiles anew
+
+
 def loss(model: Any, batch: Any, rng: Any) -> jax.Array:
     x, target = batch
     return ((model(x) - target) ** 2).mean()
@@ -61,7 +64,7 @@ def test_candidates() -> None:
     assert len(found) == 10
     for candidate in found:
         assert sum(map(len, candidate.removed.values())) == 4 * candidate.share
-        expected = score(heads.prune(ATTEND, candidate.removed), VALIDATION)
+        expected = nnx.jit(score)(heads.prune(ATTEND, candidate.removed), VALIDATION)
         np.testing.assert_allclose(candidate.score, expected, rtol=1e-4, atol=1e-7)
     by = {(c.by, c.share): c for c in found}
     assert by["leave_one_out", 0.5].removed == {"": [1, 2]}
@@ -126,7 +129,7 @@ def test_rounds_of_refinement() -> None:
 
     def fine_tune(model: Any, train: Any) -> None:
         seen.append(heads.counts(model)[""])
-        fit(model, train, loss=loss, optimizer=adam(1e-3), epochs=3, batch_size=6, progress=False)
+        fit(model, train, loss=loss, optimizer=ADAM, epochs=3, batch_size=6, progress=False)
 
     options: dict[str, Any] = dict(loss=loss, score=score, fine_tune=fine_tune, metric="gradient", batch_size=6)
     found = heads.refine(ATTEND, TRAIN, VALIDATION, **options, share=0.75, rounds=2, progress=False)
@@ -237,7 +240,7 @@ def test_the_choice() -> None:
 @pytest.fixture(scope="module")
 def study() -> heads.Study:
     def fine_tune(model: Any, train: Any) -> None:
-        fit(model, train, loss=loss, optimizer=adam(1e-3), epochs=1, batch_size=6, progress=False)
+        fit(model, train, loss=loss, optimizer=ADAM, epochs=1, batch_size=6, progress=False)
 
     return heads.study(
         ATTEND,

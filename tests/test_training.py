@@ -17,6 +17,7 @@ from jattn.nn.dropout import Dropout
 rng = np.random.default_rng(0)
 X = rng.standard_normal((22, 3)).astype(np.float32)
 Y = X @ np.float32([1.0, -2.0, 0.5]) + 1
+SGD = training.sgd(0.1)  # one object, as each compiles anew
 
 
 class Linear(nnx.Module):
@@ -36,7 +37,7 @@ def squared_error(model, batch, rng):
 
 
 def fit(model, train=(X, Y), validation=None, **changes: Any) -> training.History:
-    options = dict(loss=squared_error, optimizer=training.sgd(0.1), epochs=3, batch_size=8, progress=False)
+    options = dict(loss=squared_error, optimizer=SGD, epochs=3, batch_size=8, progress=False)
     return training.fit(model, train, validation, **{**options, **changes})
 
 

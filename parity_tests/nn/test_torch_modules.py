@@ -176,7 +176,7 @@ def test_empty_rows_are_nan_on_request_where_pytorch_has_it(kind: str, need_weig
             output, weights = module(*arrays, attn_mask=jnp.asarray(mask), need_weights=need_weights)
             return output.sum(), (output, weights)
 
-        grad = jax.grad(run, argnums=(0, 1, 2, 3), has_aux=True)
+        grad = jax.jit(jax.grad(run, argnums=(0, 1, 2, 3), has_aux=True))
         (of_parameters, *of_inputs), actual = grad(parameters, *(jnp.asarray(x) for x in (query, key, value)))
         named = state_dict(nnx.merge(graph, of_parameters, rest))
     assert np.isnan(np.asarray(actual[0])).any() == need_weights
@@ -224,7 +224,8 @@ def test_dropout(parity: Parity, average: bool, dtypes: tuple[str, ...]) -> None
     seed, rate = jax.random.key(0), 0.4
     modules = attention(M, H, rate)
     modules["module"].train()
-    keep = torch.tensor(np.asarray(dropout_keep(seed, rate, (B, H, T, S))))
+    drawn = jax.jit(dropout_keep, static_argnums=(1, 2))(seed, rate, (B, H, T, S))
+    keep = torch.tensor(np.asarray(drawn))
     assert 0.4 < keep.float().mean() < 0.8
 
     def theirs(m: Any, query: Any, key: Any, value: Any) -> Any:

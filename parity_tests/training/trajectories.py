@@ -25,6 +25,7 @@ import torch_ref.nn
 import torch_ref.training
 from jattn import models, nn, training
 from jattn.torch_weights import load_state_dict, state_dict, to_numpy
+from parity_tests.nn import blank
 
 EPOCHS, BATCHES = 20, 10  # 200 steps
 
@@ -164,7 +165,7 @@ CASES = {
         torch_options=lambda model: _torch(optim.SGD(model.parameters(), lr=0.05, momentum=0.9), "epoch", _step_lr),
     ),
     "AttentionRegressor": Case(
-        model=lambda: models.AttentionRegressor(rngs=nnx.Rngs(0)),
+        model=lambda: blank(lambda: models.AttentionRegressor(rngs=nnx.Rngs(0))),
         torch_model=torch_ref.models.AttentionRegressor,
         data=(points, noisy),
         batch_size=8,
@@ -179,7 +180,7 @@ CASES = {
         ),
     ),
     "TransformerRegressor": Case(
-        model=lambda: models.TransformerRegressor(dropout_rate=0.0, rngs=nnx.Rngs(0)),
+        model=lambda: blank(lambda: models.TransformerRegressor(dropout_rate=0.0, rngs=nnx.Rngs(0))),
         torch_model=lambda: torch_ref.models.TransformerRegressor(dropout_rate=0.0),
         data=(points, noisy),
         validation=(grid, curve(grid)),
@@ -199,7 +200,7 @@ CASES = {
         ),
     ),
     "RecallClassifier": Case(
-        model=lambda: models.RecallClassifier(5, dropout_rate=0.0, rngs=nnx.Rngs(0)),
+        model=lambda: blank(lambda: models.RecallClassifier(5, dropout_rate=0.0, rngs=nnx.Rngs(0))),
         torch_model=lambda: torch_ref.models.RecallClassifier(5, dropout_rate=0.0),
         data=(sequences, sequences[:, 0]),
         batch_size=16,
@@ -214,7 +215,7 @@ CASES = {
         ),
     ),
     "Seq2Seq": Case(
-        model=lambda: models.Seq2Seq(10, 10, num_layers=1, dropout_rate=0.0, rngs=nnx.Rngs(0)),
+        model=lambda: blank(lambda: models.Seq2Seq(10, 10, num_layers=1, dropout_rate=0.0, rngs=nnx.Rngs(0))),
         torch_model=lambda: torch_ref.models.Seq2Seq(10, 10, num_layers=1, dropout_rate=0.0),
         data=(sentences, lens, sentences[:, ::-1].copy()),
         batch_size=8,
@@ -227,7 +228,7 @@ CASES = {
         ),
     ),
     "DigitsClassifier": Case(
-        model=lambda: models.DigitsClassifier(dropout_rate=0.0, rngs=nnx.Rngs(0)),
+        model=lambda: blank(lambda: models.DigitsClassifier(dropout_rate=0.0, rngs=nnx.Rngs(0))),
         torch_model=lambda: torch_ref.models.DigitsClassifier(dropout_rate=0.0),
         data=(images, rng.integers(0, 10, len(images))),
         batch_size=16,
