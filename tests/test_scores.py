@@ -130,6 +130,21 @@ def test_widths_may_differ():
     np.testing.assert_array_equal(scores.Constant()(query, key), np.zeros((B, H, T, S)), strict=True)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("width", [16, 37])
+def test_as_many_features_as_are_summed_in_chunks(width):
+    query, key = query_and_key(width=width)
+    weights = [jnp.asarray(normal(i, *shape)) for i, shape in enumerate([(width, width), (width, width), (width,)])]
+    bandwidth = jnp.linspace(1.0, 2.0, width)
+    for score, reference in (
+        (scores.Additive(*weights), oracle.additive(*weights)),
+        (scores.Gaussian(bandwidth), oracle.kernel("gaussian", bandwidth)),
+    ):
+        f = jax.jit(lambda score, query, key: score(query, key))
+        np.testing.assert_allclose(f(score, query, key), oracle.logits(query, key, reference), rtol=1e-12, atol=1e-13)
+        check_grads(f, (score, query, key), order=1, rtol=1e-6, atol=1e-6)
+
+
 @kernels
 def test_bandwidth_is_the_reciprocal_of_factor(name):
     query, key = query_and_key()
