@@ -88,8 +88,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--lengths", nargs="+", type=at_least_one, default=[128, 256, 512], metavar="T", help="how many tokens"
     )
-    parser.add_argument("--width", type=int, default=128, help="of queries, keys, values and the hidden layer")
-    parser.add_argument("--batch", type=int, default=1, help="how many sequences")
+    parser.add_argument("--width", type=at_least_one, default=128, help="of queries, keys, values and the hidden layer")
+    parser.add_argument("--batch", type=at_least_one, default=1, help="how many sequences")
     options = parser.parse_args(arguments)
     works = (
         (

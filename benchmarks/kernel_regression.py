@@ -125,7 +125,7 @@ COLUMNS: dict[str, Callable[[Work], Column]] = {
 def main(arguments: list[str]) -> None:
     parser = parser_of("kernel_regression", __doc__, COLUMNS)
     parser.add_argument("--sizes", nargs="+", type=at_least_one, default=[10_000], metavar="N", help="how many of each")
-    parser.add_argument("--features", nargs="+", type=int, default=[1, 3, 16], metavar="D", help="of a point")
+    parser.add_argument("--features", nargs="+", type=at_least_one, default=[1, 3, 16], metavar="D", help="of a point")
     options = parser.parse_args(arguments)
     works = (
         ({"N": n, "D": d, "pass": which}, Work(n, d, backward=which == PASSES[1]), TOLERANCE["float32"])

@@ -278,6 +278,13 @@ def score(score: Any, query: Array, key: Array) -> None:
         check(query.shape[-1], key.shape[-1])
 
 
+def count(name: str, n: Any, what: str = "") -> int:
+    """A non-negative integer as Python's own; ``what`` it counts ends the sentence that says so."""
+    if not is_count(n):
+        raise ValueError(f"{name} must be a non-negative integer{what}. Got {n!r}.")
+    return int(n)
+
+
 def is_count(n: Any) -> bool:
     """A non-negative integer."""
     return isinstance(n, int | np.integer) and not isinstance(n, bool) and bool(n >= 0)

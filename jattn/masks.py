@@ -62,10 +62,8 @@ def causal_lower_right(t: int, s: int) -> Mask:
          [1 1 1 1 0]
          [1 1 1 1 1]]
     """
-    for name, n in (("t", t), ("s", s)):
-        if not checks.is_count(n):
-            raise ValueError(f"{name} must be a non-negative integer. Got {n!r}.")
-    return causal(offset=int(s) - int(t))
+    t, s = checks.count("t", t), checks.count("s", s)
+    return causal(offset=s - t)
 
 
 def sliding_window(left: int, right: int, *, offset: int | Int[Array, "*b"] = 0) -> Mask:
@@ -79,10 +77,8 @@ def sliding_window(left: int, right: int, *, offset: int | Int[Array, "*b"] = 0)
          [1 1 1 1 0]
          [0 1 1 1 1]]
     """
-    for name, count in (("left", left), ("right", right)):
-        if not checks.is_count(count):
-            raise ValueError(f"{name} must be a non-negative integer, a number of keys. Got {count!r}.")
-    return SlidingWindow(_near(int(left)), _near(int(right)), _near(checks.integers("offset", offset)))
+    left, right = (checks.count(name, n, ", a number of keys") for name, n in (("left", left), ("right", right)))
+    return SlidingWindow(_near(left), _near(right), _near(checks.integers("offset", offset)))
 
 
 def _near(x: Any) -> Any:

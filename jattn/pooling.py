@@ -137,8 +137,6 @@ def logits(
         raise ValueError(
             f"score must return the shape {(*b, h, t, key.shape[-3])}, the axes *b h t s. Got shape {jnp.shape(x)}."
         )
-    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-        raise ValueError(f"score must return floating-point logits. Got {jnp.result_type(x)}.")
     return biased_and_capped(x, bias, logits_soft_cap)
 
 
@@ -146,6 +144,8 @@ def biased_and_capped(
     x: Float[Array, "*b t s"], bias: Float[Array, "..."] | None, logits_soft_cap: Number | None
 ) -> Float[Array, "*b t s"]:
     """Scores with their bias, then ``cap tanh(x / cap)``, which leaves minus infinity as it is."""
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise ValueError(f"score must return floating-point logits. Got {jnp.result_type(x)}.")
     if bias is not None:
         x = x + bias
     if logits_soft_cap is not None:

@@ -107,9 +107,8 @@ def test_columns_take_turns() -> None:
     turns: list[str] = []
     runs = {name: lambda name=name: turns.append(name) or 1 for name in "ab"}
     first, seconds = measure(runs, rounds=3)
-    assert (
-        turns == ["a", "b"] + ["a", "a", "b", "b"] * 3
-    )  # the first run of each; then the rounds, a turn being two runs
+    # The first run of each; then the rounds, a turn being two runs.
+    assert turns == ["a", "b"] + ["a", "a", "b", "b"] * 3
     assert first.keys() == {"a", "b"}
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
 

@@ -1,5 +1,7 @@
 """Every error of the functional core: it names the argument, says what it must be, and what it was."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,16 @@ def softmax(mask):
     return masked_softmax(jnp.zeros((B, H, T, S)), mask)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Near(scores.Score):
+    """A user's own that streams, and returns booleans."""
+
+    by_pair = True
+
+    def __call__(self, query, key):
+        return scores.Constant()(query, key) > 0
+
+
 def raw_key(numbers):
     return jnp.zeros(numbers, jnp.uint32)
 
@@ -62,6 +74,10 @@ ARRAYS = [
     (lambda: attend(score=scores.Gaussian(factor=[[1.0], [1.0, 2.0]])), "factor must be a real number. Got [[1.0],"),
     (
         lambda: attend(score=lambda query, key: jnp.ones((B, H, T, S), bool)),
+        "score must return floating-point logits. Got bool.",
+    ),
+    (
+        lambda: attend(score=Near(), implementation="streaming"),
         "score must return floating-point logits. Got bool.",
     ),
     (lambda: attend(scale=float("nan")), "scale must be finite. Got nan."),
