@@ -1,6 +1,6 @@
 """jattn: attention for JAX that can be read, trusted and shipped.
 
-    weights = softmax over keys of ( score(query, key) + bias, where mask allows )
+    weights = softmax over keys of ( score(query, key) + bias, where mask allows ), beside the sinks
     output  = weights @ value
 
 Axes, the same letters everywhere (annotations, einsums, comments):
@@ -11,6 +11,7 @@ Axes, the same letters everywhere (annotations, einsums, comments):
 Arrays are laid out ``*b t h d``. A mask is ``True`` where a query **may** attend to a key.
 """
 
+from jattn import biases as biases
 from jattn import heads as heads
 from jattn import masks as masks
 from jattn import models as models
@@ -21,13 +22,14 @@ from jattn import scores as scores
 from jattn import torch_weights as torch_weights
 from jattn import training as training
 from jattn import weight_files as weight_files
-from jattn.attention import additive_attention as additive_attention
 from jattn.attention import attention as attention
+from jattn.attention import attention_statistics as attention_statistics
 from jattn.attention import attention_weights as attention_weights
+from jattn.attention import bind as bind
 from jattn.attention import explain as explain
-from jattn.dot_product_attention import dot_product_attention as dot_product_attention
+from jattn.drop_in import dot_product_attention as dot_product_attention
 from jattn.kernel_regression import nadaraya_watson as nadaraya_watson
-from jattn.pooling import masked_softmax as masked_softmax
-from jattn.statistics import attention_statistics as attention_statistics
+from jattn.single_head import additive_attention as additive_attention
+from jattn.softmax import masked_softmax as masked_softmax
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -5,9 +5,9 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Bool, Float
 
-from jattn import checks
-from jattn.attention import single_head_attention
-from jattn.mask_types import Mask
+from jattn._engine import checks
+from jattn.masks import Mask
+from jattn.single_head import single_head_attention
 from jattn.scores import Boxcar, Constant, Epanechnikov, Gaussian, Number, Score
 
 Kernel = Literal["gaussian", "boxcar", "epanechnikov", "constant"]

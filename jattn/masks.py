@@ -1,25 +1,32 @@
 """Who may attend to whom.
 
-A mask answers, for any block of query and key positions, whether a query **may** attend to a key: ``True`` where
-it may. It is a small frozen pytree, never a T x S array unless somebody asks for one, so that the same value
+A mask says for each pair of a query and a key whether the query **may** attend to the key: ``True`` where it may. It is
+a formula of positions in a small frozen pytree, never a T x S array unless somebody asks for one, so that the same value
 serves a short sequence, a long one, and one block of either. Masks combine with ``&``, ``|`` and ``~``::
 
     causal() & lengths(valid_lens)        # a padded batch, each token sees the past
     causal() | prefix(16)                 # a prefix language model
     ~sliding_window(0, 0)                 # every key but one's own
+    where(lambda q, k: q // 64 == k // 64)  # a rule of your own
 
-Python integers in a mask are static under ``jit``; arrays are data, so that new lengths never recompile.
+Positions are 0 ... n - 1, or what `jattn.attention` is given as ``query_positions`` and ``key_positions``. Python
+integers in a mask are static under ``jit``; arrays are data, so that new lengths never recompile. Masks that are alike
+are equal, and hash alike.
 """
 
 import functools
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jattn import checks
-from jattn.mask_types import Causal, Lengths, Mask, Segments, SlidingWindow, as_mask
+from jattn._engine import checks
+from jattn._engine.checks import broadcasts_to, is_concrete
+from jattn._engine.rule import FunctionRule, Grid, Rule, Shape, function_and_arrays, grid_of, over
 
 __all__ = [
     "Mask",
@@ -27,11 +34,129 @@ __all__ = [
     "causal",
     "causal_lower_right",
     "dense",
+    "dilated_window",
     "lengths",
+    "neighbourhood",
     "prefix",
     "segments",
     "sliding_window",
+    "where",
 ]
+
+Keys = bool | Bool[Array, "*#b #h 1 s"]
+
+
+class Mask(Rule):
+    """A rule that says which queries may attend to which keys. Made by the functions of `jattn.masks`.
+
+    One of your own is a subclass with a `formula` and, where it can say so, `reachable`. As a pytree, a mask's integers,
+    strings and functions are structure, its arrays and other masks are children.
+
+        >>> class Checkered(Mask):
+        ...     def formula(self, grid):
+        ...         return (grid.query + grid.key) % 2 == 0
+        >>> print(Checkered().as_array(2, 3).astype(int))
+        [[1 0 1]
+         [0 1 0]]
+    """
+
+    __array_ufunc__ = None  # numpy leaves ``array & mask`` to ``__rand__``
+
+    def formula(self, grid: Grid) -> Bool[Array, "..."]:
+        """Whether each query of the grid may attend to each key; broadcasts to ``*b h t s``."""
+        raise NotImplementedError
+
+    def reachable(self, grid: Grid) -> Keys:
+        """The keys that some query of the grid may attend to: True too often perhaps, never False wrongly.
+
+        Whoever computes attention leaves out the others. Written with operators alone, it is computed while tracing
+        where the mask has no data. ``True``: all of them.
+        """
+        return True
+
+    def attended(self, grid: Grid) -> Keys:
+        """Likewise, but of all that say nothing in `reachable`, by their formula."""
+        reachable = self.reachable(grid)
+        if reachable is not True:
+            return reachable
+        return _any_query(self.formula(grid if grid.in_program is None else grid.in_program()))
+
+    def check(self, shape: Shape) -> None:
+        """Raise ValueError where this mask does not fit so many queries and keys (and batch and heads, if known)."""
+        super().check(shape)
+        self.check_values(shape)
+        if type(self).__module__ == __name__ and not isinstance(self, Where):
+            return
+        batch = shape.batch if shape.batch is not None else (1,) * self.lead()
+
+        def formula(mask: Mask) -> Any:
+            return mask.aligned(len(batch)).formula(grid_of(shape.t, shape.s, ndim=len(batch) + 3))
+
+        allowed = jax.eval_shape(formula, self)
+        full = (*batch, shape.h, shape.t, shape.s)
+        fits = broadcasts_to(allowed.shape, full) if None not in full and shape.batch is not None else True
+        if allowed.dtype != jnp.bool_ or not fits:
+            raise ValueError(
+                f"{type(self).__name__} must return booleans that broadcast to {full}, the axes *b h t s. "
+                f"Got {allowed.dtype}, shape {allowed.shape}."
+            )
+
+    def check_values(self, shape: Shape) -> None:
+        """Raise ValueError for numbers that make no sense, where they are known."""
+
+    def as_array(self, t: int, s: int) -> Bool[Array, "*bh t s"]:
+        """The mask as a matrix with one row a query and one column a key, ``True`` where attention is allowed.
+
+        Masks with data for each example have the axes ``*b h`` in front, h being 1 if heads don't differ.
+
+            >>> print(causal().as_array(4, 4).astype(int))
+            [[1 0 0 0]
+             [1 1 0 0]
+             [1 1 1 0]
+             [1 1 1 1]]
+        """
+        self.check(Shape(None, None, t, s))
+        lead = self.lead()
+        allowed = self.aligned(lead).formula(grid_of(t, s, ndim=lead + 3))
+        allowed = jnp.broadcast_to(allowed, (*allowed.shape[:-2], t, s))
+        return allowed[0] if lead == 0 and allowed.ndim == 3 and allowed.shape[0] == 1 else allowed
+
+    def __and__(self, other: "Mask | Array") -> "Mask":
+        return And(self, as_mask(other))
+
+    def __or__(self, other: "Mask | Array") -> "Mask":
+        return Or(self, as_mask(other))
+
+    def __bool__(self) -> bool:
+        raise ValueError("A mask has no truth value. Combine masks with &, | and ~, not with `and`, `or` and `not`.")
+
+    def __invert__(self) -> "Mask":
+        return Not(self)
+
+    __rand__ = __and__
+    __ror__ = __or__
+
+
+def as_mask(mask: Mask | Bool[Array, "..."]) -> Mask:
+    """A mask as it is; a boolean array that broadcasts to ``*b h t s`` as a mask."""
+    if isinstance(mask, Mask):
+        return mask
+    if callable(mask):
+        raise ValueError(
+            f"mask must be a mask or a boolean array. Got the function {mask!r}; call it, or pass jattn.masks.where(f)."
+        )
+    array = checks.array("mask", mask)
+    if array.dtype != jnp.bool_:
+        raise ValueError(
+            f"mask must be boolean, True where a query may attend to a key. Got {array.dtype}. "
+            "Compare it (mask != 0), or pass an additive mask as bias."
+        )
+    if array.ndim < 2:
+        raise ValueError(
+            f"mask must have the axes t s, with heads and batch in front where it has them. Got shape "
+            f"{array.shape}. For one entry a key, write mask[None, :]."
+        )
+    return Dense(array)
 
 
 def causal(offset: int | Int[Array, "*b"] = 0) -> Mask:
@@ -90,7 +215,9 @@ _FAR = 2**30
 
 
 def lengths(valid_lens: int | Int[Array, "..."], *, per_query: bool | None = None) -> Mask:
-    """Only the first ``valid_lens`` keys are real; the rest is padding that nobody attends to.
+    """Only the first ``valid_lens`` keys are real; the rest is padding that nobody attends to, whatever it holds.
+
+    First as they lie in their array, also where ``key_positions`` say otherwise.
 
     Args:
         valid_lens: integers from 0 to s, one per example ``*b`` or one per query ``*b t``.
@@ -113,11 +240,11 @@ def lengths(valid_lens: int | Int[Array, "..."], *, per_query: bool | None = Non
         per_query = ndim >= 2
     if per_query and ndim == 0:
         raise ValueError("valid_lens must have a query axis when per_query=True. Got a single length.")
-    return Lengths(valid_lens, per_query, "valid_lens")
+    return LengthsPerQuery(valid_lens) if per_query else Lengths(valid_lens, "valid_lens", by_position=False)
 
 
 def prefix(n: int | Int[Array, "*b"]) -> Mask:
-    """Every query sees the first ``n`` keys, one number or one per example, from 0 to the number of keys.
+    """Every query sees the keys at positions below ``n``, one number or one per example, from 0 to the number of keys.
 
     Use it as ``causal() | prefix(n)``.
 
@@ -127,7 +254,7 @@ def prefix(n: int | Int[Array, "*b"]) -> Mask:
      [1 1 1 0]
      [1 1 1 1]]
     """
-    return Lengths(checks.integers("n", n), False, "n")
+    return Lengths(checks.integers("n", n), "n", by_position=True)
 
 
 def segments(query_ids: Int[Array, "*b t"], key_ids: Int[Array, "*b s"] | None = None) -> Mask:
@@ -136,15 +263,90 @@ def segments(query_ids: Int[Array, "*b t"], key_ids: Int[Array, "*b s"] | None =
     ``key_ids`` defaults to ``query_ids``, for self-attention.
 
         >>> print(segments(jnp.array([0, 0, 1, 1, 1])).as_array(5, 5).astype(int))
-        [[[1 1 0 0 0]
-          [1 1 0 0 0]
-          [0 0 1 1 1]
-          [0 0 1 1 1]
-          [0 0 1 1 1]]]
+        [[1 1 0 0 0]
+         [1 1 0 0 0]
+         [0 0 1 1 1]
+         [0 0 1 1 1]
+         [0 0 1 1 1]]
     """
     query_ids = checks.integer_axis("query_ids", query_ids)
     key_ids = query_ids if key_ids is None else checks.integer_axis("key_ids", key_ids)
     return Segments(query_ids, key_ids)
+
+
+def dilated_window(left: int, right: int, dilation: int, *, offset: int | Int[Array, "*b"] = 0) -> Mask:
+    """Each query sees ``left`` keys before its own position, its own, and ``right`` after it, ``dilation`` apart.
+
+        >>> print(dilated_window(2, 0, 2).as_array(6, 6).astype(int))
+        [[1 0 0 0 0 0]
+         [0 1 0 0 0 0]
+         [1 0 1 0 0 0]
+         [0 1 0 1 0 0]
+         [1 0 1 0 1 0]
+         [0 1 0 1 0 1]]
+
+    Source: Beltagy et al., Longformer, 2020.
+    """
+    dilation = checks.number("dilation", dilation, "[1, inf)", integer=True)
+    left, right = (checks.count(name, n, ", a number of keys") for name, n in (("left", left), ("right", right)))
+    window = sliding_window(left * dilation, right * dilation, offset=offset)
+    return DilatedWindow(window, dilation)  # type: ignore[arg-type]
+
+
+def neighbourhood(shape: tuple[int, ...], radius: int | tuple[int, ...]) -> Mask:
+    """The positions are a grid of ``shape``, row by row: each sees those at most ``radius`` away along every axis.
+
+    Args:
+        shape: how many positions the grid has along each axis, such as ``(height, width)``.
+        radius: one number for all axes or one for each; 0 is one's own row.
+
+        >>> print(neighbourhood((2, 3), (1, 0)).as_array(6, 6).astype(int))
+        [[1 0 0 1 0 0]
+         [0 1 0 0 1 0]
+         [0 0 1 0 0 1]
+         [1 0 0 1 0 0]
+         [0 1 0 0 1 0]
+         [0 0 1 0 0 1]]
+
+    Source: Hassani et al., Neighborhood Attention Transformer, 2023; here without moving windows at the edges.
+    """
+    shape = tuple(checks.number("shape", n, "[1, inf)", integer=True) for n in shape)
+    radius = (radius,) * len(shape) if isinstance(radius, int) else tuple(radius)
+    if len(radius) != len(shape) or not all(map(checks.is_count, radius)):
+        raise ValueError(f"radius must be a non-negative integer, or one for each axis of {shape}. Got {radius!r}.")
+    return Neighbourhood(shape, radius)
+
+
+def where(f: Callable[..., Any], *, span: Callable[..., Any] | None = None, **arrays: Any) -> Mask:
+    """A query may attend to a key where ``f(query, key)`` says so, a function of their positions.
+
+    Args:
+        f: from integer arrays of query and key positions, which broadcast against each other, to booleans that
+            broadcast to ``*b h t s``. It is compiled once, so what changes is given as an array, not captured.
+        span: which keys may be in reach, if that can be said: from the first and the last position of some queries to
+            those of the keys, both included, as in ``lambda first, last: (first - 64, last)``. What lies outside is
+            skipped.
+        arrays: what f is given beside the positions, by name: an array as it is, to be indexed by positions; or
+            ``(axes, array)`` with axes among ``b h t s`` for one that has an entry for each example, head, query or
+            key, which arrives broadcast to ``*b h t s``.
+
+    Example (blocks of two; and heads that look at every second key, at every third key):
+
+        >>> print(where(lambda q, k: q // 2 == k // 2).as_array(4, 4).astype(int))
+        [[1 1 0 0]
+         [1 1 0 0]
+         [0 0 1 1]
+         [0 0 1 1]]
+        >>> steps = where(lambda q, k, step: k % step == 0, step=("h", jnp.array([2, 3])))
+        >>> print(steps.as_array(1, 7).astype(int))
+        [[[1 0 1 0 1 0 1]]
+        <BLANKLINE>
+         [[1 0 0 1 0 0 1]]]
+    """
+    function, given, axes = function_and_arrays("f", f, arrays)
+    if span is not None and not callable(span):
+        raise ValueError(f"span must be a function of the first and the last query's position. Got {span!r}.")
+    return Where(function, given, axes, span)
 
 
 def dense(array: Bool[Array, "..."]) -> Mask:
@@ -167,3 +369,184 @@ def all_of(*rules: Mask | Bool[Array, "..."] | None) -> Mask | None:
     """
     given = [as_mask(rule) for rule in rules if rule is not None]
     return functools.reduce(operator.and_, given) if given else None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The rules themselves.
+
+
+class Causal(Mask):
+    offset: int | Array = over("b")
+
+    def formula(self, grid: Grid) -> Array:
+        return grid.key <= grid.query + self.offset
+
+    def reachable(self, grid: Grid) -> Keys:
+        return grid.key <= grid.last + self.offset
+
+
+class SlidingWindow(Mask):
+    left: int
+    right: int
+    offset: int | Array = over("b")
+
+    def formula(self, grid: Grid) -> Array:
+        position = grid.query + self.offset
+        return (position - self.left <= grid.key) & (grid.key <= position + self.right)
+
+    def reachable(self, grid: Grid) -> Keys:
+        first, last = grid.first + self.offset, grid.last + self.offset
+        return (first - self.left <= grid.key) & (grid.key <= last + self.right)
+
+
+class DilatedWindow(Mask):
+    window: SlidingWindow
+    dilation: int
+
+    def formula(self, grid: Grid) -> Array:
+        away = grid.key - grid.query - self.window.offset
+        return self.window.formula(grid) & (away % self.dilation == 0)
+
+    def reachable(self, grid: Grid) -> Keys:
+        return self.window.reachable(grid)
+
+
+class Neighbourhood(Mask):
+    shape: tuple[int, ...]
+    radius: tuple[int, ...]
+
+    def formula(self, grid: Grid) -> Array:
+        allowed, query, key = True, grid.query, grid.key
+        for n, most in zip(reversed(self.shape), reversed(self.radius), strict=True):
+            allowed = allowed & (abs(query % n - key % n) <= most)
+            query, key = query // n, key // n
+        return allowed & (query == key)  # in whole grids one after the other, if there are several
+
+    def reachable(self, grid: Grid) -> Keys:
+        farthest = 0
+        for n, most in zip(self.shape, self.reach, strict=True):
+            farthest = farthest * n + most
+        return (grid.first - farthest <= grid.key) & (grid.key <= grid.last + farthest)
+
+
+class Lengths(Mask):
+    valid_lens: int | Array = over("b")
+    name: str  # what the caller knows it as
+    by_position: bool
+
+    def formula(self, grid: Grid) -> Array:
+        return (grid.key if self.by_position else grid.column) < self.valid_lens
+
+    def reachable(self, grid: Grid) -> Keys:
+        return self.formula(grid)
+
+    def name_of(self, field: str) -> str:
+        return self.name
+
+    def check_values(self, shape: Shape) -> None:
+        _check_counts(self.name, self.valid_lens, shape.s)
+
+
+class LengthsPerQuery(Mask):
+    valid_lens: Array = over("bt")
+
+    def formula(self, grid: Grid) -> Array:
+        return grid.column < self.valid_lens
+
+    def reachable(self, grid: Grid) -> Keys:
+        return grid.column < self.valid_lens.max(axis=-2, keepdims=True)
+
+    def check_values(self, shape: Shape) -> None:
+        _check_counts("valid_lens", self.valid_lens, shape.s)
+
+
+class Segments(Mask):
+    query_ids: Array = over("bt")
+    key_ids: Array = over("bs")
+
+    def formula(self, grid: Grid) -> Array:
+        return self.query_ids == self.key_ids
+
+    def reachable(self, grid: Grid) -> Keys:
+        low, high = (end(self.query_ids, axis=-2, keepdims=True) for end in (jnp.min, jnp.max))
+        return (low <= self.key_ids) & (self.key_ids <= high)
+
+
+class Dense(Mask):
+    mask: Array = over(
+        "bhts",
+        remedy="Insert the axes it lacks: mask[:, None] for a mask *b t s, mask[:, None, None] for a mask *b s of keys.",
+    )
+
+    def formula(self, grid: Grid) -> Array:
+        return self.mask
+
+
+class Where(FunctionRule, Mask):
+    span: Callable[..., Any] | None
+
+    def formula(self, grid: Grid) -> Array:
+        return jnp.asarray(self.call(grid.query, grid.key))
+
+    def reachable(self, grid: Grid) -> Keys:
+        if self.span is None:
+            return True
+        low, high = self.span(grid.first, grid.last)
+        return (low <= grid.key) & (grid.key <= high)
+
+
+class Pair(Mask):
+    """Two masks joined entry by entry."""
+
+    a: Mask
+    b: Mask
+    join: ClassVar[Callable[..., Any]]
+
+    def formula(self, grid: Grid) -> Array:
+        return self.join(self.a.formula(grid), self.b.formula(grid))
+
+    def reachable(self, grid: Grid) -> Keys:
+        return self.join(self.a.reachable(grid), self.b.reachable(grid))
+
+    def attended(self, grid: Grid) -> Keys:
+        return self.join(self.a.attended(grid), self.b.attended(grid))
+
+    def check(self, shape: Shape) -> None:
+        self.a.check(shape)
+        self.b.check(shape)
+
+
+class And(Pair):
+    join = staticmethod(operator.and_)
+
+
+class Or(Pair):
+    join = staticmethod(operator.or_)
+
+    def reachable(self, grid: Grid) -> Keys:
+        a, b = self.a.reachable(grid), self.b.reachable(grid)
+        return True if a is True or b is True else a | b
+
+
+class Not(Mask):
+    mask: Mask
+
+    def formula(self, grid: Grid) -> Array:
+        return ~self.mask.formula(grid)
+
+    def check(self, shape: Shape) -> None:
+        self.mask.check(shape)
+
+
+def _any_query(allowed: Bool[Array, "*#b #h #t #s"]) -> Bool[Array, "*#b #h 1 #s"]:
+    return allowed if allowed.shape[-2] == 1 else allowed.any(axis=-2, keepdims=True)
+
+
+def _check_counts(name: str, counts: int | Array, s: int) -> None:
+    if is_concrete(counts) and isinstance(s, int):
+        values = np.asarray(counts)
+        low, high = values.min(initial=s), values.max(initial=0)
+        if low < 0 or high > s:
+            raise ValueError(
+                f"{name} must lie between 0 and the number of positions, {s}. Got {low if low < 0 else high}."
+            )

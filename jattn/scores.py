@@ -6,16 +6,18 @@ logarithm of its kernel, so that the softmax over keys is the kernel's own norma
 reach scores minus infinity. Any function of that shape will do as a score; those below are the field's own.
 """
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jattn import checks
-from jattn.pairwise import square_of_product, square_of_quotient, sum_over_features, tanh_of_sum
-from jattn.pytree import Pytree
+from jattn._engine import checks
+from jattn._engine.dtypes import at_least_float32, in_one_dtype
+from jattn._engine.pairwise import square_of_product, square_of_quotient, sum_over_features, tanh_of_sum
+from jattn._engine.pytree import Pytree
+from jattn._engine.rule import FunctionRule, Grid, function_and_arrays, grid_of
 
 Number = float | Float[Array, ""]
 
@@ -23,10 +25,10 @@ Number = float | Float[Array, ""]
 class Score(Pytree):
     """The base of the scores below: widths they accept, what to compute once a token, the pairs of one head.
 
-    As a pytree, a score's integers and strings are structure, all else is children.
+    A subclass is a frozen dataclass without more ado. As a pytree, a score's integers, strings and functions are
+    structure, all else is children.
     """
 
-    static = (int, str)
     # Whether a logit depends on its query's and its key's features alone, and not on their positions, their head or on
     # others, so that a part of the logits can be computed by itself. Whoever writes ``__call__`` anew says so anew.
     by_pair: ClassVar[bool] = False
@@ -73,7 +75,6 @@ class Score(Pytree):
             )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class DotProduct(Score):
     """The scaled dot product, ``scale * (query . key)``.
 
@@ -92,17 +93,18 @@ class DotProduct(Score):
     scale: Number | None = None
 
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
-        query, key, score = self.prepare(query, key)
-        products = jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=at_least_float32(query, key))
+        query, key, score = self.prepare(*in_one_dtype(query, key))
+        products = jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=at_least_float32(query))
         return score._scaled(products, query)
 
     def pairs(self, query: Float[Array, "t d"], key: Float[Array, "s d"]) -> Float[Array, "t s"]:
-        products = jnp.matmul(query, key.T, preferred_element_type=at_least_float32(query, key))
+        query, key = in_one_dtype(query, key)
+        products = jnp.matmul(query, key.T, preferred_element_type=at_least_float32(query))
         return self._scaled(products, query)
 
     def _scaled(self, products: Array, query: Array) -> Array:
         scale = self.scale_of(query)
-        return products if isinstance(scale, float) and scale == 1 else products * scale
+        return products if isinstance(scale, float) and scale == 1 else products * jnp.asarray(scale, products.dtype)
 
     def scale_of(self, query: Float[Array, "... d"]) -> Number:
         """The scale, for queries of this width."""
@@ -113,7 +115,7 @@ class DotProduct(Score):
     ) -> tuple[Float[Array, "*b t h d"], Float[Array, "*b s k d"], "DotProduct"]:
         if query.dtype != at_least_float32(query, key):  # a scaled query would lose digits
             return query, key, self
-        return query * self.scale_of(query), key, DotProduct(1.0)
+        return query * jnp.asarray(self.scale_of(query), query.dtype), key, DotProduct(1.0)
 
     def check(self, query_width: int, key_width: int) -> None:
         super().check(query_width, key_width)
@@ -123,7 +125,6 @@ class DotProduct(Score):
             checks.scalar("scale", self.scale)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Products(Score):
     """What `Score.as_products` is scored by: the dot product in full precision, which is not every device's default."""
 
@@ -133,7 +134,6 @@ class Products(Score):
         return jnp.matmul(query, key.T, precision=lax.Precision.HIGHEST)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Additive(Score):
     """A small network on both, ``w_value . tanh(query @ w_query + key @ w_key)``, for widths that may differ.
 
@@ -177,7 +177,6 @@ class Additive(Score):
                 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class _Hidden(Score):
     """`Additive` of queries and keys that are projected already."""
 
@@ -196,7 +195,6 @@ def _hidden_score(
     return sum_over_features(tanh_of_sum, query.astype(dtype), key.astype(dtype), jnp.asarray(w_value, dtype))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class _Kernel(Score):
     """A kernel of the scaled distance between query and key, ``log K(u)`` with ``u = |query - key| / bandwidth``.
 
@@ -243,7 +241,6 @@ class _Kernel(Score):
                 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Gaussian(_Kernel):
     """The Gaussian kernel, ``log K(u) = -u^2 / 2`` with ``u = |query - key| / bandwidth`` (its constant cancels).
 
@@ -287,7 +284,6 @@ class Gaussian(_Kernel):
 _REACH = 16
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Boxcar(_Kernel):
     """The boxcar kernel: the mean over the keys within one bandwidth (``factor``: its reciprocal), edge included.
 
@@ -304,7 +300,6 @@ class Boxcar(_Kernel):
         return jnp.where(squared <= 1, jnp.zeros_like(squared), -jnp.inf)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Epanechnikov(_Kernel):
     """The Epanechnikov kernel, ``K(u) = max(0, 1 - u^2)`` with ``u = |query - key| / bandwidth``.
 
@@ -324,7 +319,6 @@ class Epanechnikov(_Kernel):
         return jnp.where(inside, jnp.log1p(-jnp.where(inside, squared, 0)), -jnp.inf)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Constant(Score):
     """Every key the same: average pooling, over the keys that the mask allows.
 
@@ -343,14 +337,65 @@ class Constant(Score):
         pass
 
 
+def modified(f: Callable[..., Any], score: Score | None = None, **arrays: Any) -> "Modified":
+    """A score whose logits go through a function of the logit and of the positions of its query and key.
+
+    Args:
+        f: ``f(logit, query, key)`` from logits and integer arrays of positions, which broadcast against each other and
+            to ``*b h t s``, to logits. It is compiled once, so what changes is given as an array, not captured.
+        score: what is modified; ``DotProduct()`` by default.
+        arrays: what f is given beside them, by name: an array as it is, to be indexed by positions; or ``(axes, array)``
+            with axes among ``b h t s`` for one that has an entry for each example, head, query or key, which arrives
+            broadcast to ``*b h t s``. They have gradients.
+
+    Example (a factor for each head, on what lies in the past):
+
+        >>> past = modified(lambda x, q, k, factor: jnp.where(k < q, factor * x, x), factor=("h", jnp.ones(1) / 2))
+        >>> past(jnp.ones((2, 1, 4)), jnp.ones((2, 1, 4)))
+        Array([[[2., 2.],
+                [1., 2.]]], dtype=float32)
+
+    Source: Dong et al., Flex Attention: A Programming Model for Generating Optimized Attention Kernels, 2024.
+    """
+    score = DotProduct() if score is None else score
+    if not isinstance(score, Score) or isinstance(score, Modified):
+        raise ValueError(f"score must be a score of jattn.scores, not modified before. Got {score!r:.80}.")
+    return Modified(score, Modification(*function_and_arrays("f", f, arrays)))
+
+
+class Modification(FunctionRule):
+    """What `modified` does to the logits."""
+
+    def formula_of(self, x: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
+        """The logits of a grid, modified."""
+        result = self.call(x, grid.query, grid.key)
+        if jnp.shape(result) != x.shape or not jnp.issubdtype(jnp.result_type(result), jnp.floating):
+            raise ValueError(
+                f"f must return floating-point logits of the shape {x.shape} that it is given. Got shape "
+                f"{jnp.shape(result)}, {jnp.result_type(result)}."
+            )
+        return result
+
+
+class Modified(Score):
+    """What `modified` returns."""
+
+    score: Score
+    modification: Modification
+
+    def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
+        x = self.score(query, key)
+        *batch, _, t, s = x.shape
+        modification = self.modification.aligned(len(batch))
+        return modification.formula_of(x, grid_of(t, s, ndim=len(batch) + 3))
+
+    def check(self, query_width: int, key_width: int) -> None:
+        self.score.check(query_width, key_width)
+
+
 def is_by_pair(score: Any) -> bool:
     """Whether a part of its logits can be computed by itself."""
     return isinstance(score, Score) and score.by_pair
-
-
-def at_least_float32(*arrays: Array) -> Any:
-    """The dtype to compute in."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
 def _heads_first(x: Float[Array, "*b t h d"]) -> Float[Array, "*b h t d"]:

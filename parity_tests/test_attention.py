@@ -15,7 +15,7 @@ from torch.nn.attention.bias import causal_lower_right
 import jattn
 import torch_ref
 from jattn import scores
-from jattn.dropout import dropout_keep
+from jattn._engine.dropout import dropout_keep
 from parity_tests.compare import DTYPES
 from parity_tests.conftest import Parity
 from parity_tests.test_masks import Rule, rules

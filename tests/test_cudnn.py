@@ -11,7 +11,7 @@ import pytest
 import jattn
 from jattn import attention, cudnn, masks
 from jattn.implementations import Call
-from jattn.mask_types import Mask, as_mask
+from jattn.masks import Mask, as_mask
 from jattn.scores import DotProduct
 
 B, T, H, K, D = 2, 700, 4, 2, 8

@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jattn import attention, masks
-from jattn.dropout import dropout_keep, threefry2x32
+from jattn._engine.dropout import dropout_keep, threefry2x32
 
 B, T, S, H, D, E = 2, 5, 7, 4, 3, 6
 RATE = 0.3

@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jattn import dot_product_attention, masked_softmax, masks
-from jattn.pooling import logits, repeat_heads
+from jattn.softmax import logits, repeat_heads
 from jattn.scores import DotProduct
 from tests import oracle
 

@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jattn import scores
-from jattn.pooling import masked_softmax
+from jattn.softmax import masked_softmax
 from tests import oracle
 
 B, T, S, H, D = 2, 5, 7, 3, 4

@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 
 import jattn
 from jattn import attention, blocks, masks, pairwise, scores, streaming
-from jattn.mask_types import Mask
+from jattn.masks import Mask
 
 B, T, S, H, K, D, E = 2, 300, 700, 4, 2, 8, 6
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jattn import attention, masks
-from jattn.mask_types import Mask
+from jattn.masks import Mask
 
 
 @pytest.mark.parametrize(

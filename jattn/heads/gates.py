@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.nn.attention import MultiHeadAttention
 from jattn.nn.torch_modules import TorchMultiheadAttention
 

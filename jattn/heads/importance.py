@@ -12,7 +12,7 @@ from flax import nnx
 from flax.errors import TraceContextError
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.heads.gates import counts, gated
 from jattn.heads.metrics import METRICS, asked_for
 from jattn.heads.result import Importance, Row

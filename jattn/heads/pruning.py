@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import numpy as np
 from flax import nnx
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.heads.gates import check_paths, counts, layers
 from jattn.nn.torch_modules import TorchMultiheadAttention
 

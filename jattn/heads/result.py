@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.heads.metrics import METRICS
 
 if TYPE_CHECKING:

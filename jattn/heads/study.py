@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.heads.gates import counts
 from jattn.heads.importance import importance
 from jattn.heads.metrics import METRICS

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.heads.gates import counts, gated
 from jattn.heads.importance import importance
 from jattn.heads.metrics import METRICS, asked_for

@@ -15,10 +15,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.masks import lengths
 from jattn.models.translation import DecoderState, Seq2Seq
-from jattn.scores import at_least_float32
+from jattn._engine.dtypes import at_least_float32
 
 
 class Decoded(NamedTuple):

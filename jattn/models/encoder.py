@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.models import encoder_weights, hugging_face
 from jattn.nn import FeedForward, LayerNorm, LearnedPositions, MultiHeadAttention, embedding
 from jattn.nn.dropout import Dropout, split

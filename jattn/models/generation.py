@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Int
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.masks import lengths
 from jattn.models.gpt2 import GPT2
 from jattn.models.llama import Llama

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jattn import checks, torch_weights, weight_files
+from jattn import torch_weights, weight_files
+from jattn._engine import checks
 from jattn.nn.attention import MultiHeadAttention
 
 if TYPE_CHECKING:

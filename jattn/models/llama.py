@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.masks import causal
 from jattn.models import hugging_face, llama_weights
 from jattn.nn import Linear, MultiHeadAttention, RMSNorm, embedding

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.models.hugging_face import Format, check_settings, count, optional_count, parameters, real
 
 # Hugging Face's name of each part, and the name here.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.nn import LearnedPositions, Linear, TransformerBlock, embedding
 from jattn.nn.dropout import split
 from jattn.nn.weights import in_turn

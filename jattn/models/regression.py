@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.nn import DotProductAttention, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.weights import as_pair
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.models.encoder import TextEncoder
 from jattn.models.hugging_face import read_json
 

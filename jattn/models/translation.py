@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.nn import GRU, AdditiveAttention, DotProductAttention, Linear, embedding
 from jattn.nn.dropout import split
 

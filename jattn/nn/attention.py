@@ -7,13 +7,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jattn import checks
-from jattn.attention import attention, single_head_attention
+from jattn._engine import checks
+from jattn.attention import attention
 from jattn.masks import Mask, all_of, lengths
 from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, LayerNorm, Linear, LinearGeneral, default_bias_init, default_kernel_init
 from jattn.nn.positions import rotary
 from jattn.nn.weights import as_pair
+from jattn.single_head import single_head_attention
 from jattn.scores import Additive, DotProduct
 
 

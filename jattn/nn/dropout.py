@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jattn import checks
-from jattn.dropout import dropout_keep
+from jattn._engine import checks
+from jattn._engine.dropout import dropout_keep
 
 
 class Dropout(nnx.Dropout):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.kernel_regression import KERNELS, kernel_average
 from jattn.masks import sliding_window
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jattn import checks
-from jattn.scores import at_least_float32
+from jattn._engine import checks
+from jattn._engine.dtypes import at_least_float32
 
 Initializer = Callable[..., Array]
 default_kernel_init = nnx.initializers.lecun_normal()

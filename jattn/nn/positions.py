@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.nn.layers import embedding
 
 

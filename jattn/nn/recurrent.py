@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.masks import lengths
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.layers import Initializer, Linear, default_bias_init, default_kernel_init

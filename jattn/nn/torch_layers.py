@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.layers import LayerNorm, Linear
 from jattn.nn.torch_modules import Mask, TorchMultiheadAttention

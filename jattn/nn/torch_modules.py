@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.nn.attention import attend
 from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, Linear, LinearGeneral, default_bias_init, default_kernel_init

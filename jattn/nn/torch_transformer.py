@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.nn.dropout import split
 from jattn.nn.layers import LayerNorm
 from jattn.nn.torch_layers import Activation, TransformerDecoderLayer, TransformerEncoderLayer

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.masks import Mask, all_of
 from jattn.masks import causal as causal_mask
 from jattn.nn.attention import MultiHeadAttention

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.parity.arrays import error, floating, largest, limit, numbers, scales
 from jattn.parity.catalogue import Diagnosis
 from jattn.parity.match import renamed

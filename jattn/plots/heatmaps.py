@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import ArrayLike
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.plots import arrays
 from jattn.plots import tokens as token_text
 

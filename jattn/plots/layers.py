@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.plots import arrays
 
 # Which tokens the queries and the keys of a kind of attention are: 0 are the keys' tokens, 1 the queries' own.

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, PyTree
 
-from jattn import checks
+from jattn._engine import checks
 
 
 def not_traced(model: nnx.Module, *data: PyTree, name: str = "fit") -> None:

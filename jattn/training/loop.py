@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from rich.errors import LiveError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.training import arguments
 from jattn.training.checkpoints import CheckpointError, Checkpoints, checksum, to_arrays
 from jattn.training.optimizers import clip_grad_norm

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jattn import checks
+from jattn._engine import checks
 
 Schedule = Callable[[Any], Any]
 

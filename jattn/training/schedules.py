@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jattn import checks
+from jattn._engine import checks
 from jattn.training.optimizers import Schedule
 
 

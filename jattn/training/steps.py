@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from jattn.scores import at_least_float32
+from jattn._engine.dtypes import at_least_float32
 
 Loss = Callable[[Any, Any, PRNGKeyArray], Array]
 Metric = Callable[[Any, Any], Array]

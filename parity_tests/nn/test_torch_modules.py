@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from flax import nnx
 
 from jattn import nn
-from jattn.dropout import dropout_keep
+from jattn._engine.dropout import dropout_keep
 from jattn.torch_weights import load_state_dict, state_dict
 from parity_tests.compare import DTYPES
 from parity_tests.conftest import Parity

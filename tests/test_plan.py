@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from jattn import masks
-from jattn.blocks import Block, plan
+from jattn._engine.plan import Block, plan
 
 MASKS = {
     "none": None,

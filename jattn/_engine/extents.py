@@ -1,4 +1,4 @@
-"""Positions that are Python integers as long as nothing in them depends on data, and parts of arrays at positions.
+"""Positions that are Python integers as long as nothing in them depends on data.
 
 An axis of length 1 stands for all of its positions.
 """
@@ -11,7 +11,6 @@ from jax import lax
 from jaxtyping import Array, Int
 
 Extent = int | Int[Array, ""]
-Index = tuple[Extent, ...]  # one along each batch axis
 
 
 def slice_along(x: Any, start: Extent, n: int, axis: int) -> Array:
@@ -19,20 +18,6 @@ def slice_along(x: Any, start: Extent, n: int, axis: int) -> Array:
     if x.shape[axis] == 1 or x.shape[axis] == n:
         return x
     return lax.dynamic_slice_in_dim(x, start, n, axis)
-
-
-def of_example(x: Any, example: Index, trailing: int) -> Any:
-    """One example's entries of an array that has ``trailing`` axes after the batch's."""
-    lead = max(jnp.ndim(x) - trailing, 0)
-    if lead == 0:
-        return x
-    chosen = example[len(example) - lead :]
-    return x[tuple(0 if n == 1 else i for n, i in zip(x.shape, chosen, strict=False))]
-
-
-def per_example(x: int | Array) -> int | Array:
-    """One number per example as an array over ``*b h t s``."""
-    return x if jnp.ndim(x) == 0 else x[..., None, None, None]  # type: ignore[index]
 
 
 def largest(*xs: int | Array) -> Extent:

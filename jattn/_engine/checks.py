@@ -100,8 +100,7 @@ def integers(name: str, x: Any) -> int | Array:
     x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers. Got {x.dtype}.")
-    narrow = x.dtype.itemsize < 4 or jnp.issubdtype(x.dtype, jnp.unsignedinteger)
-    return x.astype(jnp.int32) if narrow else x  # positions are added to it, and its sign is turned
+    return x.astype(int)  # as positions are, which it is added to and compared with
 
 
 def integer_axis(name: str, x: Any) -> Array:

@@ -1,14 +1,16 @@
 """Scaled dot-product attention as jax.nn has it, argument for argument."""
 
+import dataclasses
 from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jattn import checks, masks
-from jattn.attention import Output, checked_logits
-from jattn.implementations import Call
-from jattn.mask_types import Lengths, Mask
+from jattn import masks
+from jattn._engine import checks
+from jattn._engine.rule import Shape
+from jattn.attention import Bound, Output, bind
+from jattn.masks import Lengths, Mask
 from jattn.scores import Number
 
 
@@ -76,16 +78,15 @@ def dot_product_attention(
     if query_seq_lengths is not None:
         real = _sequence_lengths("query_seq_lengths", query_seq_lengths, t, batch).as_array(1, t)
         rules.append(masks.dense(jnp.swapaxes(real, -1, -2)))
-    score, combined, bias = checked_logits(query, key, None, masks.all_of(*rules), bias, scale, None)
-    xla_only = implementation == "xla"
-    call = Call(query, key, value, score, combined, bias, return_log_sum_exp=return_residual, xla_only=xla_only)
-    result = call.run("cudnn" if implementation == "cudnn" else None)
+    bound = bind(query, key, value, mask=masks.all_of(*rules), bias=bias, scale=scale)
+    bound = Bound(dataclasses.replace(bound.call, xla_only=implementation == "xla"))
+    result = bound.result("cudnn" if implementation == "cudnn" else None, return_log_sum_exp=return_residual)
     return (result.output, result.log_sum_exp) if return_residual else result.output
 
 
 def _sequence_lengths(name: str, valid_lens: Array, n: int, batch: tuple[int, ...]) -> Mask:
-    rule = Lengths(checks.integers(name, valid_lens), False, name)
-    rule.check(1, n, batch)
+    rule = Lengths(checks.integers(name, valid_lens), name, by_position=False)
+    rule.check(Shape(batch, None, 1, n))
     return rule
 
 

@@ -1,124 +1,123 @@
-"""NVIDIA's cuDNN kernel: how a call is put into its words, and what it cannot honour.
+"""NVIDIA's cuDNN kernel: how a call is put into its arguments, and what it cannot honour.
 
 It knows a few masks by name: causal, a causal window, one length for each example. Any other it is given as an array,
-for blocks of queries with the keys in reach of the mask's span. The blocks are examples of a batch to it, so its work
-and the array fall with the mask.
+for blocks of queries with the keys in the mask's range. The blocks are examples of a batch to it, so its work and the
+array fall with the mask.
 
-Axes beyond the usual: n examples · i blocks · r query rows of a block · w keys in its reach.
+Axes beyond the usual: n examples · i blocks · r query rows of a block · w keys of a block.
 """
 
+import dataclasses
 import functools
-import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jattn.blocks import Block, Group, plan, reach
-from jattn.loops import largest_divisor
-from jattn.mask_types import And, Causal, Lengths, Mask, SlidingWindow
+from jattn._engine.loops import broadcast_map, largest_divisor, side_by_side
+from jattn._engine.plan import Block, Group, key_ranges, plan
+from jattn._engine.platform import Platform
+from jattn.implementations.call import Call, Result
+from jattn.logits import Logits, harmless
+from jattn.masks import And, Causal, Lengths, Mask, SlidingWindow
 from jattn.scores import DotProduct
-
-if TYPE_CHECKING:  # implementations.py calls this file; only the type is its
-    from jattn.implementations import Call
 
 _SMALL = 2**24  # entries of a mask up to which the whole takes no longer than blocks
 _AT_ONCE = 2**27  # entries of masks, and of keys and values taken out for blocks, that are in memory at a time
 _FEW = 4  # blocks that a key is in; beyond it their gradients are added up in float32
 _TILE = 128  # keys that the kernel takes at a time
 
-Words = dict[str, Any]  # arguments of jax.nn.dot_product_attention
+Arguments = dict[str, Any]  # of jax.nn.dot_product_attention
 
 
-def refusal(call: "Call") -> str | None:
-    """Why the kernel cannot be asked, if so: whatever is not known to mean the same there."""
-    query, key, value, score = call.query, call.key, call.value, call.score
-    d = query.shape[-1]
-    capability = compute_capability()
-    widest = 128 if capability < 9 else 256
-    reasons = {
-        "it needs an NVIDIA GPU, Ampere or newer": capability < 8,
-        "its score is the dot product, with a number known at compile time for a scale": not (
-            type(score) is DotProduct and isinstance(score.scale, (int, float, type(None)))
-        ),
-        "it takes bfloat16 and float16": query.dtype not in (jnp.bfloat16, jnp.float16),
-        f"query, key and value must have one dtype and one width, a multiple of 8 up to {widest}": not (
-            query.dtype == key.dtype == value.dtype and d == value.shape[-1] and d % 8 == 0 and d <= widest
-        ),
-        "there is nothing to compute: an axis has length 0": 0 in (*query.shape, *key.shape),
-        "it takes a bias of minus infinity for a number": call.bias is not None,
-        "it has no soft cap": call.logits_soft_cap is not None,
-        "it drops other weights for the same rng": call.dropout_rate > 0,
-        "XLA was asked for": call.xla_only,
-        "it returns no weights and no log-sum-exp": call.return_weights or call.return_log_sum_exp,
-    }
-    return next((reason for reason, refuse in reasons.items() if refuse), None)
+class Cudnn:
+    """The kernel that JAX calls by the name of cudnn."""
 
+    name = "cudnn"
 
-def compute_capability() -> float:
-    """Of the first NVIDIA GPU here, such as 9.0 for Hopper; 0 if there is none."""
-    if jax.default_backend() != "gpu":
-        return 0.0
-    version = str(getattr(jax.local_devices()[0], "compute_capability", ""))
-    return float(version) if re.fullmatch(r"\d+\.\d+", version) else 0.0  # AMD's has letters
+    def refusal(self, call: Call, platform: Platform) -> str | None:
+        """Why the kernel cannot be asked, if so: whatever is not known to mean the same there."""
+        logits, value = call.logits, call.value
+        query, key, score = logits.query, logits.key, logits.score
+        assert value is not None
+        d = query.shape[-1]
+        widest = 128 if platform.capability < 9 else 256
+        sizes = [n for x in (query, key) for n in x.shape]
+        reasons = {
+            "it needs an NVIDIA GPU, Ampere or newer": platform.capability < 8,
+            "its score is the dot product, with a number known at compile time for a scale": not (
+                type(score) is DotProduct and isinstance(score.scale, int | float | None)
+            ),
+            "it takes bfloat16 and float16": query.dtype not in (jnp.bfloat16, jnp.float16),
+            f"query, key and value must have one dtype and one width, a multiple of 8 up to {widest}": not (
+                query.dtype == key.dtype == value.dtype and d == value.shape[-1] and d % 8 == 0 and d <= widest
+            ),
+            "it needs lengths that are known while tracing": not all(isinstance(n, int) for n in sizes),
+            "there is nothing to compute: an axis has length 0": 0 in sizes,
+            "it does not modify a score": logits.modification is not None,
+            "it takes a bias of minus infinity for a number": logits.bias is not None,
+            "it has no soft cap": logits.logits_soft_cap is not None,
+            "it has no sinks": logits.sinks is not None,
+            "it drops other weights for the same rng": call.dropout_rate > 0,
+            "XLA was asked for": call.xla_only,
+            "it returns no weights and no log-sum-exp": call.return_weights or call.return_log_sum_exp,
+        }
+        return next((reason for reason, refuse in reasons.items() if refuse), None)
 
+    def rank(self, call: Call, platform: Platform) -> tuple[int, str]:
+        return 3, "the fastest on an NVIDIA GPU"
 
-def run(call: "Call") -> Float[Array, "*b t h d"]:
-    """The output; `refusal` has had nothing to say."""
-    assert isinstance(call.score, DotProduct)
-    return _attend(call.query, call.key, call.value, call.mask, scale=call.score.scale)
+    def program(self, platform: Platform) -> Any:
+        return platform.capability
 
-
-@functools.partial(jax.jit, static_argnames="scale")
-def _attend(
-    query: Float[Array, "*b t h d"],
-    key: Float[Array, "*b s k d"],
-    value: Float[Array, "*b s k d"],
-    mask: Mask | None,
-    *,
-    scale: float | None,
-) -> Float[Array, "*b t h d"]:
-    *batch, t, _, _ = query.shape
-    shape = query.shape
-    query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
-    words = _words(mask, tuple(batch), t, key.shape[1])
-    if words is not None:
-        return _by_name(query, key, value, scale=scale, **words).reshape(shape)
-    assert mask is not None
-    return _over_blocks(query, key, value, mask, tuple(batch), scale).reshape(shape)
+    def run(self, call: Call, platform: Platform) -> Result:
+        """The output; `refusal` has had nothing to say."""
+        logits, score = call.logits, call.logits.score
+        assert isinstance(score, DotProduct)
+        attended = logits.attended()
+        key, value = harmless(logits.key, attended), harmless(call.value, attended)
+        shape = logits.query.shape
+        query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (logits.query, key, value))
+        arguments = _arguments(logits)
+        if arguments is not None:
+            return Result(_by_name(query, key, value, scale=score.scale, **arguments).reshape(shape))
+        return Result(_over_blocks(query, key, value, logits, score.scale, platform).reshape(shape))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Masks that the kernel knows by name.
 
 
-def _words(mask: Mask | None, batch: tuple[int, ...], t: int, s: int) -> Words | None:
-    """The mask in the kernel's own words, if it has them."""
-    if mask is None:
+def _arguments(logits: Logits) -> Arguments | None:
+    """The mask in the kernel's own arguments, if it has them."""
+    batch, _, t, s = logits.shape
+    if logits.mask is None:
         return {}
-    words: Words = {}
-    for rule in _conjuncts(mask):
-        of_rule = _words_of_rule(rule, batch, t, s)
-        if of_rule is None or words.keys() & of_rule.keys() - {"is_causal"}:
+    at_indices = logits.query_positions is None and logits.key_positions is None
+    arguments: Arguments = {}
+    for mask in _conjuncts(logits.mask):
+        own = _arguments_of(mask, batch or (), t, s, at_indices)
+        if own is None or arguments.keys() & own.keys() - {"is_causal"}:
             return None
-        words |= of_rule
-    return words
+        arguments |= own
+    return arguments
 
 
 def _conjuncts(mask: Mask) -> list[Mask]:
     return [*_conjuncts(mask.a), *_conjuncts(mask.b)] if isinstance(mask, And) else [mask]
 
 
-def _words_of_rule(rule: Mask, batch: tuple[int, ...], t: int, s: int) -> Words | None:
-    if type(rule) is Causal and _is_zero(rule.offset) and t == s:
+def _arguments_of(mask: Mask, batch: tuple[int, ...], t: int, s: int, at_indices: bool) -> Arguments | None:
+    square = at_indices and t == s
+    if type(mask) is Causal and _is_zero(mask.offset) and square:
         return {"is_causal": True}
-    if type(rule) is SlidingWindow and _is_zero(rule.offset) and rule.right == 0 and t == s:
-        return {"is_causal": True, "local_window_size": (rule.left, 0)}
-    if type(rule) is Lengths and not rule.per_query:
-        valid_lens = jnp.broadcast_to(jnp.clip(rule.valid_lens, 0, s), batch)
+    if type(mask) is SlidingWindow and _is_zero(mask.offset) and mask.right == 0 and square:
+        return {"is_causal": True, "local_window_size": (mask.left, 0)}
+    if type(mask) is Lengths and (at_indices or not mask.by_position):
+        valid_lens = jnp.broadcast_to(jnp.clip(mask.valid_lens, 0, s), batch)
         return {"key_value_seq_lengths": valid_lens.reshape(-1).astype(jnp.int32)}
     return None
 
@@ -128,15 +127,15 @@ def _is_zero(offset: Any) -> bool:
 
 
 def _by_name(
-    query: Float[Array, "n t h d"], key: Float[Array, "n s k d"], value: Float[Array, "n s k d"], **words: Any
+    query: Float[Array, "n t h d"], key: Float[Array, "n s k d"], value: Float[Array, "n s k d"], **arguments: Any
 ) -> Float[Array, "n t h d"]:
     """The kernel, which has gradients only for even numbers of queries and keys."""
     (n, t), s = query.shape[:2], key.shape[1]
-    if s % 2 and not words.get("is_causal"):  # which hides the key after the last
-        words = {"key_value_seq_lengths": jnp.full(n, s, jnp.int32)} | words
+    if s % 2 and not arguments.get("is_causal"):  # which hides the key after the last
+        arguments = {"key_value_seq_lengths": jnp.full(n, s, jnp.int32)} | arguments
     even = (_padded(x, x.shape[1] % 2, axis=1) for x in (query, key, value))
     attend: Any = jax.nn.dot_product_attention
-    return attend(*even, **words, implementation="cudnn")[:, :t]
+    return attend(*even, **arguments, implementation="cudnn")[:, :t]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -147,34 +146,47 @@ def _over_blocks(
     query: Float[Array, "n t h d"],
     key: Float[Array, "n s k d"],
     value: Float[Array, "n s k d"],
-    mask: Mask,
-    batch: tuple[int, ...],
+    logits: Logits,
     scale: float | None,
+    platform: Platform,
 ) -> Float[Array, "n t h d"]:
-    """All blocks of queries, each with the keys in reach of the mask's span."""
+    """All blocks of queries, each with the keys in the mask's range."""
     n, t, h, _ = query.shape
     s = key.shape[1]
+    batch, *_ = logits.shape
+    assert batch is not None
+    rules = dataclasses.replace(logits, query=None, key=None, score=None).aligned(len(batch)).by_head(batch, 1, h)
+    rules = jax.tree.map(lambda x: x[:, 0], rules)  # n h t s
 
-    def part(example: Array) -> Mask:
-        return mask.part(jnp.unravel_index(example, batch) if batch else (), 0, h)
+    def of_examples(f: Callable[[Logits], Any]) -> Any:
+        """f of the rules of each example, ``h t s``, in an axis in front."""
+        results = broadcast_map(f, rules, side_by_side)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape[1:])), results)
 
-    def allowed(rows: int, width: int, example: Array, start: Array, first: Array) -> Bool[Array, "#h r w"]:
-        x = part(example).block(start, rows, first, width)
+    def allowed(rows: int, width: int, start: Array, first: Array, rules: Logits) -> Bool[Array, "#h r w"]:
+        part = rules.rows(start, rows).columns(first, width)
+        assert part.mask is not None
+        x = part.mask.formula(part.grid(rows, width, start, first))
         return jnp.broadcast_to(x, (*((1,) * (3 - x.ndim) + x.shape)[:-2], rows, width))
 
-    heads = jax.eval_shape(functools.partial(allowed, 1, s), *[jnp.zeros((), int)] * 3).shape[0]
+    zero = jnp.zeros((), int)
+    heads = jax.eval_shape(lambda: of_examples(functools.partial(allowed, 1, s, zero, zero))).shape[1]
+    example = jax.tree.map(lambda x: x[0], rules)
     pieces = []
-    for blocks, widths, by_data in _plan(t, s, mask, n * heads):
+    for blocks, widths, by_data in _plan(t, s, example, n * heads, platform):
         start, rows, first, _ = blocks[0]
         queries = query[:, start : start + len(blocks) * rows].reshape(n, len(blocks), rows, *query.shape[2:])
         starts = jnp.asarray([x.start for x in blocks])
         firsts, chosen = jnp.broadcast_to(jnp.asarray([x.first for x in blocks]), (n, len(blocks))), jnp.zeros(n, int)
         if by_data:
-            spans = functools.partial(reach, starts=starts, rows=rows, s=s, widths=widths)
-            firsts, chosen = jax.vmap(lambda example, spans=spans: spans(part(example)))(jnp.arange(n))
+
+            def ranges(rules: Logits, starts: Array = starts, rows: int = rows, widths: list[int] = widths) -> Any:
+                return key_ranges(functools.partial(rules.key_range, s=s), starts, rows, widths, platform)
+
+            firsts, chosen = of_examples(ranges)
         shared = min(first, s - widths[0]) if not by_data and len({x.first for x in blocks}) == 1 else None
         branches: list[Callable[..., Array]] = [
-            functools.partial(_of_width, allowed, heads, width, shared, scale) for width in widths
+            functools.partial(_of_width, allowed, rules, heads, width, shared, scale) for width in widths
         ]
         if len(branches) > 1:  # what a branch keeps for the backward pass has a place also when another is taken
             branches = [jax.checkpoint(branch, prevent_cse=False) for branch in branches]
@@ -183,14 +195,15 @@ def _over_blocks(
     return jnp.concatenate(pieces, axis=1)
 
 
-def _plan(t: int, s: int, mask: Mask, matrices: int) -> list[Group]:
+def _plan(t: int, s: int, rules: Logits, matrices: int, platform: Platform) -> list[Group]:
     if matrices * t * s <= _SMALL:
         return [Group([Block(0, t, 0, s)], [s], by_data=False)]
-    return plan(t, 1, s, mask)
+    return plan(t, 1, s, functools.partial(rules.key_range, s=s), platform)
 
 
 def _of_width(
     allowed: Callable[..., Bool[Array, "#h r w"]],
+    rules: Logits,
     heads: int,
     width: int,
     shared: int | None,
@@ -220,18 +233,23 @@ def _of_width(
     def some(blocks: tuple[Array, Array, Array]) -> Float[Array, "n i r h d"]:
         queries, starts, firsts = blocks  # n i r h d, i, and n i or, if shared, one number
         axis = 0 if shared is None else None
-        of_example = jax.vmap(functools.partial(allowed, rows, width), (None, 0, axis))
-        array = jax.vmap(of_example, (0, None, axis))(jnp.arange(n), starts, firsts)
 
-        def in_reach(x: Float[Array, "n s k d"]) -> Float[Array, "_ w k d"]:
+        def of_example(x: tuple[Array, Array, Logits]) -> Bool[Array, "i #h r w"]:
+            _, firsts, rules = x
+            return jax.vmap(lambda start, first: allowed(rows, width, start, first, rules), (0, axis))(starts, firsts)
+
+        each_first = firsts if shared is None else jnp.full(n, firsts)
+        array = broadcast_map(of_example, (jnp.arange(n), each_first, rules), side_by_side)
+
+        def in_range(x: Float[Array, "n s k d"]) -> Float[Array, "_ w k d"]:
             if shared is None:
                 x = jax.vmap(jax.vmap(lambda x, first: lax.dynamic_slice_in_dim(x, first, width), (None, 0)))(x, firsts)
             return x.reshape(-1, width, k, d).astype(query.dtype)
 
         output = _by_array(
             queries.reshape(-1, *queries.shape[2:]),
-            in_reach(key),
-            in_reach(value),
+            in_range(key),
+            in_range(value),
             array.reshape(-1, *array.shape[2:]),
             scale,
         )

@@ -1,0 +1,1 @@
+"""What the rest is built on; nothing here is public."""

@@ -1,0 +1,96 @@
+"""What differs between processors and accelerators: one record, chosen where a program is lowered, not where it is traced.
+
+So a program that a CPU process exports for a TPU has a TPU's loops, and arrays placed on a CPU beside a GPU a CPU's.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+from jattn._engine.loops import Each, one_by_one, side_by_side
+
+
+@dataclasses.dataclass(frozen=True)
+class Platform:
+    """How to cut work up, and which way XLA runs fastest; the figures are measured with ``python -m benchmarks``."""
+
+    name: str
+    is_cpu: bool
+    logits: int  # at most in the blocks that are computed at a time, so that they stay near the core that made them
+    widths: int  # of blocks, each of which is compiled for itself, so there are few
+    # Where data decides which keys a block sees:
+    parts: tuple[float, ...]  # of all keys: the widths
+    least_part: int
+    rows: int  # at most, as the keys that more of them see lie further apart
+    capability: float = 0.0  # of an NVIDIA GPU that is here, such as 9.0 for Hopper
+
+    @property
+    def each_matrix(self) -> Each:
+        """A processor's cores share the work of one matrix; an accelerator takes all at once."""
+        return one_by_one if self.is_cpu else side_by_side
+
+
+# On a processor, of six widths two blocks of a causal mask on 1,024 tokens share one, which takes 1.4 times as long.
+CPU = Platform(
+    "cpu", True, logits=2**22, widths=8, parts=(1 / 8, 1 / 4, 1 / 2, 3 / 4, 1), least_part=64, rows=512
+)
+# An accelerator takes many blocks at once, and takes longer to compile.
+ACCELERATOR = Platform(
+    "accelerator", False, logits=2**24, widths=4, parts=(1 / 64, 1 / 16, 1 / 4, 1), least_part=512, rows=256
+)
+
+
+def platforms() -> dict[str, Platform]:
+    """Those that a program can be lowered for, by JAX's names."""
+    nvidia = dataclasses.replace(ACCELERATOR, name="cuda", capability=_compute_capability())
+    return {"cpu": CPU, "cuda": nvidia, "rocm": dataclasses.replace(ACCELERATOR, name="rocm"),
+            "tpu": dataclasses.replace(ACCELERATOR, name="tpu")}
+
+
+def platform_of(x: Any) -> Platform:
+    """That of an array's device; of the default device where the array is traced."""
+    if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
+        name = next(iter(x.devices())).platform
+    else:
+        name = jax.default_backend()
+    known = platforms()
+    return known[("cuda" if _compute_capability() else "rocm") if name == "gpu" else name] if name in (
+        *known, "gpu") else ACCELERATOR
+
+
+def where_lowered(run: Callable[[Platform, Any], Any], arguments: Any, alike: Callable[[Platform], Any]) -> Any:
+    """``run(platform, arguments)`` for the platform that the program is lowered for.
+
+    Platforms for which ``alike`` gives the same are one program, and where all are there is nothing to choose.
+    """
+    programs: dict[Any, Platform] = {}
+    names: dict[str, Platform] = {}
+    for name, platform in platforms().items():
+        names[name] = programs.setdefault(alike(platform), platform)
+    if len(programs) == 1:
+        return run(next(iter(programs.values())), arguments)
+    leaves, structure = jax.tree.flatten(arguments)
+
+    def branch(platform: Platform) -> Callable[..., Any]:
+        return lambda *leaves: run(platform, jax.tree.unflatten(structure, leaves))
+
+    branches = {id(platform): branch(platform) for platform in programs.values()}
+    default = branches[id(names["tpu"])]
+    others = {name: branches[id(platform)] for name, platform in names.items() if platform is not names["tpu"]}
+    return lax.platform_dependent(*leaves, default=default, **others)
+
+
+@functools.cache
+def _compute_capability() -> float:
+    """Of the first NVIDIA GPU here; 0 if there is none."""
+    try:
+        device = jax.local_devices(backend="gpu")[0]
+    except (RuntimeError, IndexError):
+        return 0.0
+    version = str(getattr(device, "compute_capability", ""))
+    return float(version) if re.fullmatch(r"\d+\.\d+", version) else 0.0  # AMD's has letters

@@ -1,0 +1,1 @@
+"""Who computes an attention: one file an implementation, and which is chosen."""

@@ -1,0 +1,48 @@
+"""What an implementation is asked for, and what it gives."""
+
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jattn._engine.platform import Platform
+from jattn._engine.pytree import Pytree
+from jattn.logits import Logits
+
+
+class Call(Pytree):
+    """The checked arguments of `jattn.attention`."""
+
+    logits: Logits
+    value: Array | None
+    dropout_rate: float = 0.0  # `Known`, so that it stays a number
+    dropout_rng: PRNGKeyArray | None = None
+    head_gates: Array | None = None
+    return_weights: bool = False
+    return_log_sum_exp: bool = False
+    xla_only: bool = False
+
+
+class Result(NamedTuple):
+    """An output, and what else was asked for."""
+
+    output: Float[Array, "*b t h e"]
+    weights: Float[Array, "*b h t s"] | None = None
+    log_sum_exp: Float[Array, "*b t h"] | None = None
+
+
+class Implementation(Protocol):
+    """A way to compute a call."""
+
+    name: str
+
+    def refusal(self, call: Call, platform: Platform) -> str | None:
+        """What in the call it cannot honour on this platform; None if nothing."""
+
+    def rank(self, call: Call, platform: Platform) -> tuple[int, str]:
+        """How it compares with the others that do not refuse, the highest being chosen, and why it would be."""
+
+    def program(self, platform: Platform) -> Any:
+        """The same for platforms on which it traces to the same program."""
+
+    def run(self, call: Call, platform: Platform) -> Result:
+        """The output before gates, in float32 or wider."""

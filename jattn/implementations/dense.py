@@ -1,0 +1,54 @@
+"""The definition as it stands: the whole matrix of weights."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jattn._engine.dropout import dropout_keep
+from jattn._engine.platform import Platform
+from jattn.implementations.call import Call, Result
+from jattn.logits import harmless, repeat_heads
+from jattn.softmax import average
+
+SMALL = 256 * 256  # logits of a head; measured with `python -m benchmarks attention`
+
+
+class Dense:
+    """One product of matrices, a softmax, and another product."""
+
+    name = "dense"
+
+    def refusal(self, call: Call, platform: Platform) -> str | None:
+        return None
+
+    def rank(self, call: Call, platform: Platform) -> tuple[int, str]:
+        t, s = call.logits.query.shape[-3], call.logits.key.shape[-3]
+        if isinstance(t, int) and isinstance(s, int) and t * s <= SMALL:
+            # Blocks of it, one head at a time, would keep no core busy.
+            return 2, "the matrix of weights is small"
+        return 0, "no other honours the arguments"
+
+    def program(self, platform: Platform) -> Any:
+        return None
+
+    def run(self, call: Call, platform: Platform) -> Result:
+        logits = call.logits.without_harm()
+        value = harmless(call.value, call.logits.attended())
+        *batch, t, h, _ = logits.query.shape
+        keep = None
+        if call.dropout_rate > 0:
+            assert call.dropout_rng is not None
+            keep = dropout_keep(call.dropout_rng, call.dropout_rate, (*batch, h, t, logits.key.shape[-3]))
+        pooled = average(
+            logits.matrix(),
+            jnp.swapaxes(repeat_heads(value, h), -2, -3),
+            sinks=logits.sinks_of_rows(),
+            keep=keep,
+            dropout_rate=call.dropout_rate,
+            never_empty=logits.reaches_all,
+        )
+        return Result(
+            jnp.swapaxes(pooled.output, -2, -3),
+            pooled.weights if call.return_weights else None,
+            jnp.swapaxes(pooled.log_sum_exp, -1, -2) if call.return_log_sum_exp else None,
+        )

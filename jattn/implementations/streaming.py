@@ -1,0 +1,341 @@
+"""The definition over blocks of queries: memory linear in the sequence, and no work on keys that a mask rules out.
+
+`stream` calls `jattn.softmax.average` on one block of queries of one key head, with the keys in the mask's range, and each
+row's softmax whole: one block at a time on a CPU, many side by side on an accelerator. Nothing here has a derivative
+rule: a block is recomputed in the backward pass, and forward mode and second order are JAX's.
+
+Axes beyond the usual: n examples · g query heads of a group, side by side at each position in rg and tg · r query rows
+of a block · w keys of a block.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jattn._engine.dropout import dropout_keep_at
+from jattn._engine.extents import Extent, clip, slice_along
+from jattn._engine.loops import a_few_at_once, broadcast_map, largest_divisor, largest_of_all, one_by_one
+from jattn._engine.plan import key_ranges, plan
+from jattn._engine.platform import Platform
+from jattn.implementations.call import Call, Result
+from jattn.logits import Logits, harmless
+from jattn.scores import Products, Score
+from jattn.softmax import Pooled, average
+
+# Entries of queries, keys and values that are copied at a time, heads first: up to the first number all, which is
+# faster; beyond it as many heads as fit into the second, and at least one.
+_COPIED_AT_ONCE = 2**23
+_COPIED_IN_PARTS = 2**21
+
+
+class Streaming:
+    """Blocks of queries, in plain JAX."""
+
+    name = "streaming"
+
+    def refusal(self, call: Call, platform: Platform) -> str | None:
+        query, key, value = call.logits.query, call.logits.key, call.value
+        if call.return_weights:
+            return "return_weights=True asks for the whole matrix; attention_weights computes chosen rows of it"
+        if not all(isinstance(n, int) for n in (query.shape[-3], key.shape[-3])):
+            return "blocks are cut while tracing, so it needs lengths that are known then"
+        if 0 in (*query.shape, *key.shape, *value.shape):
+            return "there is nothing to compute: an axis has length 0"
+        if not call.logits.by_pair:
+            return "a score that is not one of jattn.scores may depend on positions, unless it says by_pair = True"
+        return None
+
+    def rank(self, call: Call, platform: Platform) -> tuple[int, str]:
+        return 1, "memory linear in the sequence, and faster than the matrix at this size"
+
+    def program(self, platform: Platform) -> Any:
+        return platform.is_cpu
+
+    def run(self, call: Call, platform: Platform) -> Result:
+        of = output_and_log_sum_exp if call.return_log_sum_exp else output
+        result = stream(call, platform, of)
+        return Result(result[0], log_sum_exp=result[1]) if call.return_log_sum_exp else Result(result)
+
+
+def output(pooled: Pooled) -> Any:
+    """What is kept of a block, for `stream`."""
+    return pooled.output
+
+
+def output_and_log_sum_exp(pooled: Pooled) -> Any:
+    """Likewise, with the logarithm of the sum under the softmax."""
+    return pooled.output, pooled.log_sum_exp
+
+
+def stream(call: Call, platform: Platform, of: Callable[[Pooled], Any] = output) -> Any:
+    """What ``of`` takes of each row of a block's `Pooled`, for all rows: by default the output ``*b t h e``."""
+    logits, score = call.logits, call.logits.score
+    assert isinstance(score, Score)
+    if type(score).as_products is Score.as_products:
+        return _over_examples(call, platform, of)
+    attended = logits.attended()
+    query, key = logits.query, harmless(logits.key, attended)  # as a mean of all keys is taken
+    products = score.as_products(query, key)
+    assert products is not None
+    queries, keys, exact = products
+
+    def with_score(score: Score, query: Array, key: Array) -> Any:
+        return _over_examples(
+            dataclasses.replace(call, logits=dataclasses.replace(logits, query=query, key=key, score=score)),
+            platform,
+            of,
+        )
+
+    return lax.cond(
+        exact, lambda: with_score(Products(), queries, keys), lambda: with_score(score, query, key)
+    )
+
+
+def _over_examples(call: Call, platform: Platform, of: Callable[[Pooled], Any]) -> Any:
+    """`stream`, with the score as it is: all heads of all examples."""
+    logits, value = call.logits, call.value
+    *batch, t, h, _ = logits.query.shape
+    s, k = logits.key.shape[-3:-1]
+    n, g = math.prod(batch), h // k
+    score = logits.score
+    assert isinstance(score, Score)
+    block = functools.partial(_block, g=g, call=call, platform=platform, of=of)
+
+    def some(arrays: tuple[Array, Array, Array], beside: Any) -> Any:
+        """Of a few examples, and of a few key heads of each."""
+        query, key, value, prepared = _prepared(score, *arrays, beside[-1])
+        some_n, _, some_k, _ = key.shape
+        # The g heads of a group are further queries of its one key head: g rows in place of each.
+        queries = jnp.moveaxis(query.reshape(some_n, t, some_k, g, -1), 1, 2).reshape(some_n, some_k, t * g, -1)
+        # Features before positions, since then no product has to transpose an array of logits, nor has its gradient.
+        keys, values = (jnp.moveaxis(x, 1, 3) for x in (key, value))  # n k d s
+
+        def head(xs: Any) -> Any:
+            query, key, value, matrix, rules = xs
+            one = functools.partial(block, score=prepared, key=key, value=value, matrix=matrix)
+            return _over_rows(one, query, rules, matrix, g, s, some_n * some_k, platform)
+
+        def example(xs: Any) -> Any:
+            return broadcast_map(head, xs, platform.each_matrix)
+
+        return broadcast_map(example, (queries, keys, values, *beside[:-1]), platform.each_matrix)
+
+    def heads_last(x: Array) -> Array:  # of n k (t g) ...
+        x = x.reshape(n, k, t, g, *x.shape[3:])
+        return jnp.moveaxis(x, 1, 2).reshape(*batch, t, h, *x.shape[4:])
+
+    rules = dataclasses.replace(logits, query=None, key=None, score=None).aligned(len(batch)).by_head(batch, k, g)
+    matrices = (h * jnp.arange(n)[:, None] + g * jnp.arange(k)).reshape(n, k)  # of weights, before each
+    attended = logits.attended()
+    if attended is not None:
+        attended = jnp.broadcast_to(attended, (*batch, *attended.shape[len(batch) :]))
+        attended = attended.reshape(n, *attended.shape[len(batch) :])
+        attended = jnp.broadcast_to(jnp.moveaxis(attended, 2, 1), (n, k, s, 1))
+    arrays = [x.reshape(n, *x.shape[-3:]) for x in (logits.query, logits.key, value)]
+    results = _some_at_a_time(some, arrays, (matrices, rules, attended), platform)
+    return jax.tree.map(heads_last, results)
+
+
+def _prepared(
+    score: Score,
+    query: Float[Array, "n t h c"],
+    key: Float[Array, "n s k d"],
+    value: Float[Array, "n s k e"],
+    attended: Array | None,
+) -> tuple[Array, Array, Array, Score]:
+    if attended is not None:
+        attended = jnp.moveaxis(attended, 1, 2)
+        key, value = harmless(key, attended), harmless(value, attended)
+    query, key, prepared = score.prepare(query, key)
+    return query, key, value, prepared
+
+
+def _some_at_a_time(
+    f: Callable[[Any, Any], Any],
+    arrays: list[Array],
+    beside: Any,
+    platform: Platform,
+) -> Any:
+    """``f(arrays, beside)``, which is ``n k ...``, of all; but taken of so few examples and key heads that little is
+    copied at a time. The arrays are query, key and value ``n s k d``; what is ``beside`` them has the axes ``n k``.
+    """
+    n, _, k, _ = arrays[1].shape
+    some_n, some_k = _together(n, k, arrays, platform)
+    if (some_n, some_k) == (n, k):
+        return f(arrays, beside)
+
+    # Heads and features are one axis, or XLA would copy the whole arrays, heads first.
+    whole = [x.reshape(*x.shape[:2], -1) for x in arrays]
+    features = [x.shape[-1] for x in arrays]
+
+    def part_of(x: Any, i: Extent, j: Extent) -> Any:
+        return x if isinstance(x, int | float) else slice_along(slice_along(x, i, some_n, 0), j, some_k, 1)
+
+    def examples(x: Any) -> Any:
+        i, arrays = x
+        return f(arrays, jax.tree.map(lambda x: part_of(x, i, 0), beside))
+
+    def heads(number: Array) -> Any:
+        i, j = number // (k // some_k), number % (k // some_k) * some_k
+
+        def cut_out(x: Array, features: int) -> Array:
+            rows, per_key_head = x.shape[1], x.shape[2] // k
+            x = lax.dynamic_slice(x, (i, 0, j * per_key_head), (1, rows, some_k * per_key_head))
+            return x.reshape(1, rows, -1, features)
+
+        few = [cut_out(x, width) for x, width in zip(whole, features, strict=True)]
+        return f(few, jax.tree.map(lambda x: part_of(x, i, j), beside))
+
+    one: Callable[..., Any]
+    xs: Any
+    if some_k == k:  # whole examples need not be cut out
+        one, xs = examples, (jnp.arange(0, n, some_n), [x.reshape(-1, some_n, *x.shape[1:]) for x in arrays])
+    else:
+        one, xs = heads, jnp.arange(n * k // some_k)
+    # Without a checkpoint the copies of all heads would be kept for the backward pass.
+    results = lax.map(jax.checkpoint(one, prevent_cse=False), xs)
+    return jax.tree.map(lambda x: x.reshape(n, k, *x.shape[3:]), results)
+
+
+def _together(n: int, k: int, arrays: list[Array], platform: Platform) -> tuple[int, int]:
+    """How many of n examples, and how many of the k key heads of each: some whole examples or some heads of one, a
+    number that divides all of them.
+    """
+    # An accelerator takes all heads at once, and where the number of examples is not known there is nothing to divide.
+    if not platform.is_cpu or not isinstance(n, int):
+        return n, k
+    size = sum(x.size for x in arrays)
+    if size <= _COPIED_AT_ONCE:
+        return n, k
+    heads = _COPIED_IN_PARTS * n * k // size
+    return (largest_divisor(n, heads // k), k) if heads >= k else (1, largest_divisor(k, heads))
+
+
+def _block(
+    first: Extent,
+    start: Extent,
+    query: Float[Array, "rg c"],
+    rules: Logits,
+    *,
+    g: int,
+    width: int,
+    score: Score,
+    key: Float[Array, "d s"],
+    value: Float[Array, "e s"],
+    matrix: Array,
+    call: Call,
+    platform: Platform,
+    of: Callable[[Pooled], Any],
+) -> Any:
+    """What ``of`` takes of `average` for ``width`` keys from ``first`` on and the queries from ``start`` on."""
+    r, s = query.shape[0] // g, key.shape[-1]
+    first = clip(first, s - width)
+    tile, sinks = dataclasses.replace(rules, query=query, key=key, score=score).tile(start, r, first, width, g)
+    pooled = average(
+        tile,
+        slice_along(value, first, width, -1).T,
+        sinks=sinks,
+        keep=_keep(call.dropout_rng, call.dropout_rate, matrix, g, start, r, first, width),
+        dropout_rate=call.dropout_rate,
+        divide_last=platform.is_cpu,
+    )
+    return of(pooled)
+
+
+def _keep(
+    rng: PRNGKeyArray | None, rate: float, matrix: Array, g: int, start: Extent, r: int, first: Extent, width: int
+) -> Array | None:
+    """What dropout keeps of a block, ``rg w``."""
+    if rate == 0:
+        return None
+    assert rng is not None
+    matrices = matrix + jnp.arange(g)[:, None, None]
+    rows, columns = start + jnp.arange(r)[None, :, None], first + jnp.arange(width)[None, None, :]
+    keep = dropout_keep_at(rng, rate, matrices, rows, columns)
+    return jnp.swapaxes(keep, 0, 1).reshape(r * g, width)
+
+
+def _over_rows(
+    block: Callable[..., Any],
+    query: Float[Array, "tg c"],
+    rules: Logits,
+    matrix: Array,
+    g: int,
+    s: int,
+    matrices: int,
+    platform: Platform,
+) -> Any:
+    """All blocks of a group of heads, of ``matrices`` such groups."""
+    t = query.shape[0] // g
+    key_range = functools.partial(rules.key_range, s=s)
+    pieces = []
+    at_once = 1 if platform.is_cpu or not isinstance(matrices, int) else matrices
+    for blocks, widths, by_data in plan(t, g, s, key_range, platform, at_once):
+        start, rows, first, _ = blocks[0]
+        stop = start + len(blocks) * rows
+        starts = start + rows * jnp.arange(len(blocks))
+        if platform.is_cpu:
+            # What depends on nothing but constants JAX computes ahead of a loop around this one, and keeps for its
+            # backward pass: the masks of all blocks. Hence starts that depend on the matrix.
+            starts = starts + 0 * matrix
+        xs: tuple[Any, ...] = (
+            starts,
+            query[start * g : stop * g].reshape(len(blocks), rows * g, -1),
+            rules.over_blocks(start, len(blocks), rows),
+        )
+        one, chosen = block, jnp.asarray([widths.index(x.width) for x in blocks])
+        if by_data:
+            firsts, chosen = key_ranges(key_range, starts, rows, widths, platform)
+            xs = (firsts, *xs)
+        elif len({x.first for x in blocks}) == 1:  # a number that is known is faster to slice at
+            one = functools.partial(block, first)
+        else:
+            xs = (jnp.asarray([x.first for x in blocks]), *xs)
+        run = _one_after_the_other if platform.is_cpu else functools.partial(_side_by_side, at_once, platform)
+        results = run(one, widths, chosen, xs)
+        pieces.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results))
+    return pieces[0] if len(pieces) == 1 else jax.tree.map(lambda *xs: jnp.concatenate(xs), *pieces)
+
+
+def _one_after_the_other(block: Callable[..., Any], widths: list[int], chosen: Array, xs: tuple[Any, ...]) -> Any:
+    """A loop over blocks, each with the width whose number is chosen for it."""
+
+    def of_width(x: Any) -> Any:
+        chosen, *rest = x
+        if len(widths) == 1:
+            return block(*rest, width=widths[0])
+        # Each branch keeps its arguments and nothing else for the backward pass, where all branches' arrays have a
+        # place.
+        branches = [jax.checkpoint(functools.partial(block, width=width), prevent_cse=False) for width in widths]
+        return lax.switch(chosen, branches, *rest)
+
+    # In a loop XLA can't take the first computation for the second.
+    return broadcast_map(jax.checkpoint(of_width, prevent_cse=False), (chosen, *xs), one_by_one)
+
+
+def _side_by_side(
+    matrices: int, platform: Platform, block: Callable[..., Any], widths: list[int], chosen: Array, xs: tuple[Any, ...]
+) -> Any:
+    """As many blocks at once as fit, with the width that the widest of all examples and heads needs.
+
+    An accelerator would wait for each choice of its own, and be idle with a single block.
+    """
+    count, rows, _ = xs[-2].shape
+
+    def of_width(width: int, xs: tuple[Any, ...]) -> Any:
+        turns = -(-count * rows * width * matrices // platform.logits)
+        at_once = -(-count // min(turns, count))
+        one = jax.checkpoint(functools.partial(block, width=width), prevent_cse=at_once == count)
+        return broadcast_map(lambda x: one(*x), xs, a_few_at_once(at_once))
+
+    if len(widths) == 1:
+        return of_width(widths[0], xs)
+    branches = [jax.checkpoint(functools.partial(of_width, width), prevent_cse=False) for width in widths]
+    return lax.switch(largest_of_all(chosen), branches, xs)

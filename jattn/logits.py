@@ -1,0 +1,229 @@
+"""The logits under the softmax: score, modification, bias, soft cap and mask as one value, beside the sinks.
+
+    logits = score(query, key) + bias, where mask allows;  minus infinity elsewhere
+
+`Logits` gives its whole matrix or any tile of it, and says which keys a block of queries can reach, so that whoever
+computes attention asks the same value. Its fields and `Logits.after_score` are all that a new ingredient touches.
+
+Axes beyond the usual: g query heads that share a key head, side by side at each position in rg · r query rows of a tile ·
+w keys of a tile.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jattn._engine.checks import is_concrete
+from jattn._engine.dtypes import at_least_float32, widest
+from jattn._engine.extents import Extent, slice_along
+from jattn._engine.rule import Grid, Rule, Shape, apart, grid_of, known_arange, over
+from jattn.biases import Bias
+from jattn.masks import Mask
+from jattn.scores import Modification, Number, Score, is_by_pair
+
+__all__ = ["Logits", "ScoreFn", "repeat_heads"]
+
+ScoreFn = Callable[[Float[Array, "*b t h c"], Float[Array, "*b s h d"]], Float[Array, "*b h t s"]]
+
+_PAIRS = 2**22  # of positions whose formula is computed while tracing
+
+
+class Logits(Rule):
+    """Query and key, and everything between them and the softmax.
+
+    Fields are as the caller gave them; `aligned` and `by_head` say how they lie in the rest.
+    """
+
+    query: Float[Array, "..."] = apart()
+    key: Float[Array, "..."] = apart()
+    score: ScoreFn = apart()
+    modification: Modification | None
+    bias: Bias | None
+    logits_soft_cap: Number | None
+    mask: Mask | None
+    sinks: Float[Array, "..."] | None = over("bh")
+    query_positions: Int[Array, "..."] | None = over("bt")
+    key_positions: Int[Array, "..."] | None = over("bs")
+
+    @property
+    def shape(self) -> Shape:
+        *batch, t, h, _ = self.query.shape
+        return Shape(tuple(batch), h, t, self.key.shape[-3])
+
+    @property
+    def by_pair(self) -> bool:
+        """Whether a tile can be computed by itself."""
+        return is_by_pair(self.score)
+
+    @property
+    def reaches_all(self) -> bool:
+        """Whether there are keys, and no logit is minus infinity, short of an overflow."""
+        plain = self.modification is None and self.bias is None and self.mask is None
+        return plain and isinstance(self.score, Score) and self.score.reaches_all and self.key.shape[-3] != 0
+
+    def matrix(self) -> Float[Array, "*b h t s"]:
+        """All logits, in float32 or wider."""
+        batch, h, t, s = self.shape
+        assert batch is not None
+        assert h is not None
+        rules = self.aligned(len(batch))
+        return rules.after_score(self._scores(), rules.grid(t, s, ndim=len(batch) + 3))
+
+    def chosen(self, heads: np.ndarray, queries: np.ndarray) -> "tuple[Array, Array | None]":
+        """The logits ``*b h t s`` of these heads and queries, and their sinks ``*b h t``, the others not computed."""
+        batch, h, t, s = self.shape
+        assert batch is not None
+        assert h is not None
+        if self.by_pair:
+            key = self.key[..., heads // (h // self.key.shape[-2]), :]
+            x = self.score(jnp.take(jnp.take(self.query, queries, -3), heads, -2), key)
+        else:  # a function of the caller's may depend on positions and heads, so it sees all of them
+            x = jnp.take(jnp.take(self._scores(), heads, -3), queries, -2)
+        rules = self.aligned(len(batch)).take(heads, queries)
+        rows = jnp.asarray(queries).reshape((1,) * (len(batch) + 1) + (-1, 1))
+        grid = dataclasses.replace(rules.grid(len(queries), s, ndim=len(batch) + 3), row=rows)
+        if self.query_positions is None:
+            grid = dataclasses.replace(grid, query=rows)
+        return rules.after_score(x, grid), None if rules.sinks is None else rules.sinks[..., 0]
+
+    def tile(
+        self, start: Extent, rows: int, first: Extent, width: int, g: int
+    ) -> tuple[Float[Array, "rg w"], Float[Array, "#rg"] | None]:
+        """The logits of one key head for ``rows`` queries and ``width`` keys, and the sinks of its rows.
+
+        The value is that of a block: query ``rg c`` from ``start`` on, key ``d s``, the rules' fields ``g r s``.
+        """
+        rules = self.columns(first, width)
+        assert isinstance(self.score, Score)
+        x = self.score.pairs(self.query, slice_along(self.key, first, width, -1).T)
+        fit = functools.partial(_side_by_side, g=g, rows=rows)
+        x = rules.after_score(x, rules.grid(rows, width, start, first), fit, functools.partial(_apart, g=g))
+        return x, None if rules.sinks is None else fit(rules.sinks)[:, 0]
+
+    def after_score(
+        self,
+        x: Float[Array, "..."],
+        grid: Grid,
+        fit: Callable[[Array], Array] = lambda x: x,
+        unfit: Callable[[Array], Array] = lambda x: x,
+    ) -> Float[Array, "..."]:
+        """Scores with modification, bias, soft cap and mask, in float32 or wider.
+
+        The fields lie as the grid; ``fit`` brings what they say into the layout of the scores, ``unfit`` scores into
+        that of the grid.
+        """
+        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            raise ValueError(f"score must return floating-point logits. Got {jnp.result_type(x)}.")
+        x = x.astype(at_least_float32(x))
+        if self.modification is not None:
+            x = fit(self.modification.formula_of(unfit(x), grid)).astype(x.dtype)
+        if self.bias is not None:
+            bias = fit(self.bias.formula(grid))
+            dtype = widest(x, bias)
+            x = x.astype(dtype) + bias.astype(dtype)
+        if self.logits_soft_cap is not None:
+            cap = jnp.asarray(self.logits_soft_cap, x.dtype)
+            ruled_out = x == -jnp.inf
+            # The inner where keeps -inf times 0 out of the cap's gradient.
+            x = jnp.where(ruled_out, -jnp.inf, cap * jnp.tanh(jnp.where(ruled_out, 0, x) / cap))
+        if self.mask is not None:
+            x = jnp.where(fit(self.mask.formula(grid)), x, -jnp.inf)
+        return x
+
+    def grid(self, t: int, s: int, start: Extent = 0, first: Extent = 0, *, ndim: int = 3, known: bool = False) -> Grid:
+        """The positions of t queries from ``start`` on and s keys from ``first`` on; NumPy's where they are ``known``."""
+        return grid_of(
+            t,
+            s,
+            start=start,
+            first=first,
+            ndim=ndim,
+            query=self.query_positions,
+            key=self.key_positions,
+            arange=known_arange if known else jnp.arange,
+        )
+
+    def key_range(self, start: Extent, rows: int, s: int) -> tuple[Extent, Extent]:
+        """The keys [first, last) outside of which none of ``rows`` queries from ``start`` on attends to anything.
+
+        Integers where the mask has no data, scalar arrays where it has; the fields are ``g t s``.
+        """
+        if self.mask is None:
+            return 0, s
+        rules = self.rows(start, rows)
+        assert rules.mask is not None
+        reachable = rules.mask.reachable(rules.grid(rows, s, start, known=isinstance(start, int)))
+        if reachable is True:
+            return 0, s
+        if is_concrete(reachable) and isinstance(start, int):
+            keys = np.flatnonzero(np.broadcast_to(np.asarray(reachable).any(axis=(-3, -2)), s))
+            return (int(keys[0]), int(keys[-1]) + 1) if keys.size else (0, 0)
+        in_reach = jnp.broadcast_to(jnp.any(reachable, axis=(-3, -2)), s)
+        first, last = jnp.argmax(in_reach), s - jnp.argmax(in_reach[::-1])
+        return jnp.where(in_reach.any(), first, 0), jnp.where(in_reach.any(), last, 0)
+
+    def attended(self) -> Bool[Array, "*b s k 1"] | None:
+        """Which keys some query may attend to; None if all of them. The others may hold anything, also NaN."""
+        if self.mask is None:
+            return None
+        batch, h, t, s = self.shape
+        assert batch is not None
+        assert h is not None
+        rules = self.aligned(len(batch))
+        assert rules.mask is not None
+        grid = functools.partial(rules.grid, t, s, ndim=len(batch) + 3)
+        many = not isinstance(t, int) or not isinstance(s, int) or t * s > _PAIRS
+        known = isinstance(t, int) and isinstance(s, int)
+        attended = rules.mask.attended(dataclasses.replace(grid(known=known), in_program=grid if many else None))
+        if is_concrete(attended) and np.all(np.asarray(attended)):
+            return None
+        attended = jnp.asarray(attended)
+        attended = attended.reshape((1,) * (len(batch) + 3 - attended.ndim) + attended.shape)
+        k = self.key.shape[-2]
+        if attended.shape[-3] != 1:
+            attended = attended.reshape(*attended.shape[:-3], k, h // k, *attended.shape[-2:]).any(axis=-3)
+        return jnp.moveaxis(attended, -1, -3)  # *b k 1 s
+
+    def without_harm(self) -> "Logits":
+        """With zeros in the place of keys that nobody attends to."""
+        return dataclasses.replace(self, key=harmless(self.key, self.attended()))
+
+    def sinks_of_rows(self) -> Float[Array, "*b h #t"] | None:
+        """The sinks of all queries."""
+        return None if self.sinks is None else self.aligned(self.query.ndim - 3).sinks[..., 0]
+
+    def _scores(self) -> Array:
+        batch, h, t, s = self.shape
+        assert batch is not None
+        assert h is not None
+        x = self.score(self.query, repeat_heads(self.key, h))
+        if jnp.shape(x) != (*batch, h, t, s):
+            raise ValueError(
+                f"score must return the shape {(*batch, h, t, s)}, the axes *b h t s. Got shape {jnp.shape(x)}."
+            )
+        return x
+
+
+def harmless(x: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"] | None) -> Float[Array, "*b s k d"]:
+    """Keys or values with zeros in the place of those that nobody attends to, since 0 times NaN is NaN."""
+    return x if attended is None else jnp.where(attended, x, 0)
+
+
+def repeat_heads(x: Float[Array, "*b s k d"], h: int) -> Float[Array, "*b s h d"]:
+    """Each key or value head, once for each of the h / k consecutive query heads that share it."""
+    return x if x.shape[-2] == h else jnp.repeat(x, h // x.shape[-2], axis=-2)
+
+
+def _side_by_side(x: Float[Array, "#g #r #w"], g: int, rows: int) -> Float[Array, "rg #w"]:
+    return jnp.swapaxes(jnp.broadcast_to(x, (g, rows, x.shape[-1])), 0, 1).reshape(rows * g, -1)
+
+
+def _apart(x: Float[Array, "rg w"], g: int) -> Float[Array, "g r w"]:
+    return jnp.swapaxes(x.reshape(-1, g, x.shape[-1]), 0, 1)
+
+
