@@ -90,7 +90,7 @@ class Bound:
         chosen = checks.selection("heads", heads, h), checks.selection("queries", queries, t)
         if isinstance(logits.score, Score):
             return _weights(logits, *(tuple(x.tolist()) for x in chosen))
-        return weights_of(*logits.without_harm().chosen(*chosen))
+        return weights_of(*logits.chosen(*chosen))
 
     def statistics(self) -> AttentionStatistics:
         """Entropy and the like, as `attention_statistics` returns them."""
@@ -98,7 +98,7 @@ class Bound:
 
 
 def _weights(logits: Logits, heads: tuple[int, ...], queries: tuple[int, ...]) -> Array:
-    return weights_of(*logits.without_harm().chosen(np.asarray(heads, int), np.asarray(queries, int)))
+    return weights_of(*logits.chosen(np.asarray(heads, int), np.asarray(queries, int)))
 
 
 _weights = jax.jit(_weights, static_argnums=(1, 2))  # type: ignore[assignment]

@@ -14,9 +14,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Shaped
 
 from jattn._engine.checks import is_concrete
 from jattn._engine.dtypes import at_least_float32, widest
@@ -39,16 +40,16 @@ class Logits(Rule):
     Fields are as the caller gave them; `aligned` and `by_head` say how they lie in the rest.
     """
 
-    query: Float[Array, "..."] = apart()
-    key: Float[Array, "..."] = apart()
-    score: ScoreFn = apart()
+    query: Any = apart()  # *b t h c
+    key: Any = apart()  # *b s k d
+    score: Any = apart()
     modification: Modification | None
     bias: Bias | None
     logits_soft_cap: Number | None
     mask: Mask | None
-    sinks: Float[Array, "..."] | None = over("bh")
-    query_positions: Int[Array, "..."] | None = over("bt")
-    key_positions: Int[Array, "..."] | None = over("bs")
+    sinks: Array | None = over("bh")
+    query_positions: Array | None = over("bt")
+    key_positions: Array | None = over("bs")
 
     @property
     def shape(self) -> Shape:
@@ -80,7 +81,7 @@ class Logits(Rule):
         assert batch is not None
         assert h is not None
         if self.by_pair:
-            key = self.key[..., heads // (h // self.key.shape[-2]), :]
+            key = harmless(self.key, self.attended())[..., heads // (h // self.key.shape[-2]), :]
             x = self.score(jnp.take(jnp.take(self.query, queries, -3), heads, -2), key)
         else:  # a function of the caller's may depend on positions and heads, so it sees all of them
             x = jnp.take(jnp.take(self._scores(), heads, -3), queries, -2)
@@ -160,10 +161,11 @@ class Logits(Rule):
         reachable = rules.mask.reachable(rules.grid(rows, s, start, known=isinstance(start, int)))
         if reachable is True:
             return 0, s
+        over_all = tuple(range(jnp.ndim(reachable) - 1))
         if is_concrete(reachable) and isinstance(start, int):
-            keys = np.flatnonzero(np.broadcast_to(np.asarray(reachable).any(axis=(-3, -2)), s))
+            keys = np.flatnonzero(np.broadcast_to(np.asarray(reachable).any(axis=over_all), s))
             return (int(keys[0]), int(keys[-1]) + 1) if keys.size else (0, 0)
-        in_reach = jnp.broadcast_to(jnp.any(reachable, axis=(-3, -2)), s)
+        in_reach = jnp.broadcast_to(jnp.any(reachable, axis=over_all), s)
         first, last = jnp.argmax(in_reach), s - jnp.argmax(in_reach[::-1])
         return jnp.where(in_reach.any(), first, 0), jnp.where(in_reach.any(), last, 0)
 
@@ -189,10 +191,6 @@ class Logits(Rule):
             attended = attended.reshape(*attended.shape[:-3], k, h // k, *attended.shape[-2:]).any(axis=-3)
         return jnp.moveaxis(attended, -1, -3)  # *b k 1 s
 
-    def without_harm(self) -> "Logits":
-        """With zeros in the place of keys that nobody attends to."""
-        return dataclasses.replace(self, key=harmless(self.key, self.attended()))
-
     def sinks_of_rows(self) -> Float[Array, "*b h #t"] | None:
         """The sinks of all queries."""
         return None if self.sinks is None else self.aligned(self.query.ndim - 3).sinks[..., 0]
@@ -201,7 +199,13 @@ class Logits(Rule):
         batch, h, t, s = self.shape
         assert batch is not None
         assert h is not None
-        x = self.score(self.query, repeat_heads(self.key, h))
+        if isinstance(self.score, Score):
+            attended = self.attended()
+            if attended is not None:
+                attended = repeat_heads(attended, h) if attended.shape[-2] != 1 else attended
+            x = _scores(self.score, self.query, repeat_heads(self.key, h), attended)
+        else:
+            x = self.score(self.query, repeat_heads(harmless(self.key, self.attended()), h))
         if jnp.shape(x) != (*batch, h, t, s):
             raise ValueError(
                 f"score must return the shape {(*batch, h, t, s)}, the axes *b h t s. Got shape {jnp.shape(x)}."
@@ -209,17 +213,33 @@ class Logits(Rule):
         return x
 
 
+@jax.custom_jvp
+def _scores(score: Score, query: Array, key: Array, attended: Array | None) -> Array:
+    """The scores, whose derivatives look at no key that nobody attends to.
+
+    Their logits are minus infinity in any case, so that the keys need no pass of their own before the product.
+    """
+    return score(query, key)
+
+
+@_scores.defjvp
+def _scores_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    score, query, key, attended = primals
+    _, tangent = jax.jvp(lambda *x: x[0](*x[1:]), (score, query, harmless(key, attended)), tangents[:3])
+    return score(query, key), tangent
+
+
 def harmless(x: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"] | None) -> Float[Array, "*b s k d"]:
     """Keys or values with zeros in the place of those that nobody attends to, since 0 times NaN is NaN."""
     return x if attended is None else jnp.where(attended, x, 0)
 
 
-def repeat_heads(x: Float[Array, "*b s k d"], h: int) -> Float[Array, "*b s h d"]:
+def repeat_heads(x: Shaped[Array, "*b s k d"], h: int) -> Shaped[Array, "*b s h d"]:
     """Each key or value head, once for each of the h / k consecutive query heads that share it."""
     return x if x.shape[-2] == h else jnp.repeat(x, h // x.shape[-2], axis=-2)
 
 
-def _side_by_side(x: Float[Array, "#g #r #w"], g: int, rows: int) -> Float[Array, "rg #w"]:
+def _side_by_side(x: Shaped[Array, "#g #r #w"], g: int, rows: int) -> Shaped[Array, "rg _"]:
     return jnp.swapaxes(jnp.broadcast_to(x, (g, rows, x.shape[-1])), 0, 1).reshape(rows * g, -1)
 
 

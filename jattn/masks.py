@@ -43,7 +43,8 @@ __all__ = [
     "where",
 ]
 
-Keys = bool | Bool[Array, "*#b #h 1 s"]
+Allowed = Bool[Array | np.ndarray, "..."]  # broadcasts to *b h t s; NumPy's where positions are known while tracing
+Keys = bool | Allowed  # *b h 1 s
 
 
 class Mask(Rule):
@@ -62,7 +63,7 @@ class Mask(Rule):
 
     __array_ufunc__ = None  # numpy leaves ``array & mask`` to ``__rand__``
 
-    def formula(self, grid: Grid) -> Bool[Array, "..."]:
+    def formula(self, grid: Grid) -> Allowed:
         """Whether each query of the grid may attend to each key; broadcasts to ``*b h t s``."""
         raise NotImplementedError
 
@@ -378,7 +379,7 @@ def all_of(*rules: Mask | Bool[Array, "..."] | None) -> Mask | None:
 class Causal(Mask):
     offset: int | Array = over("b")
 
-    def formula(self, grid: Grid) -> Array:
+    def formula(self, grid: Grid) -> Allowed:
         return grid.key <= grid.query + self.offset
 
     def reachable(self, grid: Grid) -> Keys:
@@ -390,7 +391,7 @@ class SlidingWindow(Mask):
     right: int
     offset: int | Array = over("b")
 
-    def formula(self, grid: Grid) -> Array:
+    def formula(self, grid: Grid) -> Allowed:
         position = grid.query + self.offset
         return (position - self.left <= grid.key) & (grid.key <= position + self.right)
 
@@ -403,7 +404,7 @@ class DilatedWindow(Mask):
     window: SlidingWindow
     dilation: int
 
-    def formula(self, grid: Grid) -> Array:
+    def formula(self, grid: Grid) -> Allowed:
         away = grid.key - grid.query - self.window.offset
         return self.window.formula(grid) & (away % self.dilation == 0)
 
@@ -415,12 +416,13 @@ class Neighbourhood(Mask):
     shape: tuple[int, ...]
     radius: tuple[int, ...]
 
-    def formula(self, grid: Grid) -> Array:
-        allowed, query, key = True, grid.query, grid.key
+    def formula(self, grid: Grid) -> Allowed:
+        query, key, near = grid.query, grid.key, []
         for n, most in zip(reversed(self.shape), reversed(self.radius), strict=True):
-            allowed = allowed & (abs(query % n - key % n) <= most)
+            near.append(abs(query % n - key % n) <= most)
             query, key = query // n, key // n
-        return allowed & (query == key)  # in whole grids one after the other, if there are several
+        same_grid = query == key  # if there are several, one after the other
+        return functools.reduce(operator.and_, near, same_grid)
 
     def reachable(self, grid: Grid) -> Keys:
         farthest = 0
@@ -434,7 +436,7 @@ class Lengths(Mask):
     name: str  # what the caller knows it as
     by_position: bool
 
-    def formula(self, grid: Grid) -> Array:
+    def formula(self, grid: Grid) -> Allowed:
         return (grid.key if self.by_position else grid.column) < self.valid_lens
 
     def reachable(self, grid: Grid) -> Keys:
@@ -450,7 +452,7 @@ class Lengths(Mask):
 class LengthsPerQuery(Mask):
     valid_lens: Array = over("bt")
 
-    def formula(self, grid: Grid) -> Array:
+    def formula(self, grid: Grid) -> Allowed:
         return grid.column < self.valid_lens
 
     def reachable(self, grid: Grid) -> Keys:
@@ -464,7 +466,7 @@ class Segments(Mask):
     query_ids: Array = over("bt")
     key_ids: Array = over("bs")
 
-    def formula(self, grid: Grid) -> Array:
+    def formula(self, grid: Grid) -> Allowed:
         return self.query_ids == self.key_ids
 
     def reachable(self, grid: Grid) -> Keys:
@@ -478,14 +480,14 @@ class Dense(Mask):
         remedy="Insert the axes it lacks: mask[:, None] for a mask *b t s, mask[:, None, None] for a mask *b s of keys.",
     )
 
-    def formula(self, grid: Grid) -> Array:
+    def formula(self, grid: Grid) -> Allowed:
         return self.mask
 
 
 class Where(FunctionRule, Mask):
     span: Callable[..., Any] | None
 
-    def formula(self, grid: Grid) -> Array:
+    def formula(self, grid: Grid) -> Allowed:
         return jnp.asarray(self.call(grid.query, grid.key))
 
     def reachable(self, grid: Grid) -> Keys:
@@ -502,7 +504,7 @@ class Pair(Mask):
     b: Mask
     join: ClassVar[Callable[..., Any]]
 
-    def formula(self, grid: Grid) -> Array:
+    def formula(self, grid: Grid) -> Allowed:
         return self.join(self.a.formula(grid), self.b.formula(grid))
 
     def reachable(self, grid: Grid) -> Keys:
@@ -531,14 +533,14 @@ class Or(Pair):
 class Not(Mask):
     mask: Mask
 
-    def formula(self, grid: Grid) -> Array:
+    def formula(self, grid: Grid) -> Allowed:
         return ~self.mask.formula(grid)
 
     def check(self, shape: Shape) -> None:
         self.mask.check(shape)
 
 
-def _any_query(allowed: Bool[Array, "*#b #h #t #s"]) -> Bool[Array, "*#b #h 1 #s"]:
+def _any_query(allowed: Allowed) -> Allowed:
     return allowed if allowed.shape[-2] == 1 else allowed.any(axis=-2, keepdims=True)
 
 

@@ -9,21 +9,23 @@ import numpy as np
 import pytest
 
 import jattn
-from jattn import attention, cudnn, masks
-from jattn.implementations import Call
-from jattn.masks import Mask, as_mask
-from jattn.scores import DotProduct
+from jattn import attention, bind, masks
+from jattn._engine.platform import ACCELERATOR, platforms
+from jattn.attention import Bound
+from jattn.implementations import cudnn
+from jattn.masks import Mask
+
+HOPPER = dataclasses.replace(ACCELERATOR, name="cuda", capability=9.0)
 
 B, T, H, K, D = 2, 700, 4, 2, 8
 own_kernel = jax.nn.dot_product_attention
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Checkered(Mask):
-    """A user's own, which has nothing but its rule."""
+    """A user's own, which has nothing but its formula."""
 
-    def __call__(self, rows, cols):
-        return (rows[:, None] + cols[None, :]) % 2 == 0
+    def formula(self, grid):
+        return (grid.query + grid.key) % 2 == 0
 
 
 def integers(seed: int, high: int, *shape: int) -> jax.Array:
@@ -35,7 +37,7 @@ def packed(seed: int, count: int, t: int) -> jax.Array:
 
 
 def named(t: int) -> dict[str, Mask | None]:
-    """Masks that the kernel has words for."""
+    """Masks that the kernel has arguments for."""
     return {
         "none": None,
         "causal": masks.causal(),
@@ -75,7 +77,7 @@ def stand_in(monkeypatch, x64):
 
     shapes: list[tuple[int, int, int]] = []  # n t s of each call
 
-    def kernel(query, key, value, bias=None, mask=None, *, implementation, **words):
+    def kernel(query, key, value, bias=None, mask=None, *, implementation, **named_arguments):
         assert implementation == "cudnn"
         t, s = query.shape[1], key.shape[1]
         shapes.append((query.shape[0], t, s))
@@ -83,15 +85,14 @@ def stand_in(monkeypatch, x64):
         assert query.shape[0] == key.shape[0]
         assert mask is None or (mask.shape[1] in (1, H) and mask.shape[::2] == (len(query), t) and s % 128 == 0)
         assert mask is None or mask.shape[3] == s
-        output = own_kernel(query, key, value, bias, mask, implementation="xla", **words)
+        output = own_kernel(query, key, value, bias, mask, implementation="xla", **named_arguments)
         # By name, unlike by an array, a query may be left with nothing to attend to.
-        first = jnp.arange(t) - words["local_window_size"][0] if "local_window_size" in words else jnp.zeros(t)
-        lens = words.get("key_value_seq_lengths", jnp.array([s]))
+        first = jnp.arange(t) - named_arguments["local_window_size"][0] if "local_window_size" in named_arguments else jnp.zeros(t)
+        lens = named_arguments.get("key_value_seq_lengths", jnp.array([s]))
         return jnp.where((first < lens[:, None])[:, :, None, None], output, 0)
 
     jax.clear_caches()
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(cudnn, "_SMALL", 0)
     yield shapes
     jax.clear_caches()
@@ -108,7 +109,12 @@ def with_gradients(f, query, key, value, cotangent):
 
 
 def through_the_kernel(query, key, value, mask):
-    return cudnn.run(Call(query, key, value, DotProduct(), None if mask is None else as_mask(mask)))
+    return cudnn.Cudnn().run(bind(query, key, value, mask=mask).call, HOPPER).output
+
+
+def arguments_of(mask, t: int):
+    logits = bind(*inputs(t)[:2], mask=mask).call.logits
+    return cudnn._arguments(logits)
 
 
 def dense(query, key, value, mask):
@@ -129,8 +135,8 @@ def assert_same(mask, arguments) -> None:
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("t", [T, 77])
 @pytest.mark.parametrize("name", named(T))
-def test_masks_that_it_has_words_for(name, t):
-    assert cudnn._words(named(t)[name], (B,), t, t) is not None
+def test_masks_that_it_has_arguments_for(name, t):
+    assert arguments_of(named(t)[name], t) is not None
     assert_same(named(t)[name], inputs(t))
 
 
@@ -141,7 +147,7 @@ def test_masks_that_it_has_words_for(name, t):
 )
 def test_masks_that_it_is_given_as_arrays(t, name):
     mask = others(t)[name]
-    assert not isinstance(mask, Mask) or cudnn._words(mask, (B,), t, t) is None
+    assert arguments_of(mask, t) is None
     assert_same(mask, inputs(t))
 
 
@@ -185,7 +191,7 @@ def test_mapped(stand_in):
 
 def test_its_work_falls_with_the_mask(stand_in):
     x = jax.ShapeDtypeStruct((1, 8192, 1, 8), jnp.float32)
-    jax.eval_shape(lambda q, k, v: cudnn.run(Call(q, k, v, DotProduct(), masks.sliding_window(100, 100))), x, x, x)
+    jax.eval_shape(lambda q, k, v: through_the_kernel(q, k, v, masks.sliding_window(100, 100)), x, x, x)
     ((n, t, s),) = stand_in
     assert n * t == 8192
     assert s <= 512
@@ -194,7 +200,7 @@ def test_its_work_falls_with_the_mask(stand_in):
 # ----------------------------------------------------------------------------------------------------------------------
 # The kernel itself.
 
-on_gpu = pytest.mark.skipif(cudnn.compute_capability() < 8, reason="it needs an NVIDIA GPU, Ampere or newer")
+on_gpu = pytest.mark.skipif(platforms()["cuda"].capability < 8, reason="it needs an NVIDIA GPU, Ampere or newer")
 
 
 @on_gpu
@@ -225,6 +231,7 @@ def test_it_is_chosen():
     query, key, value, _ = inputs(128, jnp.bfloat16)
     for mask in (None, *others(128).values()):
         assert jattn.explain(query, key, value, mask=mask).implementation == "cudnn"
-    assert "XLA" in Call(query, key, value, DotProduct(), xla_only=True).explain().refused["cudnn"]
+    call = dataclasses.replace(bind(query, key, value).call, xla_only=True)
+    assert "XLA" in Bound(call).explain().refused["cudnn"]
     bias = jnp.zeros((B, H, 128, 128), jnp.bfloat16)
     assert "bias" in jattn.explain(query, key, value, bias=bias).refused["cudnn"]

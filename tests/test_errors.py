@@ -201,27 +201,27 @@ MASKS = [
     (lambda: attend(mask=masks.prefix(8)), "n must lie between 0 and the number of positions, 7. Got 8."),
     (
         lambda: attend(mask=masks.lengths(jnp.array([1, 2, 3]))),
-        "valid_lens must be one number or one per example, (2,). Got shape (3,).",
+        "valid_lens must broadcast to (2,), the axes *b. Got shape (3,).",
     ),
     (
         lambda: attend(mask=masks.lengths(jnp.ones((B, S), int))),
-        "valid_lens must have one entry for each of the 5 queries, shape (2, 5). Got shape (2, 7).",
+        "valid_lens must broadcast to (2, 5), the axes *b t. Got shape (2, 7).",
     ),
     (
         lambda: attend(mask=masks.causal(offset=jnp.zeros(3, int))),
-        "offset must be one number or one per example, (2,). Got shape (3,).",
+        "offset must broadcast to (2,), the axes *b. Got shape (3,).",
     ),
     (
         lambda: attend(mask=masks.sliding_window(1, 1, offset=jnp.zeros(3, int))),
-        "offset must be one number or one per example, (2,). Got shape (3,).",
+        "offset must broadcast to (2,), the axes *b. Got shape (3,).",
     ),
     (
         lambda: attend(mask=masks.segments(jnp.zeros((B, T), int))),
-        "key_ids must have one entry for each of the 7 keys, shape (2, 7). Got shape (2, 5).",
+        "key_ids must broadcast to (2, 7), the axes *b s. Got shape (2, 5).",
     ),
     (
         lambda: attend(mask=masks.segments(jnp.zeros((3, T), int), jnp.zeros((3, S), int))),
-        "query_ids must have one entry for each of the 5 queries, shape (2, 5). Got shape (3, 5).",
+        "query_ids must broadcast to (2, 5), the axes *b t. Got shape (3, 5).",
     ),
     (lambda: masks.lengths(jnp.array([1.0])), "valid_lens must be integers. Got float32."),
     (lambda: masks.lengths(2.0), "valid_lens must be integers. Got float32."),
@@ -312,7 +312,7 @@ OTHERS = [
     (lambda: drop_in(query_seq_lengths=jnp.array([3, -1])), "query_seq_lengths must lie between 0 and the number of"),
     (
         lambda: drop_in(key_value_seq_lengths=jnp.array([1, 2, 3])),
-        "key_value_seq_lengths must be one number or one per example, (2,). Got shape (3,).",
+        "key_value_seq_lengths must broadcast to (2,), the axes *b. Got shape (3,).",
     ),
     (lambda: weights(heads=4), "heads must lie between -4 and 3. Got 4."),
     (lambda: weights(heads=[0, -5]), "heads must lie between -4 and 3. Got [0, -5]."),

@@ -1,5 +1,8 @@
 """Masks inside jit, vmap and scan, and in blocks of queries and keys."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jattn import masks
+from jattn._engine.rule import Shape, grid_of
 from jattn.masks import causal, dense, lengths, prefix, segments, sliding_window
 from tests import strategies
 
@@ -113,12 +117,32 @@ def test_scanned():
     np.testing.assert_array_equal(actual, mask.as_array(T, S)[:, 0], strict=True)
 
 
+def taken(mask, rows, cols, heads: int = 1):
+    """The mask of these queries and keys, whatever their order."""
+    lead = mask.lead()
+    part = mask.aligned(lead).take(np.arange(heads), rows)
+    grid = grid_of(len(rows), S, ndim=lead + 3)
+    rows = jnp.asarray(rows).reshape((1,) * (lead + 1) + (-1, 1))
+    allowed = part.formula(dataclasses.replace(grid, query=rows, row=rows))
+    return np.broadcast_to(allowed, (*allowed.shape[:-2], rows.size, S))[..., cols]
+
+
 @each
-def test_block_of_rows_and_columns(mask):
+def test_some_rows_and_columns(mask):
     rows, cols = np.array([3, 0, 4, 3]), np.array([6, 2, 2, 0, 5])
     whole = np.asarray(mask.as_array(T, S))
-    block = np.broadcast_to(mask(jnp.asarray(rows), jnp.asarray(cols)), (*whole.shape[:-2], 4, 5))
+    block = taken(mask, rows, cols).reshape((*whole.shape[:-2], 4, 5))
     np.testing.assert_array_equal(block, whole[..., rows[:, None], cols])
+
+
+@each
+def test_blocks(mask):
+    whole, lead = np.asarray(mask.as_array(T, S)), mask.lead()
+    for start, rows, first, cols in ((0, 5, 0, 7), (2, 3, 1, 4), (4, 1, 6, 1), (0, 2, 5, 2)):
+        part = mask.aligned(lead).rows(start, rows).columns(first, cols)
+        block = part.formula(grid_of(rows, cols, start=start, first=first, ndim=lead + 3))
+        block = np.broadcast_to(block, (*block.shape[:-2], rows, cols)).reshape(*whole.shape[:-2], rows, cols)
+        np.testing.assert_array_equal(block, whole[..., start : start + rows, first : first + cols])
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -126,13 +150,30 @@ def test_block_of_rows_and_columns(mask):
 def test_any_mask_is_its_matrix(data):
     b, t, s = 2, data.draw(st.sampled_from([1, 4])), data.draw(st.sampled_from([1, 6]))
     mask, allowed = data.draw(strategies.combined(b, t, s))
-    mask.check(t, s, (b,), 3)
+    mask.check(Shape((b,), 3, t, s))
     actual, allowed = np.asarray(mask.as_array(t, s)), np.broadcast_to(allowed, (b, 1, t, s))
     np.testing.assert_array_equal(np.broadcast_to(actual, allowed.shape), allowed)
-    rows = data.draw(st.lists(st.integers(0, t - 1), min_size=3, max_size=3))
-    cols = data.draw(st.lists(st.integers(0, s - 1), min_size=2, max_size=2))
-    block = np.broadcast_to(mask(jnp.array(rows), jnp.array(cols)), (b, 1, 3, 2))
-    np.testing.assert_array_equal(block, allowed[..., np.array(rows)[:, None], cols])
+
+
+@each
+def test_alike_masks_are_equal(mask):
+    again = jax.tree.map(lambda x: x + 0 if x.dtype != bool else x & True, mask)
+    assert again == mask
+    assert hash(again) == hash(mask)
+    assert all(mask != other for other in EACH.values() if other is not mask)
+
+
+def test_a_mask_as_a_static_argument_is_traced_once():
+    traces = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def as_array(mask):
+        traces.append(None)
+        return mask.as_array(T, S)
+
+    for mask in (causal() & ~sliding_window(1, 1), causal() & ~sliding_window(1, 1), causal() & ~sliding_window(1, 2)):
+        np.testing.assert_array_equal(as_array(mask), mask.as_array(T, S))
+    assert len(traces) == 2
 
 
 def test_masks_are_values_of_one_type():

@@ -84,7 +84,7 @@ def test_lengths_per_query():
 
 
 def test_lengths_per_query_of_one_example():
-    assert_allows(lengths(jnp.array([1, 3, 0]), per_query=True), matrix("1000", "1110", "0000")[None])
+    assert_allows(lengths(jnp.array([1, 3, 0]), per_query=True), matrix("1000", "1110", "0000"))
 
 
 def test_lengths_with_two_batch_axes():
@@ -99,7 +99,7 @@ def test_prefix_per_example():
 
 
 def test_segments_of_one_example():
-    expected = matrix("11000", "11000", "00110", "00110", "00001")[None]
+    expected = matrix("11000", "11000", "00110", "00110", "00001")
     assert_allows(segments(jnp.array([0, 0, 1, 1, 2])), expected)
 
 
@@ -149,7 +149,7 @@ def test_dense(given, expected):
         ),
         pytest.param(
             causal() & segments(jnp.array([0, 0, 1, 1])),
-            matrix("1000", "1100", "0010", "0011")[None],
+            matrix("1000", "1100", "0010", "0011"),
             id="packed sequences",
         ),
         pytest.param(

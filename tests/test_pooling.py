@@ -7,8 +7,8 @@ import pytest
 from jax.test_util import check_grads
 
 from jattn import dot_product_attention, masked_softmax, masks
-from jattn.softmax import logits, repeat_heads
-from jattn.scores import DotProduct
+from jattn.attention import bind
+from jattn.logits import repeat_heads
 from tests import oracle
 
 INF = np.inf
@@ -41,6 +41,10 @@ def test_by_hand(row, allowed, expected):
         weights = softmax(row, mask)
         np.testing.assert_allclose(weights, np.array([expected], np.float32), rtol=1e-6, strict=True)
         np.testing.assert_array_equal(weights == 0, np.array([expected]) == 0)
+
+
+def logits(query, key, **options):
+    return bind(query, key, **options).call.logits.matrix()
 
 
 def test_without_a_mask():
@@ -137,7 +141,7 @@ def test_repeat_heads():
 def test_order_of_scale_bias_and_soft_cap():
     query, key, bias = normal(0, 2, 5, 3, 4), normal(1, 2, 7, 3, 4), 3 * normal(2, 3, 5, 7)
     plain = 0.7 * np.einsum("bthd,bshd->bhts", query, key)
-    actual = logits(query, key, score=DotProduct(0.7), bias=bias, logits_soft_cap=2.0)
+    actual = logits(query, key, scale=0.7, bias=bias, logits_soft_cap=2.0)
     np.testing.assert_allclose(actual, 2 * np.tanh((plain + bias) / 2), rtol=1e-12)
     assert abs(actual).max() <= 2
 
@@ -145,7 +149,7 @@ def test_order_of_scale_bias_and_soft_cap():
 def test_the_soft_cap_leaves_minus_infinity_out_of_reach():
     query, key = normal(0, 2, 5, 3, 4), normal(1, 2, 7, 3, 4)
     bias = jnp.where(jnp.arange(7) < 3, 0.0, -INF)
-    actual = logits(query, key, score=DotProduct(), bias=bias, logits_soft_cap=2.0)
+    actual = logits(query, key, bias=bias, logits_soft_cap=2.0)
     np.testing.assert_array_equal(jnp.isneginf(actual), np.broadcast_to(np.arange(7) >= 3, (2, 3, 5, 7)))
 
 
@@ -162,4 +166,4 @@ def test_log_sum_exp_of_a_row_at_the_end_of_float32():
 def test_a_query_narrower_than_its_key_keeps_the_keys_digits():
     query, key = normal(0, 5, 3, 4).astype(jnp.float32), normal(1, 7, 3, 4)
     expected = 0.3 * np.einsum("thd,shd->hts", query.astype(jnp.float64), key)
-    np.testing.assert_allclose(logits(query, key, score=DotProduct(0.3)), expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(logits(query, key, scale=0.3), expected, rtol=1e-12, atol=1e-15)

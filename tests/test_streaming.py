@@ -1,6 +1,5 @@
 """Blocks of queries against the dense definition: the same numbers and gradients, in memory linear in the sequence."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,7 +9,11 @@ import pytest
 from jax.test_util import check_grads
 
 import jattn
-from jattn import attention, blocks, masks, pairwise, scores, streaming
+from jattn import attention, masks, scores
+from jattn._engine import pairwise, plan
+from jattn._engine.platform import ACCELERATOR, CPU
+from jattn._engine.rule import over
+from jattn.implementations import choice, streaming
 from jattn.masks import Mask
 
 B, T, S, H, K, D, E = 2, 300, 700, 4, 2, 8, 6
@@ -31,25 +34,22 @@ def booleans(seed: int, *shape: int) -> jax.Array:
     return integers(seed, 2, *shape) > 0
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Checkered(Mask):
-    """A user's own, which has nothing but its rule."""
+    """A user's own, which has nothing but its formula."""
 
-    def __call__(self, rows, cols):
-        return (rows[:, None] + cols[None, :]) % 2 == 0
+    def formula(self, grid):
+        return (grid.query + grid.key) % 2 == 0
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class OwnData(Mask):
     """A user's own with one number for each example and head."""
 
-    most: jax.Array
+    most: jax.Array = over("bh")
 
-    def __call__(self, rows, cols):
-        return cols[None, :] < self.most[:, :, None, None]
+    def formula(self, grid):
+        return grid.key < self.most
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Beyond(scores.Score):
     """A user's own, which no key of query 3 is within reach of."""
 
@@ -197,10 +197,12 @@ def test_axes_without_anything(batch, width):
     assert jattn.attention_statistics(query, key).received.shape == (batch, H, S)
 
 
-def test_a_mask_that_knows_no_parts_of_itself():
+def test_a_mask_of_ones_own_with_data():
     own = OwnData(integers(15, S, B, H))
     given = query_key_value()
-    expected = attention(*given, mask=own.as_array(T, S), implementation="dense")
+    allowed = np.broadcast_to(np.arange(S) < np.asarray(own.most)[:, :, None, None], (B, H, T, S))
+    np.testing.assert_array_equal(own.as_array(T, S), allowed)
+    expected = attention(*given, mask=jnp.asarray(allowed), implementation="dense")
     np.testing.assert_allclose(attention(*given, mask=own, implementation="streaming"), expected, atol=1e-12)
 
 
@@ -267,7 +269,6 @@ def test_choice():
     assert "NVIDIA" in own.refused["cudnn"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class PerHead(scores.DotProduct):
     """A user's own that does not say that a part of its logits can be computed by itself."""
 
@@ -289,29 +290,39 @@ def test_a_score_that_knows_more_than_a_pair_sees_all():
     def function(query, key):
         return score(query, key)
 
-    np.testing.assert_array_equal(output, attention(**given, score=function))
+    np.testing.assert_allclose(output, attention(**given, score=function), atol=1e-12)  # the one is compiled
     query, key = given["query"], given["key"]
     weights = jattn.attention_weights(query, key, score=score, heads=[3, 1], queries=[299])
     np.testing.assert_allclose(weights, jattn.attention_weights(query, key, score=score)[:, [3, 1], 299:], atol=1e-12)
     statistics = jattn.attention_statistics(query, key, score=score)
-    np.testing.assert_array_equal(statistics.entropy, jattn.attention_statistics(query, key, score=function).entropy)
+    expected = jattn.attention_statistics(query, key, score=function)
+    np.testing.assert_allclose(statistics.entropy, expected.entropy, atol=1e-12)
+
+
+class Wrong(Mask):
+    """A user's own that is no mask."""
+
+    what: str
+
+    def formula(self, grid):
+        return {"axes": jnp.ones((3, 1, 1, S), bool), "numbers": grid.query + grid.key}[self.what]
 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("implementation", ["dense", "streaming"])
 @pytest.mark.parametrize(
-    ("most", "message"),
+    ("mask", "message"),
     [
-        (
-            jnp.ones((B + 1, H), int),
-            r"OwnData must return booleans that broadcast to \(2, 4, 300, 700\).*\(3, 4, 1, 700\)",
-        ),
-        (jnp.ones((B, 3), int), r"\(2, 3, 1, 700\)"),
+        (OwnData(jnp.ones((B + 1, H), int)), r"most must broadcast to \(2, 4\), the axes \*b h. Got shape \(3, 4\)"),
+        (OwnData(jnp.ones((B, 3), int)), r"most must broadcast to \(2, 4\), the axes \*b h. Got shape \(2, 3\)"),
+        (Wrong("axes"), r"Wrong must return booleans that broadcast to \(2, 4, 300, 700\).*bool, shape \(3, 1, 1, 700\)"),
+        (Wrong("numbers"), r"Wrong must return booleans .* Got int64, shape \(1, 1, 300, 700\)"),
+        (Checkered() & ~Wrong("numbers"), r"Wrong must return booleans"),
     ],
 )
-def test_a_mask_of_ones_own_has_the_axes(most, message, implementation):
+def test_a_mask_of_ones_own_has_the_axes(mask, message, implementation):
     with pytest.raises(ValueError, match=message):
-        attention(**named_inputs(), mask=OwnData(most), implementation=implementation)
+        attention(**named_inputs(), mask=mask, implementation=implementation)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -348,7 +359,8 @@ def test_a_few_heads_at_a_time(monkeypatch, traced_anew, heads, taken):
     size = query.size + key.size + value.size
     monkeypatch.setattr(streaming, "_COPIED_AT_ONCE", 0)
     monkeypatch.setattr(streaming, "_COPIED_IN_PARTS", int(heads * size / 16))
-    assert streaming._together(4, 4, size) == taken
+    arrays = [x.reshape(4, *x.shape[2:]) for x in (query, key, value)]
+    assert streaming._together(4, 4, arrays, CPU) == taken
     given = dict(query=query, key=key, value=value)
     lengths = masks.lengths(jnp.array([[0, 20], [7, 30]]), per_query=False)
     assert_same(**given, bias=normal(10, 2, 2, 8, 20, 30), mask=lengths)
@@ -358,27 +370,38 @@ def test_a_few_heads_at_a_time(monkeypatch, traced_anew, heads, taken):
     assert_same(**given, score=score, mask=lengths)
 
 
+def attention_logits(mask):
+    return jattn.bind(*query_key_value()[:2], mask=mask).call.logits
+
+
+@pytest.fixture
+def on_accelerator(monkeypatch, traced_anew):
+    """What is compiled is what an accelerator would get."""
+    monkeypatch.setattr(choice, "where_lowered", lambda run, arguments, alike: run(ACCELERATOR, arguments))
+
+
 def test_a_loop_that_chooses_among_known_widths(monkeypatch, traced_anew):
     """As over large blocks."""
-    monkeypatch.setattr(blocks, "_LOGITS_APART", 0)
-    (group,) = blocks.plan(T, H // K, S, masks.causal(offset=3))
+    monkeypatch.setattr(plan, "_LOGITS_APART", 0)
+    causal = attention_logits(masks.causal(offset=3))
+    (group,) = plan.plan(T, H // K, S, functools.partial(causal.key_range, s=S), CPU)
     assert len(group.widths) > 1
     assert_same(mask=masks.causal(offset=3), bias=normal(10, H, T, S))
     assert_same(mask=masks.sliding_window(30, 5), dropout_rate=0.3, dropout_rng=jax.random.key(0))
 
 
-def test_all_heads_at_once(monkeypatch, traced_anew):
+@pytest.mark.usefixtures("on_accelerator")
+def test_all_heads_at_once():
     """As on an accelerator, where one head after the other would leave most of it idle."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert_same(mask=masks.causal(), bias=normal(10, H, T, S))
     assert_same(
         mask=masks.causal() & masks.lengths(jnp.array([650, 80])), dropout_rate=0.3, dropout_rng=jax.random.key(0)
     )
 
 
-def test_a_choice_of_width_stays_one_under_vmap(monkeypatch, traced_anew):
+@pytest.mark.usefixtures("on_accelerator")
+def test_a_choice_of_width_stays_one_under_vmap():
     """On an accelerator, where it is made for all examples at once: a `select` would compute every width."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
 
     def f(query, key, value, valid_lens):
         return attention(query, key, value, mask=masks.lengths(valid_lens), implementation="streaming")

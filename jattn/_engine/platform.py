@@ -37,11 +37,11 @@ class Platform:
 
 # On a processor, of six widths two blocks of a causal mask on 1,024 tokens share one, which takes 1.4 times as long.
 CPU = Platform(
-    "cpu", True, logits=2**22, widths=8, parts=(1 / 8, 1 / 4, 1 / 2, 3 / 4, 1), least_part=64, rows=512
+    "cpu", True, logits=2**22, widths=8, parts=(1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0), least_part=64, rows=512
 )
 # An accelerator takes many blocks at once, and takes longer to compile.
 ACCELERATOR = Platform(
-    "accelerator", False, logits=2**24, widths=4, parts=(1 / 64, 1 / 16, 1 / 4, 1), least_part=512, rows=256
+    "accelerator", False, logits=2**24, widths=4, parts=(1 / 64, 1 / 16, 1 / 4, 1.0), least_part=512, rows=256
 )
 
 

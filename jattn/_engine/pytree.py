@@ -34,7 +34,14 @@ class Pytree:
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True, eq=False)(cls)
+        del cls.__setattr__, cls.__delattr__  # those below do as well, and let a subclass be decorated once more
         jax.tree_util.register_pytree_with_keys(cls, cls._flatten, cls._unflatten)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise dataclasses.FrozenInstanceError(f"{name} of a {type(self).__name__} can't be changed; make a new one.")
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(f"{name} of a {type(self).__name__} can't be deleted.")
 
     def _flatten(self) -> tuple[list[tuple[Any, Any]], _Structure]:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]

@@ -164,7 +164,7 @@ class Rule(Pytree):
 
         def of(name: str, axes: str | None, x: Array) -> Array:
             if axes is None:
-                return x
+                return x if isinstance(x, int | float) else jnp.asarray(x)[None, None]
             lead, (h, *rest) = x.shape[: len(batch)], x.shape[len(batch) :]
             if any(n != 1 for n in lead):
                 x = jnp.broadcast_to(x, (*batch, h, *rest))
@@ -276,34 +276,29 @@ def axis_of(letter: str, axes: str) -> int:
 
 
 def check_axes(name: str, axes: str, x: Any, shape: Shape, remedy: str = "") -> None:
-    """Raise ValueError where an array that has ``axes`` does not fit."""
-    ndim, letters = jnp.ndim(x), [letter for letter in axes if letter != "b"]
+    """Raise ValueError where an array that has ``axes`` does not fit; the batch and the heads may be unknown."""
+    given, letters = jnp.shape(x), axes.removeprefix("b")
+    unknown = {letter for letter, n in (("b", shape.batch), ("h", shape.h)) if n is None}
     lengths = {"h": shape.h, "t": shape.t, "s": shape.s}
-    own = [letter for letter in letters if letter not in lengths]
-    given = jnp.shape(x)
-    known = [
-        given[i - len(letters)] if letter in own and i - len(letters) >= -ndim else lengths.get(letter)
-        for i, letter in enumerate(letters)
-    ]
-    lead = (shape.batch or ()) if "b" in axes else ()
-    unknown_batch = "b" in axes and shape.batch is None
-    compared = given[max(ndim - len(letters), 0) :] if unknown_batch else given
-    if shape.h is None and "h" in letters:  # nor are heads
-        i = letters.index("h")
-        from_end = i - len(letters)
-        known[i] = compared[from_end] if -from_end <= len(compared) else 1
-    full = (*lead, *known)
-    if not broadcasts_to(compared, full):  # type: ignore[arg-type]
-        spelled = " ".join("*b" if letter == "b" else letter for letter in axes)
-        expected = (..., *known) if unknown_batch else full
+    own = len(given) - len(letters)  # where the letters' axes begin
+    full, compared, spelled = [], [], []
+    for i, letter in enumerate(letters):
+        there = i + own >= 0
+        if letter in unknown or letter not in lengths:
+            continue
+        full.append(lengths[letter])
+        spelled.append(letter)
+        compared += [given[i + own]] if there else []
+    if "b" in axes and "b" not in unknown:
+        full, spelled = [*(shape.batch or ()), *full], ["*b", *spelled]
+        compared = [*given[: max(own, 0)], *compared]
+    elif "b" not in axes:
+        compared = [*given[: max(own, 0)], *compared]
+    if not broadcasts_to(tuple(compared), tuple(full)):
         raise ValueError(
-            f"{name} must broadcast to {_spelled(expected)}, the axes {spelled}. Got shape {given}."
+            f"{name} must broadcast to {tuple(full)}, the axes {' '.join(spelled)}. Got shape {given}."
             f"{' ' + remedy if remedy else ''}"
         )
-
-
-def _spelled(shape: tuple[Any, ...]) -> str:
-    return f"({', '.join('...' if n is ... else str(n) for n in shape)}{',' if len(shape) == 1 else ''})"
 
 
 def grid_of(

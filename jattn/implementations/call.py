@@ -1,11 +1,12 @@
 """What an implementation is asked for, and what it gives."""
 
-from typing import Any, NamedTuple, Protocol
+import abc
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn._engine.platform import Platform
-from jattn._engine.pytree import Pytree
+from jattn._engine.pytree import Known, Pytree
 from jattn.logits import Logits
 
 
@@ -14,7 +15,7 @@ class Call(Pytree):
 
     logits: Logits
     value: Array | None
-    dropout_rate: float = 0.0  # `Known`, so that it stays a number
+    dropout_rate: Known = Known(0)
     dropout_rng: PRNGKeyArray | None = None
     head_gates: Array | None = None
     return_weights: bool = False
@@ -30,19 +31,23 @@ class Result(NamedTuple):
     log_sum_exp: Float[Array, "*b t h"] | None = None
 
 
-class Implementation(Protocol):
+class Implementation(abc.ABC):
     """A way to compute a call."""
 
     name: str
 
+    @abc.abstractmethod
     def refusal(self, call: Call, platform: Platform) -> str | None:
         """What in the call it cannot honour on this platform; None if nothing."""
 
+    @abc.abstractmethod
     def rank(self, call: Call, platform: Platform) -> tuple[int, str]:
         """How it compares with the others that do not refuse, the highest being chosen, and why it would be."""
 
+    @abc.abstractmethod
     def program(self, platform: Platform) -> Any:
         """The same for platforms on which it traces to the same program."""
 
+    @abc.abstractmethod
     def run(self, call: Call, platform: Platform) -> Result:
         """The output before gates, in float32 or wider."""

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jattn._engine.loops import broadcast_map, largest_divisor, side_by_side
 from jattn._engine.plan import Block, Group, key_ranges, plan
 from jattn._engine.platform import Platform
-from jattn.implementations.call import Call, Result
+from jattn.implementations.call import Call, Implementation, Result
 from jattn.logits import Logits, harmless
 from jattn.masks import And, Causal, Lengths, Mask, SlidingWindow
 from jattn.scores import DotProduct
@@ -33,7 +33,7 @@ _TILE = 128  # keys that the kernel takes at a time
 Arguments = dict[str, Any]  # of jax.nn.dot_product_attention
 
 
-class Cudnn:
+class Cudnn(Implementation):
     """The kernel that JAX calls by the name of cudnn."""
 
     name = "cudnn"

@@ -24,7 +24,7 @@ from jattn._engine.extents import Extent, clip, slice_along
 from jattn._engine.loops import a_few_at_once, broadcast_map, largest_divisor, largest_of_all, one_by_one
 from jattn._engine.plan import key_ranges, plan
 from jattn._engine.platform import Platform
-from jattn.implementations.call import Call, Result
+from jattn.implementations.call import Call, Implementation, Result
 from jattn.logits import Logits, harmless
 from jattn.scores import Products, Score
 from jattn.softmax import Pooled, average
@@ -35,7 +35,7 @@ _COPIED_AT_ONCE = 2**23
 _COPIED_IN_PARTS = 2**21
 
 
-class Streaming:
+class Streaming(Implementation):
     """Blocks of queries, in plain JAX."""
 
     name = "streaming"
@@ -108,7 +108,7 @@ def _over_examples(call: Call, platform: Platform, of: Callable[[Pooled], Any]) 
     assert isinstance(score, Score)
     block = functools.partial(_block, g=g, call=call, platform=platform, of=of)
 
-    def some(arrays: tuple[Array, Array, Array], beside: Any) -> Any:
+    def some(arrays: list[Array], beside: Any) -> Any:
         """Of a few examples, and of a few key heads of each."""
         query, key, value, prepared = _prepared(score, *arrays, beside[-1])
         some_n, _, some_k, _ = key.shape
