@@ -1,6 +1,7 @@
 """The public functions: bind the arguments, then ask what is bound."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack
 
@@ -87,21 +88,22 @@ class Bound:
         """The weights of chosen heads and queries, as `attention_weights` returns them."""
         logits = self.call.logits
         _, h, t, _ = logits.shape
-        chosen = checks.selection("heads", heads, h), checks.selection("queries", queries, t)
-        if isinstance(logits.score, Score):
-            return _weights(logits, *(tuple(x.tolist()) for x in chosen))
-        return weights_of(*logits.chosen(*chosen))
+        if queries is not None and not isinstance(t, int):
+            raise ValueError(f"queries must be None where the number of queries is a symbol, {t}. Got {queries!r}.")
+        chosen = [
+            None if x is None else tuple(checks.selection(name, x, n).tolist())
+            for name, x, n in (("heads", heads, h), ("queries", queries, t))
+        ]
+        return (_weights if isinstance(logits.score, Score) else _weights.__wrapped__)(logits, *chosen)
 
     def statistics(self) -> AttentionStatistics:
         """Entropy and the like, as `attention_statistics` returns them."""
         return statistics_of(self.call.logits)
 
 
-def _weights(logits: Logits, heads: tuple[int, ...], queries: tuple[int, ...]) -> Array:
-    return weights_of(*logits.chosen(np.asarray(heads, int), np.asarray(queries, int)))
-
-
-_weights = jax.jit(_weights, static_argnums=(1, 2))  # type: ignore[assignment]
+@functools.partial(jax.jit, static_argnames=("heads", "queries"))
+def _weights(logits: Logits, heads: tuple[int, ...] | None, queries: tuple[int, ...] | None) -> Array:
+    return weights_of(*logits.chosen(*(None if x is None else np.asarray(x, int) for x in (heads, queries))))
 
 
 def bind(

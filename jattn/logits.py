@@ -75,21 +75,25 @@ class Logits(Rule):
         rules = self.aligned(len(batch))
         return rules.after_score(self._scores(), rules.grid(t, s, ndim=len(batch) + 3))
 
-    def chosen(self, heads: np.ndarray, queries: np.ndarray) -> "tuple[Array, Array | None]":
-        """The logits ``*b h t s`` of these heads and queries, and their sinks ``*b h t``, the others not computed."""
+    def chosen(self, heads: np.ndarray | None, queries: np.ndarray | None) -> "tuple[Array, Array | None]":
+        """The logits ``*b h t s`` of these heads and queries, and their sinks ``*b h t``, the others not computed.
+
+        None stands for all of them.
+        """
         batch, h, t, s = self.shape
         assert batch is not None
         assert h is not None
         if self.by_pair:
-            key = harmless(self.key, self.attended())[..., heads // (h // self.key.shape[-2]), :]
-            x = self.score(jnp.take(jnp.take(self.query, queries, -3), heads, -2), key)
+            key = harmless(self.key, self.attended())
+            key = repeat_heads(key, h) if heads is None else key[..., heads // (h // key.shape[-2]), :]
+            x = self.score(_take(_take(self.query, queries, -3), heads, -2), key)
         else:  # a function of the caller's may depend on positions and heads, so it sees all of them
-            x = jnp.take(jnp.take(self._scores(), heads, -3), queries, -2)
+            x = _take(_take(self._scores(), heads, -3), queries, -2)
         rules = self.aligned(len(batch)).take(heads, queries)
-        rows = jnp.asarray(queries).reshape((1,) * (len(batch) + 1) + (-1, 1))
-        grid = dataclasses.replace(rules.grid(len(queries), s, ndim=len(batch) + 3), row=rows)
-        if self.query_positions is None:
-            grid = dataclasses.replace(grid, query=rows)
+        grid = rules.grid(x.shape[-2], s, ndim=len(batch) + 3)
+        if queries is not None:
+            rows = jnp.asarray(queries).reshape((1,) * (len(batch) + 1) + (-1, 1))
+            grid = dataclasses.replace(grid, row=rows, query=rows if self.query_positions is None else grid.query)
         return rules.after_score(x, grid), None if rules.sinks is None else rules.sinks[..., 0]
 
     def tile(
@@ -237,6 +241,10 @@ def harmless(x: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"] |
 def repeat_heads(x: Shaped[Array, "*b s k d"], h: int) -> Shaped[Array, "*b s h d"]:
     """Each key or value head, once for each of the h / k consecutive query heads that share it."""
     return x if x.shape[-2] == h else jnp.repeat(x, h // x.shape[-2], axis=-2)
+
+
+def _take(x: Array, indices: np.ndarray | None, axis: int) -> Array:
+    return x if indices is None else jnp.take(x, indices, axis=axis)
 
 
 def _side_by_side(x: Shaped[Array, "#g #r #w"], g: int, rows: int) -> Shaped[Array, "rg _"]:

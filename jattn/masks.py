@@ -426,7 +426,7 @@ class Neighbourhood(Mask):
 
     def reachable(self, grid: Grid) -> Keys:
         farthest = 0
-        for n, most in zip(self.shape, self.reach, strict=True):
+        for n, most in zip(self.shape, self.radius, strict=True):
             farthest = farthest * n + most
         return (grid.first - farthest <= grid.key) & (grid.key <= grid.last + farthest)
 

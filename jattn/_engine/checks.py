@@ -22,11 +22,22 @@ def is_concrete(x: Any) -> bool:
 
 
 def broadcasts_to(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
-    """Whether an array of ``shape`` fits ``full`` by numpy's rules without enlarging it."""
+    """Whether an array of ``shape`` fits ``full`` by numpy's rules without enlarging it; lengths may be symbols."""
+    own = full[max(len(full) - len(shape), 0) :]
+    return len(shape) <= len(full) and all(n == 1 or n == whole for n, whole in zip(shape, own, strict=True))
+
+
+def at_most(name: str, n: Any, most_name: str, most: int) -> None:
+    """No more positions than there are; a symbol of `jax.export` must be known to be as small."""
     try:
-        return np.broadcast_shapes(shape, full) == tuple(full)
-    except ValueError:
-        return False
+        fits = n <= most
+    except jax.errors.InconclusiveDimensionOperation as error:
+        raise ValueError(
+            f"{name} must have at most {most_name} = {most} positions. Got {n}, a symbol that may be larger: make it by "
+            f'jax.export.symbolic_shape("{n}", constraints=["{n} <= {most}"]).'
+        ) from error
+    if not fits:
+        raise ValueError(f"{name} must have at most {most_name} = {most} positions. Got {n}.")
 
 
 def array(name: str, x: Any) -> Array:

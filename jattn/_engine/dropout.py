@@ -33,8 +33,10 @@ def dropout_keep(rng: PRNGKeyArray, rate: float, shape: tuple[int, ...]) -> Bool
          [ True  True False  True]]
     """
     *lead, rows, columns = (1,) * (2 - len(shape)) + shape
+    ones = (1,) * len(lead)
     matrix = jnp.arange(math.prod(lead)).reshape(*lead, 1, 1)
-    return dropout_keep_at(rng, rate, matrix, jnp.arange(rows)[:, None], jnp.arange(columns)).reshape(shape)
+    row, column = jnp.arange(rows).reshape(*ones, rows, 1), jnp.arange(columns).reshape(*ones, 1, columns)
+    return dropout_keep_at(rng, rate, matrix, row, column).reshape(shape)
 
 
 def dropout_keep_at(

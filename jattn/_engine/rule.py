@@ -145,14 +145,14 @@ class Rule(Pytree):
         return self._cut("s", start, n)
 
     def take(self: Self, heads: Any, queries: Any) -> Self:
-        """Of an aligned rule, the part for these heads and queries."""
+        """Of an aligned rule, the part for these heads and queries; None stands for all of them."""
 
         def of(name: str, axes: str | None, x: Array) -> Array:
             if axes is None:
                 return x
             for letter, indices in (("h", heads), ("t", queries)):
                 axis = axis_of(letter, axes)
-                x = x if x.shape[axis] == 1 else jnp.take(x, indices, axis=axis)
+                x = x if indices is None or x.shape[axis] == 1 else jnp.take(x, indices, axis=axis)
             return x
 
         return self.map_fields(of)

@@ -132,7 +132,7 @@ def _over_examples(call: Call, platform: Platform, of: Callable[[Pooled], Any]) 
         return jnp.moveaxis(x, 1, 2).reshape(*batch, t, h, *x.shape[4:])
 
     rules = dataclasses.replace(logits, query=None, key=None, score=None).aligned(len(batch)).by_head(batch, k, g)
-    matrices = (h * jnp.arange(n)[:, None] + g * jnp.arange(k)).reshape(n, k)  # of weights, before each
+    matrices = h * jnp.arange(n)[:, None] + g * jnp.arange(k)[None, :]  # of weights, before each
     attended = logits.attended()
     if attended is not None:
         attended = jnp.broadcast_to(attended, (*batch, *attended.shape[len(batch) :]))

@@ -171,10 +171,7 @@ class TextEncoder(hugging_face.Model):
             ValueError: naming the argument that doesn't fit.
         """
         tokens = checks.tokens("tokens", tokens, self.words.num_embeddings, "b t", 2)
-        if tokens.shape[-1] > self.max_length:
-            raise ValueError(
-                f"tokens must have at most max_length = {self.max_length} positions. Got {tokens.shape[-1]}."
-            )
+        checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)
         if token_types is None:
             token_types = jnp.zeros((1, 1), int)
         else:

@@ -138,10 +138,7 @@ class GPT2(hugging_face.Model):
             ValueError: naming the argument that doesn't fit.
         """
         tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
-        if tokens.shape[-1] > self.max_length:
-            raise ValueError(
-                f"tokens must have at most max_length = {self.max_length} positions. Got {tokens.shape[-1]}."
-            )
+        checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)
         rngs = split(rng, len(self.blocks) + 1)
         x = self.dropout(self.positions(self.embedding(tokens)), rngs[0])
         x, weights = in_turn(self.blocks, x, valid_lens, return_weights=return_weights, rngs=rngs[1:])

@@ -33,11 +33,7 @@ class LearnedPositions(nnx.Module):
         x = checks.floating("x", x, "*b t m", 2)
         checks.width("x", x, self.embedding.features)
         t = x.shape[-2]
-        if t > self.embedding.num_embeddings:
-            raise ValueError(
-                f"x must have at most max_length = {self.embedding.num_embeddings} positions. Got {t}. "
-                "Make the module with a larger max_length, or use sinusoidal or rotary positions."
-            )
+        checks.at_most("x", t, "max_length", self.embedding.num_embeddings)
         return x + self.embedding(jnp.arange(t))
 
 
