@@ -38,10 +38,20 @@ def _dots(jaxpr: Any) -> Iterator[tuple[dict[str, Any], list[Any]]]:
         if equation.primitive.name == "dot_general":
             how = {name: equation.params[name] for name in ("dimension_numbers", "preferred_element_type")}
             yield how, [x.aval for x in equation.invars]
+        parts = list(equation.params.values())
+        if equation.params.get("branches_platforms"):  # of which one is lowered
+            parts = [_branch_here(**equation.params)]
         for _ in range(equation.params.get("length", 1) if equation.primitive.name == "scan" else 1):
-            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_has_equations):
+            for inner in jax.tree.leaves(parts, is_leaf=_has_equations):
                 if _has_equations(inner):
                     yield from _dots(getattr(inner, "jaxpr", inner))
+
+
+def _branch_here(branches: Any, branches_platforms: Any, **_: Any) -> Any:
+    """The branch of the default device's platform, or the one for those that have none of their own."""
+    here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    own = [branch for branch, names in zip(branches, branches_platforms, strict=True) if names and here in names]
+    return own[0] if own else branches[[not names for names in branches_platforms].index(True)]
 
 
 def _has_equations(x: Any) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -60,8 +59,8 @@ class Bound:
         result = self.result(implementation, return_weights=return_weights)
         return (result.output, result.weights) if return_weights else result.output
 
-    def result(self, implementation: ImplementationName | None = None, **extra: bool) -> Result:
-        """The output, and what ``extra`` asks for."""
+    def result(self, implementation: ImplementationName | None = None, **extra: Any) -> Result:
+        """The output, and what ``extra`` asks for: ``return_weights``, ``return_log_sum_exp``."""
         if self.call.value is None:
             raise ValueError("value must be given for an output. Got None; weights() and statistics() need none.")
         return choice.run(dataclasses.replace(self.call, **extra), implementation)
@@ -94,16 +93,18 @@ class Bound:
             None if x is None else tuple(checks.selection(name, x, n).tolist())
             for name, x, n in (("heads", heads, h), ("queries", queries, t))
         ]
-        return (_weights if isinstance(logits.score, Score) else _weights.__wrapped__)(logits, *chosen)
+        return (_weights_compiled if isinstance(logits.score, Score) else _weights)(logits, *chosen)
 
     def statistics(self) -> AttentionStatistics:
         """Entropy and the like, as `attention_statistics` returns them."""
         return statistics_of(self.call.logits)
 
 
-@functools.partial(jax.jit, static_argnames=("heads", "queries"))
 def _weights(logits: Logits, heads: tuple[int, ...] | None, queries: tuple[int, ...] | None) -> Array:
     return weights_of(*logits.chosen(*(None if x is None else np.asarray(x, int) for x in (heads, queries))))
+
+
+_weights_compiled = functools.partial(jax.jit, static_argnames=("heads", "queries"))(_weights)
 
 
 def bind(
@@ -161,7 +162,7 @@ def bind(
         query, key = checks.query_and_key(query, key)
     else:
         query, key, value = checks.query_key_value(query, key, value)
-    *batch, t, h, _ = query.shape
+    *batch, _, h, _ = query.shape
     modification = None
     if score is None:
         score = DotProduct(scale)
@@ -169,7 +170,7 @@ def bind(
         raise ValueError(f"scale must be None when score is given, as a score has its own. Got {scale}.")
     checks.score(score, query, key)
     if isinstance(score, Modified):
-        score, modification = score.score, score.modification
+        modification, score = score.modification, score.score
     if type(score) is DotProduct and isinstance(score.scale, float):
         score = DotProduct(Known(score.scale))
     if logits_soft_cap is not None:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from jattn._engine import checks
 from jattn._engine.rule import FunctionRule, Grid, Rule, Shape, function_and_arrays, grid_of, over
 
-__all__ = ["Bias", "alibi", "alibi_slopes", "dense", "relative", "where"]
+__all__ = ["Bias", "Grid", "alibi", "alibi_slopes", "dense", "over", "relative", "where"]
 
 
 class Bias(Rule):
@@ -46,12 +46,10 @@ class Bias(Rule):
 
         x = jax.eval_shape(formula, self)
         full = (*batch, shape.h, shape.t, shape.s)
-        if not jnp.issubdtype(x.dtype, jnp.floating) or (
-            None not in full and not checks.broadcasts_to(x.shape, full)  # type: ignore[arg-type]
-        ):
+        if not jnp.issubdtype(x.dtype, jnp.floating) or (None not in full and not checks.broadcasts_to(x.shape, full)):
             raise ValueError(
-                f"{type(self).__name__} must return floating-point numbers that broadcast to {full}, the axes *b h t s. "
-                f"Got {x.dtype}, shape {x.shape}."
+                f"{type(self).__name__} must return floating-point numbers that broadcast to {full}, the axes "
+                f"*b h t s. Got {x.dtype}, shape {x.shape}."
             )
 
     def as_array(self, t: int, s: int) -> Float[Array, "*bh t s"]:
@@ -130,9 +128,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     return np.concatenate([geometric(power), geometric(2 * power)[::2][: n - power]])
 
 
-def relative(
-    table: Float[Array, "n h"], *, bidirectional: bool = True, max_distance: int = 128
-) -> Bias:
+def relative(table: Float[Array, "n h"], *, bidirectional: bool = True, max_distance: int = 128) -> Bias:
     """T5's relative positions: a number for each head and each bucket of distances, from a table that is learned.
 
     Of the n buckets, near distances have one each, farther ones share them, the more the farther, and all from
@@ -258,5 +254,3 @@ def look_up(table: Float[Array, "*#b #h 1 1 n"], index: Any) -> Float[Array, "*#
     flat = table.reshape(-1, table.shape[-1])
     rows = jnp.arange(flat.shape[0]).reshape(*table.shape[:-3], 1, 1)
     return flat[rows, index]
-
-

@@ -7,8 +7,8 @@ from jaxtyping import Array, Bool, Float
 
 from jattn._engine import checks
 from jattn.masks import Mask
-from jattn.single_head import single_head_attention
 from jattn.scores import Boxcar, Constant, Epanechnikov, Gaussian, Number, Score
+from jattn.single_head import single_head_attention
 
 Kernel = Literal["gaussian", "boxcar", "epanechnikov", "constant"]
 KERNELS = {"gaussian": Gaussian, "boxcar": Boxcar, "epanechnikov": Epanechnikov}

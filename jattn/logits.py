@@ -5,8 +5,8 @@
 `Logits` gives its whole matrix or any tile of it, and says which keys a block of queries can reach, so that whoever
 computes attention asks the same value. Its fields and `Logits.after_score` are all that a new ingredient touches.
 
-Axes beyond the usual: g query heads that share a key head, side by side at each position in rg · r query rows of a tile ·
-w keys of a tile.
+Axes beyond the usual: g query heads that share a key head, side by side at each position in rg · r query rows of a
+tile · w keys of a tile.
 """
 
 import dataclasses
@@ -69,9 +69,7 @@ class Logits(Rule):
 
     def matrix(self) -> Float[Array, "*b h t s"]:
         """All logits, in float32 or wider."""
-        batch, h, t, s = self.shape
-        assert batch is not None
-        assert h is not None
+        batch, _, t, s = self.shape
         rules = self.aligned(len(batch))
         return rules.after_score(self._scores(), rules.grid(t, s, ndim=len(batch) + 3))
 
@@ -80,9 +78,7 @@ class Logits(Rule):
 
         None stands for all of them.
         """
-        batch, h, t, s = self.shape
-        assert batch is not None
-        assert h is not None
+        batch, h, _, s = self.shape
         if self.by_pair:
             key = harmless(self.key, self.attended())
             key = repeat_heads(key, h) if heads is None else key[..., heads // (h // key.shape[-2]), :]
@@ -137,11 +133,11 @@ class Logits(Rule):
             # The inner where keeps -inf times 0 out of the cap's gradient.
             x = jnp.where(ruled_out, -jnp.inf, cap * jnp.tanh(jnp.where(ruled_out, 0, x) / cap))
         if self.mask is not None:
-            x = jnp.where(fit(self.mask.formula(grid)), x, -jnp.inf)
+            x = jnp.where(fit(jnp.asarray(self.mask.formula(grid))), x, -jnp.inf)
         return x
 
     def grid(self, t: int, s: int, start: Extent = 0, first: Extent = 0, *, ndim: int = 3, known: bool = False) -> Grid:
-        """The positions of t queries from ``start`` on and s keys from ``first`` on; NumPy's where they are ``known``."""
+        """The positions of t queries from ``start`` on and s keys from ``first`` on; ``known`` ones are NumPy's."""
         return grid_of(
             t,
             s,
@@ -178,8 +174,6 @@ class Logits(Rule):
         if self.mask is None:
             return None
         batch, h, t, s = self.shape
-        assert batch is not None
-        assert h is not None
         rules = self.aligned(len(batch))
         assert rules.mask is not None
         grid = functools.partial(rules.grid, t, s, ndim=len(batch) + 3)
@@ -197,12 +191,11 @@ class Logits(Rule):
 
     def sinks_of_rows(self) -> Float[Array, "*b h #t"] | None:
         """The sinks of all queries."""
-        return None if self.sinks is None else self.aligned(self.query.ndim - 3).sinks[..., 0]
+        aligned = self.aligned(self.query.ndim - 3).sinks
+        return None if aligned is None else aligned[..., 0]
 
     def _scores(self) -> Array:
         batch, h, t, s = self.shape
-        assert batch is not None
-        assert h is not None
         if isinstance(self.score, Score):
             attended = self.attended()
             if attended is not None:
@@ -253,5 +246,3 @@ def _side_by_side(x: Shaped[Array, "#g #r #w"], g: int, rows: int) -> Shaped[Arr
 
 def _apart(x: Float[Array, "rg w"], g: int) -> Float[Array, "g r w"]:
     return jnp.swapaxes(x.reshape(-1, g, x.shape[-1]), 0, 1)
-
-

@@ -1,8 +1,8 @@
 """Who may attend to whom.
 
-A mask says for each pair of a query and a key whether the query **may** attend to the key: ``True`` where it may. It is
-a formula of positions in a small frozen pytree, never a T x S array unless somebody asks for one, so that the same value
-serves a short sequence, a long one, and one block of either. Masks combine with ``&``, ``|`` and ``~``::
+A mask says for each pair of a query and a key whether the query **may** attend to the key: ``True`` where it may. It
+is a formula of positions in a small frozen pytree, never a T x S array unless somebody asks for one, so that the same
+value serves a short sequence, a long one, and one block of either. Masks combine with ``&``, ``|`` and ``~``::
 
     causal() & lengths(valid_lens)        # a padded batch, each token sees the past
     causal() | prefix(16)                 # a prefix language model
@@ -29,6 +29,7 @@ from jattn._engine.checks import broadcasts_to, is_concrete
 from jattn._engine.rule import FunctionRule, Grid, Rule, Shape, function_and_arrays, grid_of, over
 
 __all__ = [
+    "Grid",
     "Mask",
     "all_of",
     "causal",
@@ -37,6 +38,7 @@ __all__ = [
     "dilated_window",
     "lengths",
     "neighbourhood",
+    "over",
     "prefix",
     "segments",
     "sliding_window",
@@ -50,8 +52,8 @@ Keys = bool | Allowed  # *b h 1 s
 class Mask(Rule):
     """A rule that says which queries may attend to which keys. Made by the functions of `jattn.masks`.
 
-    One of your own is a subclass with a `formula` and, where it can say so, `reachable`. As a pytree, a mask's integers,
-    strings and functions are structure, its arrays and other masks are children.
+    One of your own is a subclass with a `formula` and, where it can say so, `reachable`. As a pytree, a mask's
+    integers, strings and functions are structure, its arrays and other masks are children.
 
         >>> class Checkered(Mask):
         ...     def formula(self, grid):
@@ -241,7 +243,9 @@ def lengths(valid_lens: int | Int[Array, "..."], *, per_query: bool | None = Non
         per_query = ndim >= 2
     if per_query and ndim == 0:
         raise ValueError("valid_lens must have a query axis when per_query=True. Got a single length.")
-    return LengthsPerQuery(valid_lens) if per_query else Lengths(valid_lens, "valid_lens", by_position=False)
+    if per_query:
+        return LengthsPerQuery(jnp.asarray(valid_lens))
+    return Lengths(valid_lens, "valid_lens", by_position=False)
 
 
 def prefix(n: int | Int[Array, "*b"]) -> Mask:
@@ -477,7 +481,8 @@ class Segments(Mask):
 class Dense(Mask):
     mask: Array = over(
         "bhts",
-        remedy="Insert the axes it lacks: mask[:, None] for a mask *b t s, mask[:, None, None] for a mask *b s of keys.",
+        remedy="Insert the axes it lacks: mask[:, None] for a mask *b t s, "
+        "mask[:, None, None] for a mask *b s of keys.",
     )
 
     def formula(self, grid: Grid) -> Allowed:
@@ -541,7 +546,7 @@ class Not(Mask):
 
 
 def _any_query(allowed: Allowed) -> Allowed:
-    return allowed if allowed.shape[-2] == 1 else allowed.any(axis=-2, keepdims=True)
+    return allowed if allowed.shape[-2] == 1 else allowed.any(axis=-2, keepdims=True)  # type: ignore[return-value]
 
 
 def _check_counts(name: str, counts: int | Array, s: int) -> None:

@@ -2,10 +2,12 @@
 
     weights = exp(logits) / ( sum of exp(logits) + exp(sink) );  output = weights @ value
 
-Every attention in jattn is `average` of some logits: of all at once (dense), or of a block of them at a time (streaming).
+Every attention in jattn is `average` of some logits: of all at once (dense), or of a block of them at a time
+(streaming).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -89,9 +91,9 @@ def average(
 ) -> Pooled:
     """The values' average under the softmax of the logits, minus infinity counting as masked.
 
-    ``sinks`` are further logits, one for each query, that have no value. ``keep`` survives dropout. ``never_empty`` says
-    that there are keys, and that no logit is minus infinity. ``divide_last``, with no axis in front, saves a pass over
-    the logits on a CPU; it would break up an accelerator's fused softmax.
+    ``sinks`` are further logits, one for each query, that have no value. ``keep`` survives dropout. ``never_empty``
+    says that there are keys, and that no logit is minus infinity. ``divide_last``, with no axis in front, saves a pass
+    over the logits on a CPU; it would break up an accelerator's fused softmax.
     """
     weights, log_sum_exp = softmax(logits, never_empty=never_empty)
     value = value.astype(widest(value, logits))  # wide, so that the output is rounded once
@@ -125,20 +127,35 @@ def _exponentials(x: Float[Array, "*b t s"], never_empty: bool) -> tuple[Array, 
     return exponentials, jnp.sum(exponentials, axis=-1, keepdims=True), peak
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnames=("never_empty",))
-def softmax(x: Float[Array, "*b t s"], never_empty: bool = False) -> tuple[Float[Array, "*b t s"], Float[Array, "*b t"]]:
+def softmax(
+    x: Float[Array, "*b t s"], never_empty: bool = False
+) -> tuple[Float[Array, "*b t s"], Float[Array, "*b t"]]:
     """The weights and the logarithm of the sum under them."""
-    exponentials, total, peak = _exponentials(x, never_empty)
-    weights = exponentials / (total if never_empty else jnp.maximum(total, 1))  # the largest's exponential is 1
-    return weights, (peak + jnp.log(total)).squeeze(-1)
+    return _softmax_of_full_rows(x) if never_empty else _softmax(x)
 
 
-@softmax.defjvp
-def _softmax_jvp(never_empty: bool, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+@jax.custom_jvp
+def _softmax(x: Float[Array, "*b t s"]) -> tuple[Float[Array, "*b t s"], Float[Array, "*b t"]]:
+    exponentials, total, peak = _exponentials(x, never_empty=False)
+    # The largest's exponential is 1, so that only an empty row's sum is below 1.
+    return exponentials / jnp.maximum(total, 1), (peak + jnp.log(total)).squeeze(-1)
+
+
+@jax.custom_jvp
+def _softmax_of_full_rows(x: Float[Array, "*b t s"]) -> tuple[Float[Array, "*b t s"], Float[Array, "*b t"]]:
+    exponentials, total, peak = _exponentials(x, never_empty=True)
+    return exponentials / total, (peak + jnp.log(total)).squeeze(-1)
+
+
+def _softmax_jvp(softmax: Callable[[Array], Any], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
     """``d w = w (d x - sum of w d x)``: JAX's own keeps more arrays, and takes a small model's step 1.7 times."""
-    weights, log_sum_exp = softmax(*primals, never_empty=never_empty)
+    weights, log_sum_exp = softmax(*primals)
     mean = jnp.sum(weights * tangents[0], axis=-1, keepdims=True)
     return (weights, log_sum_exp), (weights * (tangents[0] - mean), mean.squeeze(-1))
+
+
+for _of_rows in (_softmax, _softmax_of_full_rows):
+    _of_rows.defjvp(functools.partial(_softmax_jvp, _of_rows))
 
 
 @jax.custom_jvp
@@ -151,5 +168,5 @@ def _divided_last(x: Float[Array, "t s"], value: Float[Array, "s e"]) -> Float[A
 @_divided_last.defjvp
 def _divided_last_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (x, value), (dx, dvalue) = primals, tangents
-    weights, d_weights = jax.jvp(lambda x: softmax(x, never_empty=False)[0], (x,), (dx,))
+    weights, d_weights = jax.jvp(lambda x: _softmax(x)[0], (x,), (dx,))
     return _divided_last(x, value), jnp.matmul(d_weights, value) + jnp.matmul(weights, dvalue)

@@ -82,5 +82,3 @@ def _of_rows(weights: Float[Array, "*b t s"]) -> tuple[Array, Array, Array]:
     squared = (weights**2).sum(-1)
     norm = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
     return entropy, weights.max(-1, initial=0), norm
-
-

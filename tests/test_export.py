@@ -1,6 +1,7 @@
-"""`jax.export`: symbolic batches and lengths, and the right program for every platform, also where none of it is here."""
+"""`jax.export`: symbolic batches and lengths, and the right program for every platform, also those not here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ POSITIONS = {"query_positions": ("b", "t"), "key_positions": ("b", "s")}
 class Case(NamedTuple):
     f: Callable[..., Any]
     shapes: dict[str, tuple[Any, ...]]  # letters are symbols
-    integers: dict[str, int] = {}  # the arguments that are integers, and their upper bounds
+    integers: Mapping[str, int] = MappingProxyType({})  # the arguments that are integers, and their upper bounds
 
 
 def attend(**options: Any) -> Case:
@@ -94,12 +95,16 @@ FUNCTIONS = {
         {"query": ("t",), "key": ("s",), "value": ("s",)},
     ),
     "masked_softmax": Case(
-        lambda logits, n: jattn.masked_softmax(logits, masks.lengths(n)), {"logits": ("b", "t", "s"), "n": ("b",)}, {"n": 5}
+        lambda logits, n: jattn.masked_softmax(logits, masks.lengths(n)),
+        {"logits": ("b", "t", "s"), "n": ("b",)},
+        {"n": 5},
     ),
 }
 
 
-def module(make: Callable[[nnx.Rngs], Any], shapes: dict[str, tuple[Any, ...]], integers: int = 0, **options: Any) -> Case:
+def module(
+    make: Callable[[nnx.Rngs], Any], shapes: dict[str, tuple[Any, ...]], integers: int = 0, **options: Any
+) -> Case:
     """A module in eval mode; without integers its inputs are features, otherwise tokens below that number."""
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     rng = np.random.default_rng(0)
@@ -155,7 +160,9 @@ MODULES = {
     "RecallClassifier": module(lambda rngs: models.RecallClassifier(11, 8, 2, rngs=rngs), TOKENS, 11),
     "AttentionRegressor": module(lambda rngs: models.AttentionRegressor(8, rngs=rngs), {"x": ("b", "t")}),
     "TransformerRegressor": module(lambda rngs: models.TransformerRegressor(9, 8, 2, rngs=rngs), {"x": ("b", 9)}),
-    "DigitsClassifier": module(lambda rngs: models.DigitsClassifier(features=8, num_layers=1, rngs=rngs), {"x": ("b", 8, 8)}),
+    "DigitsClassifier": module(
+        lambda rngs: models.DigitsClassifier(features=8, num_layers=1, rngs=rngs), {"x": ("b", 8, 8)}
+    ),
 }
 
 
@@ -240,5 +247,5 @@ def test_explain_knows_every_platform():
     x = jnp.ones((1, 1024, H, D))
     for platform in (None, *PLATFORMS):
         assert jattn.explain(x, x, x, platform=platform).implementation == "streaming"
-    with pytest.raises(ValueError, match="platform must be one of None, 'cpu', 'cuda', 'rocm', 'tpu'. Got 'gpu'."):
+    with pytest.raises(ValueError, match=r"platform must be one of None, 'cpu', 'cuda', 'rocm', 'tpu'. Got 'gpu'."):
         jattn.explain(x, x, x, platform="gpu")

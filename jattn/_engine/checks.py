@@ -33,8 +33,8 @@ def at_most(name: str, n: Any, most_name: str, most: int) -> None:
         fits = n <= most
     except jax.errors.InconclusiveDimensionOperation as error:
         raise ValueError(
-            f"{name} must have at most {most_name} = {most} positions. Got {n}, a symbol that may be larger: make it by "
-            f'jax.export.symbolic_shape("{n}", constraints=["{n} <= {most}"]).'
+            f"{name} must have at most {most_name} = {most} positions. Got {n}, a symbol that may be larger: make it "
+            f'by jax.export.symbolic_shape("{n}", constraints=["{n} <= {most}"]).'
         ) from error
     if not fits:
         raise ValueError(f"{name} must have at most {most_name} = {most} positions. Got {n}.")

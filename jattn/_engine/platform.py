@@ -1,4 +1,4 @@
-"""What differs between processors and accelerators: one record, chosen where a program is lowered, not where it is traced.
+"""What differs between processors and accelerators: one record, chosen where a program is lowered, not where traced.
 
 So a program that a CPU process exports for a TPU has a TPU's loops, and arrays placed on a CPU beside a GPU a CPU's.
 """
@@ -36,9 +36,7 @@ class Platform:
 
 
 # On a processor, of six widths two blocks of a causal mask on 1,024 tokens share one, which takes 1.4 times as long.
-CPU = Platform(
-    "cpu", True, logits=2**22, widths=8, parts=(1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0), least_part=64, rows=512
-)
+CPU = Platform("cpu", True, logits=2**22, widths=8, parts=(1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0), least_part=64, rows=512)
 # An accelerator takes many blocks at once, and takes longer to compile.
 ACCELERATOR = Platform(
     "accelerator", False, logits=2**24, widths=4, parts=(1 / 64, 1 / 16, 1 / 4, 1.0), least_part=512, rows=256
@@ -48,8 +46,12 @@ ACCELERATOR = Platform(
 def platforms() -> dict[str, Platform]:
     """Those that a program can be lowered for, by JAX's names."""
     nvidia = dataclasses.replace(ACCELERATOR, name="cuda", capability=_compute_capability())
-    return {"cpu": CPU, "cuda": nvidia, "rocm": dataclasses.replace(ACCELERATOR, name="rocm"),
-            "tpu": dataclasses.replace(ACCELERATOR, name="tpu")}
+    return {
+        "cpu": CPU,
+        "cuda": nvidia,
+        "rocm": dataclasses.replace(ACCELERATOR, name="rocm"),
+        "tpu": dataclasses.replace(ACCELERATOR, name="tpu"),
+    }
 
 
 def platform_of(x: Any) -> Platform:
@@ -59,8 +61,11 @@ def platform_of(x: Any) -> Platform:
     else:
         name = jax.default_backend()
     known = platforms()
-    return known[("cuda" if _compute_capability() else "rocm") if name == "gpu" else name] if name in (
-        *known, "gpu") else ACCELERATOR
+    return (
+        known[("cuda" if _compute_capability() else "rocm") if name == "gpu" else name]
+        if name in (*known, "gpu")
+        else ACCELERATOR
+    )
 
 
 def where_lowered(run: Callable[[Platform, Any], Any], arguments: Any, alike: Callable[[Platform], Any]) -> Any:

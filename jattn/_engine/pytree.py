@@ -62,8 +62,9 @@ class Pytree:
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        (leaves, structure), (others, other_structure) = jax.tree.flatten(self), jax.tree.flatten(other)
-        return structure == other_structure and all(map(_same, leaves, others))
+        mine: Any = jax.tree.flatten(self)
+        theirs: Any = jax.tree.flatten(other)
+        return bool(mine[1] == theirs[1]) and all(map(_same, mine[0], theirs[0]))
 
     def __hash__(self) -> int:
         leaves, structure = jax.tree.flatten(self)

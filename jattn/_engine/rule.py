@@ -12,14 +12,14 @@ From the declaration follow the check of its shape, the part for one example and
 lies on a mesh. The formula sees every field with the axes ``*b h t s``, of length 1 where it has none, so it only needs
 to broadcast.
 
-Axes: b batch, any number of them · h query head · t query position · s key position · any other letter: the field's own,
-which come last.
+Axes: b batch, any number of them · h query head · t query position · s key position · any other letter: the field's
+own, which come last.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -53,18 +53,18 @@ def apart() -> Any:
 class Shape(NamedTuple):
     """The lengths of the axes; None where it isn't known."""
 
-    batch: tuple[int, ...] | None
-    h: int | None
-    t: int
-    s: int
+    batch: Any  # a tuple, one for each batch axis
+    h: Any
+    t: Any
+    s: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """Queries and keys that a rule is asked about, with the axes ``*b h t s``, of length 1 where nothing differs.
 
-    ``query`` and ``key`` are positions: 0 ... n - 1, or what the caller says they are. ``row`` and ``column`` number the
-    queries and keys as they lie in their arrays.
+    ``query`` and ``key`` are positions: 0 ... n - 1, or what the caller says they are. ``row`` and ``column`` number
+    the queries and keys as they lie in their arrays.
     """
 
     query: Any  # integers, *b 1 t 1
@@ -85,6 +85,7 @@ class Grid:
         return self.query.max(axis=-2, keepdims=True)
 
 
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(over, apart))
 class Rule(Pytree):
     """The base of masks and biases: a frozen dataclass whose fields declare their axes with `over`."""
 
@@ -93,7 +94,7 @@ class Rule(Pytree):
         raise NotImplementedError
 
     def map_fields(self: Self, f: Callable[[str, str | None, Any], Any]) -> Self:
-        """With ``f(name, axes, array)`` in place of each array, also of the rules in it; axes are None if undeclared."""
+        """With ``f(name, axes, array)`` in place of each array, also of rules in it; axes are None if undeclared."""
         changed = {}
         for field in dataclasses.fields(self):
             value, axes = getattr(self, field.name), field.metadata.get("axes")
@@ -124,7 +125,7 @@ class Rule(Pytree):
         """How many batch axes the fields have, at most."""
         ndims = [0]
 
-        def look(name: str, axes: str | None, x: Array) -> Array:
+        def look(name: str, axes: str | None, x: Any) -> Any:
             if axes is not None and "b" in axes:
                 ndims.append(jnp.ndim(x) - (len(axes) - 1))
             return x
@@ -147,7 +148,7 @@ class Rule(Pytree):
     def take(self: Self, heads: Any, queries: Any) -> Self:
         """Of an aligned rule, the part for these heads and queries; None stands for all of them."""
 
-        def of(name: str, axes: str | None, x: Array) -> Array:
+        def of(name: str, axes: str | None, x: Any) -> Any:
             if axes is None:
                 return x
             for letter, indices in (("h", heads), ("t", queries)):
@@ -162,7 +163,7 @@ class Rule(Pytree):
         apart and g are together; what is the same for all of an axis has length 1 there.
         """
 
-        def of(name: str, axes: str | None, x: Array) -> Array:
+        def of(name: str, axes: str | None, x: Any) -> Any:
             if axes is None:
                 return x if isinstance(x, int | float) else jnp.asarray(x)[None, None]
             lead, (h, *rest) = x.shape[: len(batch)], x.shape[len(batch) :]
@@ -176,7 +177,7 @@ class Rule(Pytree):
     def over_blocks(self: Self, start: int, count: int, n: int) -> Self:
         """Of a rule ``g t s``, ``count`` blocks of ``n`` queries from ``start`` on, side by side in a first axis."""
 
-        def of(name: str, axes: str | None, x: Array) -> Array:
+        def of(name: str, axes: str | None, x: Any) -> Any:
             if isinstance(x, int | float):
                 return x
             if axes is None or x.shape[axis_of("t", axes)] == 1:
@@ -201,7 +202,7 @@ class Rule(Pytree):
             P('data',)
         """
 
-        def of(name: str, axes: str | None, x: Array) -> PartitionSpec:
+        def of(name: str, axes: str | None, x: Any) -> PartitionSpec:
             if axes is None:
                 return PartitionSpec()
             by_batch = tuple(mesh_axes.get("b", (None,) * batch))
@@ -213,7 +214,7 @@ class Rule(Pytree):
         return self.map_fields(of)
 
     def _cut(self: Self, letter: str, start: Extent, n: int) -> Self:
-        def of(name: str, axes: str | None, x: Array) -> Array:
+        def of(name: str, axes: str | None, x: Any) -> Any:
             return x if axes is None else slice_along(x, start, n, axis_of(letter, axes))
 
         return self.map_fields(of)
@@ -249,7 +250,7 @@ def function_and_arrays(name: str, f: Any, arrays: dict[str, Any]) -> tuple[Any,
             len(x) != 2 or not isinstance(x[0], str) or not x[0] or x[0] != "".join(a for a in "bhts" if a in x[0])
         ):
             raise ValueError(
-                f'{array} must be an array, or a pair of its axes, in the order of "bhts", and the array. Got {x!r:.80}.'
+                f'{array} must be an array, or a pair of axes, in the order of "bhts", and an array. Got {x!r:.80}.'
             )
     given = {name: checks.array(name, x[1] if isinstance(x, tuple) else x) for name, x in arrays.items()}
     return f, given, tuple(axes.items())
@@ -281,7 +282,9 @@ def check_axes(name: str, axes: str, x: Any, shape: Shape, remedy: str = "") -> 
     unknown = {letter for letter, n in (("b", shape.batch), ("h", shape.h)) if n is None}
     lengths = {"h": shape.h, "t": shape.t, "s": shape.s}
     own = len(given) - len(letters)  # where the letters' axes begin
-    full, compared, spelled = [], [], []
+    full: list[Any] = []
+    compared: list[int] = []
+    spelled: list[str] = []
     for i, letter in enumerate(letters):
         there = i + own >= 0
         if letter in unknown or letter not in lengths:

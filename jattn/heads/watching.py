@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jattn._engine.dtypes import at_least_float32
+from jattn.attention import attention_statistics
 from jattn.heads.gates import layers, output_projection
 from jattn.masks import Mask, all_of, lengths
 from jattn.nn.attention import attend
 from jattn.nn.weights import as_pair
-from jattn._engine.dtypes import at_least_float32
-from jattn.attention import attention_statistics
 
 Figures = dict[str, Float[Array, "h"]]
 

@@ -1,4 +1,4 @@
-"""Which implementation computes an attention call: what each one cannot honour, and which is chosen, where it is lowered."""
+"""Which implementation computes a call: what each one cannot honour, and which is chosen, where it is lowered."""
 
 import functools
 from typing import Any, Literal, NamedTuple

@@ -77,14 +77,16 @@ class Cudnn(Implementation):
         """The output; `refusal` has had nothing to say."""
         logits, score = call.logits, call.logits.score
         assert isinstance(score, DotProduct)
+        assert call.value is not None
+        scale: Any = score.scale  # a number, or it had been refused
         attended = logits.attended()
         key, value = harmless(logits.key, attended), harmless(call.value, attended)
         shape = logits.query.shape
         query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (logits.query, key, value))
         arguments = _arguments(logits)
         if arguments is not None:
-            return Result(_by_name(query, key, value, scale=score.scale, **arguments).reshape(shape))
-        return Result(_over_blocks(query, key, value, logits, score.scale, platform).reshape(shape))
+            return Result(_by_name(query, key, value, scale=scale, **arguments).reshape(shape))
+        return Result(_over_blocks(query, key, value, logits, scale, platform).reshape(shape))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -154,7 +156,6 @@ def _over_blocks(
     n, t, h, _ = query.shape
     s = key.shape[1]
     batch, *_ = logits.shape
-    assert batch is not None
     rules = dataclasses.replace(logits, query=None, key=None, score=None).aligned(len(batch)).by_head(batch, 1, h)
     rules = jax.tree.map(lambda x: x[:, 0], rules)  # n h t s
 

@@ -33,7 +33,8 @@ class Dense(Implementation):
 
     def run(self, call: Call, platform: Platform) -> Result:
         logits = call.logits
-        value = harmless(call.value, call.logits.attended())
+        assert call.value is not None
+        value = harmless(call.value, logits.attended())
         *batch, t, h, _ = logits.query.shape
         keep = None
         if call.dropout_rate > 0:

@@ -1,8 +1,8 @@
 """The definition over blocks of queries: memory linear in the sequence, and no work on keys that a mask rules out.
 
-`stream` calls `jattn.softmax.average` on one block of queries of one key head, with the keys in the mask's range, and each
-row's softmax whole: one block at a time on a CPU, many side by side on an accelerator. Nothing here has a derivative
-rule: a block is recomputed in the backward pass, and forward mode and second order are JAX's.
+`stream` calls `jattn.softmax.average` on one block of queries of one key head, with the keys in the mask's range, and
+each row's softmax whole: one block at a time on a CPU, many side by side on an accelerator. Nothing here has a
+derivative rule: a block is recomputed in the backward pass, and forward mode and second order are JAX's.
 
 Axes beyond the usual: n examples · g query heads of a group, side by side at each position in rg and tg · r query rows
 of a block · w keys of a block.
@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jattn._engine.dropout import dropout_keep_at
 from jattn._engine.extents import Extent, clip, slice_along
@@ -42,6 +42,7 @@ class Streaming(Implementation):
 
     def refusal(self, call: Call, platform: Platform) -> str | None:
         query, key, value = call.logits.query, call.logits.key, call.value
+        assert value is not None
         if call.return_weights:
             return "return_weights=True asks for the whole matrix; attention_weights computes chosen rows of it"
         if not all(isinstance(n, int) for n in (query.shape[-3], key.shape[-3])):
@@ -93,14 +94,13 @@ def stream(call: Call, platform: Platform, of: Callable[[Pooled], Any] = output)
             of,
         )
 
-    return lax.cond(
-        exact, lambda: with_score(Products(), queries, keys), lambda: with_score(score, query, key)
-    )
+    return lax.cond(exact, lambda: with_score(Products(), queries, keys), lambda: with_score(score, query, key))
 
 
 def _over_examples(call: Call, platform: Platform, of: Callable[[Pooled], Any]) -> Any:
     """`stream`, with the score as it is: all heads of all examples."""
     logits, value = call.logits, call.value
+    assert value is not None
     *batch, t, h, _ = logits.query.shape
     s, k = logits.key.shape[-3:-1]
     n, g = math.prod(batch), h // k
@@ -110,7 +110,7 @@ def _over_examples(call: Call, platform: Platform, of: Callable[[Pooled], Any]) 
 
     def some(arrays: list[Array], beside: Any) -> Any:
         """Of a few examples, and of a few key heads of each."""
-        query, key, value, prepared = _prepared(score, *arrays, beside[-1])
+        query, key, value, prepared = _prepared(score, arrays, beside[-1])
         some_n, _, some_k, _ = key.shape
         # The g heads of a group are further queries of its one key head: g rows in place of each.
         queries = jnp.moveaxis(query.reshape(some_n, t, some_k, g, -1), 1, 2).reshape(some_n, some_k, t * g, -1)
@@ -144,12 +144,10 @@ def _over_examples(call: Call, platform: Platform, of: Callable[[Pooled], Any]) 
 
 
 def _prepared(
-    score: Score,
-    query: Float[Array, "n t h c"],
-    key: Float[Array, "n s k d"],
-    value: Float[Array, "n s k e"],
-    attended: Array | None,
+    score: Score, arrays: list[Array], attended: Bool[Array, "n k s 1"] | None
 ) -> tuple[Array, Array, Array, Score]:
+    """Features of query and key, the value, and a score of those features; without harm from what nobody attends to."""
+    query, key, value = arrays
     if attended is not None:
         attended = jnp.moveaxis(attended, 1, 2)
         key, value = harmless(key, attended), harmless(value, attended)

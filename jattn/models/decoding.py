@@ -16,9 +16,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jattn._engine import checks
+from jattn._engine.dtypes import at_least_float32
+from jattn._engine.rule import Shape
 from jattn.masks import lengths
 from jattn.models.translation import DecoderState, Seq2Seq
-from jattn._engine.dtypes import at_least_float32
 
 
 class Decoded(NamedTuple):
@@ -166,7 +167,7 @@ def _search(
                 f"source_valid_lens must have one entry for each source, shape {source.shape[:1]}. "
                 f"Got shape {source_valid_lens.shape}."
             )
-        lengths(source_valid_lens, per_query=False).check(1, source.shape[1], source.shape[:1])
+        lengths(source_valid_lens, per_query=False).check(Shape(source.shape[:1], None, 1, source.shape[1]))
     vocab_size = model.decoder.embedding.num_embeddings
     _check_token("bos", bos, vocab_size)
     _check_token("eos", eos, vocab_size)

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from jattn._engine import checks
+from jattn._engine.rule import Shape
 from jattn.masks import lengths
 from jattn.models.gpt2 import GPT2
 from jattn.models.llama import Llama
@@ -75,7 +76,7 @@ def greedy_continuation(
         raise ValueError(
             f"prompt_valid_lens must have one entry for each prompt, shape {(b,)}. Got shape {lens.shape}."
         )
-    lengths(lens, per_query=False).check(1, t, (b,))
+    lengths(lens, per_query=False).check(Shape((b,), None, 1, t))
     if checks.is_concrete(lens) and np.any(np.asarray(lens) < 1):
         raise ValueError("prompt_valid_lens must be at least 1: there is nothing to continue otherwise. Got 0.")
     if not checks.is_count(max_new_tokens) or max_new_tokens < 1:

@@ -14,8 +14,8 @@ from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, LayerNorm, Linear, LinearGeneral, default_bias_init, default_kernel_init
 from jattn.nn.positions import rotary
 from jattn.nn.weights import as_pair
-from jattn.single_head import single_head_attention
 from jattn.scores import Additive, DotProduct
+from jattn.single_head import single_head_attention
 
 
 def attend(

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
+from jattn._engine.rule import Shape
 from jattn.masks import lengths
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.layers import Initializer, Linear, default_bias_init, default_kernel_init
@@ -114,7 +115,7 @@ class GRU(nnx.Module):
         real = jnp.ones((b, t), bool)
         if valid_lens is not None:
             rule = lengths(valid_lens, per_query=False)
-            rule.check(1, t, (b,))
+            rule.check(Shape((b,), None, 1, t))
             real = jnp.broadcast_to(rule.as_array(1, t).reshape(-1, t), (b, t))
         rngs = None if rng is None else jax.random.split(rng, t)
 
