@@ -237,6 +237,7 @@ class FunctionRule(Rule):
         for name, axes in self.axes:
             if axes is not None:
                 check_axes(name, axes, self.arrays[name], shape)
+        super().check(shape)
 
 
 def function_and_arrays(name: str, f: Any, arrays: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
