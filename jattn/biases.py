@@ -11,7 +11,6 @@ Biases add up with ``+``; their tables, slopes and arrays have gradients::
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -37,20 +36,8 @@ class Bias(Rule):
     def check(self, shape: Shape) -> None:
         """Raise ValueError where this bias does not fit so many queries and keys (and batch and heads, if known)."""
         super().check(shape)
-        if type(self).__module__ == __name__ and not isinstance(self, Where):
-            return
-        batch = shape.batch if shape.batch is not None else (1,) * self.lead()
-
-        def formula(bias: Bias) -> Any:
-            return bias.aligned(len(batch)).formula(grid_of(shape.t, shape.s, ndim=len(batch) + 3))
-
-        x = jax.eval_shape(formula, self)
-        full = (*batch, shape.h, shape.t, shape.s)
-        if not jnp.issubdtype(x.dtype, jnp.floating) or (None not in full and not checks.broadcasts_to(x.shape, full)):
-            raise ValueError(
-                f"{type(self).__name__} must return floating-point numbers that broadcast to {full}, the axes "
-                f"*b h t s. Got {x.dtype}, shape {x.shape}."
-            )
+        if type(self).__module__ != __name__ or isinstance(self, Where):
+            self.check_formula(shape, "floating-point numbers", jnp.floating)
 
     def as_array(self, t: int, s: int) -> Float[Array, "*bh t s"]:
         """The bias as a matrix with one row a query and one column a key; ``*b h`` in front where they differ."""
@@ -162,7 +149,7 @@ def relative(table: Float[Array, "n h"], *, bidirectional: bool = True, max_dist
     return Relative(table, bool(bidirectional), max_distance)
 
 
-def where(f: Callable[..., Any], **arrays: Any) -> Bias:
+def where(f: Callable[..., Any], /, **arrays: Any) -> Bias:
     """``f(query, key)`` is added to the logit, a function of the positions of query and key.
 
     Args:
@@ -171,7 +158,8 @@ def where(f: Callable[..., Any], **arrays: Any) -> Bias:
             captured.
         arrays: what f is given beside the positions, by name: an array as it is, to be indexed by positions; or
             ``(axes, array)`` with axes among ``b h t s`` for one that has an entry for each example, head, query or
-            key, which arrives broadcast to ``*b h t s``. They have gradients.
+            key, which arrives broadcast to ``*b h t s``. For a table by head, give the heads' numbers too,
+            ``h=("h", jnp.arange(n))``, and index it by them. Floating-point arrays have gradients.
 
     Example:
 
@@ -182,7 +170,7 @@ def where(f: Callable[..., Any], **arrays: Any) -> Bias:
         <BLANKLINE>
          [[-0.  -0.5 -1. ]]]
     """
-    return Where(*function_and_arrays("f", f, arrays))
+    return Where(*function_and_arrays(f, ("query", "key"), arrays))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -219,7 +207,7 @@ class Relative(Bias):
 
 class Where(FunctionRule, Bias):
     def formula(self, grid: Grid) -> Array:
-        return jnp.asarray(self.call(grid.query, grid.key))
+        return self.of_rank(self.call(grid.query, grid.key), grid)
 
 
 class Sum(Bias):

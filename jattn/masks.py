@@ -19,13 +19,12 @@ import operator
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jattn._engine import checks
-from jattn._engine.checks import broadcasts_to, is_concrete
+from jattn._engine.checks import is_concrete
 from jattn._engine.rule import FunctionRule, Grid, Rule, Shape, function_and_arrays, grid_of, over
 
 __all__ = [
@@ -88,21 +87,8 @@ class Mask(Rule):
         """Raise ValueError where this mask does not fit so many queries and keys (and batch and heads, if known)."""
         super().check(shape)
         self.check_values(shape)
-        if type(self).__module__ == __name__ and not isinstance(self, Where):
-            return
-        batch = shape.batch if shape.batch is not None else (1,) * self.lead()
-
-        def formula(mask: Mask) -> Any:
-            return mask.aligned(len(batch)).formula(grid_of(shape.t, shape.s, ndim=len(batch) + 3))
-
-        allowed = jax.eval_shape(formula, self)
-        full = (*batch, shape.h, shape.t, shape.s)
-        fits = broadcasts_to(allowed.shape, full) if None not in full and shape.batch is not None else True
-        if allowed.dtype != jnp.bool_ or not fits:
-            raise ValueError(
-                f"{type(self).__name__} must return booleans that broadcast to {full}, the axes *b h t s. "
-                f"Got {allowed.dtype}, shape {allowed.shape}."
-            )
+        if type(self).__module__ != __name__ or isinstance(self, Where):
+            self.check_formula(shape, "booleans", jnp.bool_)
 
     def check_values(self, shape: Shape) -> None:
         """Raise ValueError for numbers that make no sense, where they are known."""
@@ -322,7 +308,7 @@ def neighbourhood(shape: tuple[int, ...], radius: int | tuple[int, ...]) -> Mask
     return Neighbourhood(shape, radius)
 
 
-def where(f: Callable[..., Any], *, span: Callable[..., Any] | None = None, **arrays: Any) -> Mask:
+def where(f: Callable[..., Any], /, *, span: Callable[..., Any] | None = None, **arrays: Any) -> Mask:
     """A query may attend to a key where ``f(query, key)`` says so, a function of their positions.
 
     Args:
@@ -333,7 +319,8 @@ def where(f: Callable[..., Any], *, span: Callable[..., Any] | None = None, **ar
             skipped.
         arrays: what f is given beside the positions, by name: an array as it is, to be indexed by positions; or
             ``(axes, array)`` with axes among ``b h t s`` for one that has an entry for each example, head, query or
-            key, which arrives broadcast to ``*b h t s``.
+            key, which arrives broadcast to ``*b h t s``. For a table by head, give the heads' numbers too,
+            ``h=("h", jnp.arange(n))``, and index it by them.
 
     Example (blocks of two; and heads that look at every second key, at every third key):
 
@@ -348,7 +335,7 @@ def where(f: Callable[..., Any], *, span: Callable[..., Any] | None = None, **ar
         <BLANKLINE>
          [[1 0 0 1 0 0 1]]]
     """
-    function, given, axes = function_and_arrays("f", f, arrays)
+    function, given, axes = function_and_arrays(f, ("query", "key"), arrays)
     if span is not None and not callable(span):
         raise ValueError(f"span must be a function of the first and the last query's position. Got {span!r}.")
     return Where(function, given, axes, span)
@@ -493,7 +480,7 @@ class Where(FunctionRule, Mask):
     span: Callable[..., Any] | None
 
     def formula(self, grid: Grid) -> Allowed:
-        return jnp.asarray(self.call(grid.query, grid.key))
+        return self.of_rank(self.call(grid.query, grid.key), grid)
 
     def reachable(self, grid: Grid) -> Keys:
         if self.span is None:

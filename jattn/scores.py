@@ -9,6 +9,7 @@ reach scores minus infinity. Any function of that shape will do as a score; thos
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
@@ -17,7 +18,7 @@ from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32, in_one_dtype
 from jattn._engine.pairwise import square_of_product, square_of_quotient, sum_over_features, tanh_of_sum
 from jattn._engine.pytree import Pytree
-from jattn._engine.rule import FunctionRule, Grid, function_and_arrays, grid_of
+from jattn._engine.rule import OF_POSITIONS, FunctionRule, Grid, Shape, function_and_arrays, grid_of
 
 Number = float | Float[Array, ""]
 
@@ -337,7 +338,7 @@ class Constant(Score):
         pass
 
 
-def modified(f: Callable[..., Any], score: Score | None = None, **arrays: Any) -> "Modified":
+def modified(f: Callable[..., Any], /, score: Score | None = None, **arrays: Any) -> "Modified":
     """A score whose logits go through a function of the logit and of the positions of its query and key.
 
     Args:
@@ -360,19 +361,26 @@ def modified(f: Callable[..., Any], score: Score | None = None, **arrays: Any) -
     score = DotProduct() if score is None else score
     if not isinstance(score, Score) or isinstance(score, Modified):
         raise ValueError(f"score must be a score of jattn.scores, not modified before. Got {score!r:.80}.")
-    return Modified(score, Modification(*function_and_arrays("f", f, arrays)))
+    return Modified(score, Modification(*function_and_arrays(f, ("logit", "query", "key"), arrays)))
 
 
 class Modification(FunctionRule):
     """What `modified` does to the logits."""
 
+    def check(self, shape: Shape) -> None:
+        super().check(shape)
+        ndim = len(shape.batch) + 3
+        part = self.aligned(len(shape.batch)).rows(0, 1).columns(0, 1)
+        x = jax.ShapeDtypeStruct((*shape.batch, shape.h, 1, 1), jnp.float32)
+        jax.eval_shape(lambda x, part: part.formula_of(x, grid_of(1, 1, ndim=ndim)), x, part)
+
     def formula_of(self, x: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
         """The logits of a grid, modified."""
-        result = self.call(x, grid.query, grid.key)
+        result = self.of_rank(self.call(x, grid.query, grid.key), grid)
         if jnp.shape(result) != x.shape or not jnp.issubdtype(jnp.result_type(result), jnp.floating):
             raise ValueError(
                 f"f must return floating-point logits of the shape {x.shape} that it is given. Got shape "
-                f"{jnp.shape(result)}, {jnp.result_type(result)}."
+                f"{jnp.shape(result)}, {jnp.result_type(result)}. {OF_POSITIONS}"
             )
         return result
 

@@ -87,7 +87,11 @@ def stand_in(monkeypatch, x64):
         assert mask is None or mask.shape[3] == s
         output = own_kernel(query, key, value, bias, mask, implementation="xla", **named_arguments)
         # By name, unlike by an array, a query may be left with nothing to attend to.
-        first = jnp.arange(t) - named_arguments["local_window_size"][0] if "local_window_size" in named_arguments else jnp.zeros(t)
+        first = (
+            jnp.arange(t) - named_arguments["local_window_size"][0]
+            if "local_window_size" in named_arguments
+            else jnp.zeros(t)
+        )
         lens = named_arguments.get("key_value_seq_lengths", jnp.array([s]))
         return jnp.where((first < lens[:, None])[:, :, None, None], output, 0)
 

@@ -48,8 +48,17 @@ def test_alike_values_are_equal(make):
     assert all(make() != other for other in others)
 
 
-def square_of_distance(query, key, **rest):
+def square_of_distance(*positions, **rest):
+    *_, query, key = positions
     return (query - key) ** 2
+
+
+def causal(q, k):
+    return q >= k
+
+
+def with_n(q, k, n):
+    return n * (q - k)
 
 
 def test_a_value_cannot_be_changed():
@@ -176,6 +185,14 @@ def test_left_padding_is_the_example_alone(implementation):
         np.testing.assert_allclose(weights[i, :, :, start:], expected, atol=1e-13)
 
 
+@pytest.mark.parametrize("implementation", ["dense", "streaming"])
+def test_a_function_may_return_one_number(implementation):
+    query, key, value = query_key_value()
+    options = dict(mask=masks.where(lambda q, k: True), bias=biases.where(lambda q, k, n: n, n=jnp.array(1.5)))
+    output = jattn.attention(query, key, value, **options, implementation=implementation)
+    np.testing.assert_allclose(output, jattn.attention(query, key, value), atol=1e-13)
+
+
 def test_packed_documents_that_start_anew():
     query, key, value = (x[:1, :T] for x in query_key_value())
     positions = jnp.concatenate([jnp.arange(15), jnp.arange(25)])[None]
@@ -258,7 +275,13 @@ def test_sinks_by_hand():
             dict(mask=masks.where(lambda q, k, n: k < n, n=("h", jnp.zeros(3)))),
             r"n must broadcast to \(4,\), the axes h",
         ),
-        (dict(score=scores.modified(lambda x, q, k: x[..., :1])), "f must return floating-point logits of the shape"),
+        (
+            dict(mask=masks.where(lambda q, k, n: n, n=jnp.ones((T, S), bool))),
+            r"to \(2, 4, 1, 1\).* \(40, 50\). .* its axes",
+        ),
+        (dict(bias=biases.where(lambda q, k, n: n, n=normal(3, S))), r"to \(2, 4, 1, 1\).* \(50,\). .* its axes"),
+        (dict(score=scores.modified(lambda x, q, k, n: x + n, n=normal(3, T, S))), r"shape \(2, 4, 1, 1\) .* its axes"),
+        (dict(score=scores.modified(lambda x, q, k: x[..., :0])), "f must return floating-point logits of the shape"),
     ],
 )
 def test_mistakes(options, message):
@@ -270,10 +293,18 @@ def test_mistakes(options, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: masks.where(3), "f must be a function of positions. Got 3"),
-        (lambda: masks.where(square, span=3), "span must be a function of the first and the last"),
-        (lambda: masks.where(square, n=("ht", jnp.ones(3), 2)), "n must be an array, or a pair of axes"),
-        (lambda: biases.where(square, n=("th", jnp.ones((3, 2)))), 'n must be .* in the order of "bhts"'),
+        (lambda: masks.where(3), "f must be a function of query, key. Got 3"),
+        (
+            lambda: masks.where(lambda b, h, q, k: q >= k),
+            r"f must be a function of query, key. Got a function of \(b, h, q, k\)",
+        ),
+        (
+            lambda: biases.where(lambda q, k: q, n=jnp.ones(2)),
+            "f must be a function of query, key, n. Got a function of",
+        ),
+        (lambda: masks.where(causal, span=3), "span must be a function of the first and the last"),
+        (lambda: masks.where(with_n, n=("ht", jnp.ones(3), 2)), "n must be an array, or a pair of axes"),
+        (lambda: biases.where(with_n, n=("th", jnp.ones((3, 2)))), 'n must be .* in the order of "bhts"'),
         (lambda: masks.dilated_window(1, 1, 0), r"dilation must be an integer in \[1, inf\). Got 0"),
         (lambda: masks.neighbourhood((3, 0), 1), r"shape must be an integer in \[1, inf\). Got 0"),
         (lambda: masks.neighbourhood((3, 4), (1, 2, 3)), r"radius must be .* each axis of \(3, 4\). Got \(1, 2, 3\)"),
@@ -282,7 +313,10 @@ def test_mistakes(options, message):
         (lambda: biases.relative(jnp.ones(8)), r"table must have the axes n h. Got shape \(8,\)"),
         (lambda: biases.alibi(0), r"num_heads must be an integer in \[1, inf\). Got 0"),
         (lambda: biases.dense(jnp.ones((2, 2), int)), "bias must be floating point. Got int64"),
-        (lambda: scores.modified(square, square), "score must be a score of jattn.scores, not modified before"),
+        (
+            lambda: scores.modified(lambda x, q, k: x, square),
+            "score must be a score of jattn.scores, not modified before",
+        ),
     ],
 )
 def test_mistakes_in_making(make, message):

@@ -315,7 +315,10 @@ class Wrong(Mask):
     [
         (OwnData(jnp.ones((B + 1, H), int)), r"most must broadcast to \(2, 4\), the axes \*b h. Got shape \(3, 4\)"),
         (OwnData(jnp.ones((B, 3), int)), r"most must broadcast to \(2, 4\), the axes \*b h. Got shape \(2, 3\)"),
-        (Wrong("axes"), r"Wrong must return booleans that broadcast to \(2, 4, 300, 700\).*bool, shape \(3, 1, 1, 700\)"),
+        (
+            Wrong("axes"),
+            r"Wrong must return booleans that broadcast to \(2, 4, 300, 700\).*bool, shape \(3, 1, 1, 700\)",
+        ),
         (Wrong("numbers"), r"Wrong must return booleans .* Got int64, shape \(1, 1, 300, 700\)"),
         (Checkered() & ~Wrong("numbers"), r"Wrong must return booleans"),
     ],

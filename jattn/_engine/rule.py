@@ -18,6 +18,7 @@ own, which come last.
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
@@ -116,6 +117,24 @@ class Rule(Pytree):
                 value.check(shape)
             elif axes is not None and value is not None:
                 check_axes(self.name_of(field.name), axes, value, shape, field.metadata["remedy"])
+
+    def check_formula(self, shape: Shape, what: str, dtype: Any) -> None:
+        """Raise ValueError where the formula gives something else, for all pairs or for a single one."""
+        batch = (1,) * self.lead() if shape.batch is None else shape.batch
+        for t, s in ((1, 1), (shape.t, shape.s)):
+
+            def formula(rule: Rule, t: Any = t, s: Any = s) -> Any:
+                part = rule.aligned(len(batch)).rows(0, t).columns(0, s)
+                return part.formula(grid_of(t, s, ndim=len(batch) + 3))
+
+            result = jax.eval_shape(formula, self)
+            full = (*batch, shape.h, t, s)
+            known = shape.batch is not None and shape.h is not None
+            if not jnp.issubdtype(result.dtype, dtype) or (known and not broadcasts_to(result.shape, full)):
+                raise ValueError(
+                    f"{type(self).__name__} must return {what} that broadcast to {full}, the axes *b h t s. "
+                    f"Got {result.dtype}, shape {result.shape}. {OF_POSITIONS}"
+                )
 
     def name_of(self, field: str) -> str:
         """What the caller knows a field as."""
@@ -220,6 +239,12 @@ class Rule(Pytree):
         return self.map_fields(of)
 
 
+OF_POSITIONS = (
+    "What is asked for is a part of all pairs, so compute it from the positions that are given, and give an array with "
+    'an entry for each example, head, query or key with its axes, as in name=("h", array).'
+)
+
+
 class FunctionRule(Rule):
     """A rule that is a function of the caller's, with arrays that are given to it by name."""
 
@@ -229,6 +254,12 @@ class FunctionRule(Rule):
 
     def call(self, *positions: Any) -> Any:
         return self.function(*positions, **self.arrays)
+
+    @staticmethod
+    def of_rank(result: Any, grid: Grid) -> Array:
+        """What the function returned, a single number as one for all."""
+        result = jnp.asarray(result)
+        return result.reshape((1,) * grid.row.ndim) if result.ndim == 0 else result
 
     def map_fields(self: Any, f: Callable[[str, str | None, Any], Any]) -> Any:
         return _replace(self, arrays={name: f(name, axes, self.arrays[name]) for name, axes in self.axes})
@@ -240,10 +271,22 @@ class FunctionRule(Rule):
         super().check(shape)
 
 
-def function_and_arrays(name: str, f: Any, arrays: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
+def function_and_arrays(
+    f: Any, positions: tuple[str, ...], arrays: dict[str, Any]
+) -> tuple[Any, dict[str, Any], tuple[tuple[str, str | None], ...]]:
     """A function of the caller's, its arrays, and the axes of each that is given as a pair ``(axes, array)``."""
+    wanted = f"a function of {', '.join((*positions, *arrays))}"
     if not callable(f) or isinstance(f, type):
-        raise ValueError(f"{name} must be a function of positions. Got {f!r}.")
+        raise ValueError(f"f must be {wanted}. Got {f!r}.")
+    try:
+        signature = inspect.signature(f)
+    except ValueError:  # some functions have none that can be seen
+        signature = None
+    try:
+        if signature is not None:
+            signature.bind(*positions, **arrays)
+    except TypeError as error:
+        raise ValueError(f"f must be {wanted}. Got a function of {signature}: {error}.") from error
     axes: dict[str, str | None] = {}
     for array, x in arrays.items():
         axes[array] = x[0] if isinstance(x, tuple) else None
