@@ -269,6 +269,7 @@ def explain(
 
     Example:
 
+        >>> import jax.numpy as jnp
         >>> from jattn.masks import causal
         >>> x = jnp.ones((2, 1000, 8, 64))
         >>> print(explain(x, x, x, mask=causal()))
@@ -332,6 +333,7 @@ def attention_statistics(
 
     Example (no mask and equal keys, so that all weights are 1 / 4):
 
+        >>> import jax.numpy as jnp
         >>> statistics = attention_statistics(jnp.ones((3, 1, 2)), jnp.ones((4, 1, 2)))
         >>> print(statistics.entropy.round(3), statistics.received)
         [[1.386 1.386 1.386]] [[0.75 0.75 0.75 0.75]]

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jattn._engine import checks
+from jattn._engine.dtypes import at_least_float32
 from jattn._engine.rule import FunctionRule, Grid, Rule, Shape, function_and_arrays, grid_of, over
 
 __all__ = ["Bias", "Grid", "alibi", "alibi_slopes", "dense", "over", "relative", "where"]
@@ -145,7 +146,7 @@ def relative(table: Float[Array, "n h"], *, bidirectional: bool = True, max_dist
         raise ValueError(
             f"table must have an even number of buckets from 4 on if bidirectional, else 2 at least. Got {n}."
         )
-    max_distance = checks.number("max_distance", max_distance, f"[{n // each}, inf)", integer=True)
+    max_distance = checks.number("max_distance", max_distance, f"[{n // each // 2 + 1}, inf)", integer=True)
     return Relative(table, bool(bidirectional), max_distance)
 
 
@@ -188,7 +189,8 @@ class Alibi(Bias):
     slopes: Array = over("bh")
 
     def formula(self, grid: Grid) -> Array:
-        return -self.slopes * abs(grid.key - grid.query).astype(self.slopes.dtype)
+        slopes = self.slopes.astype(at_least_float32(self.slopes))  # narrower ones would round distances
+        return -slopes * abs(grid.key - grid.query).astype(slopes.dtype)
 
 
 class Relative(Bias):
@@ -201,7 +203,8 @@ class Relative(Bias):
         far = self.max_distance
         distances = np.arange(-far, far + 1)
         buckets = relative_bucket(distances, self.table.shape[-1], self.bidirectional, far)
-        by_distance = jnp.take(self.table, buckets, axis=-1)
+        table = self.table.astype(at_least_float32(self.table))  # many gradients are summed into an entry
+        by_distance = jnp.take(table, buckets, axis=-1)
         return look_up(by_distance, jnp.clip(grid.key - grid.query, -far, far) + far)
 
 

@@ -187,7 +187,7 @@ class Logits(Rule):
         k = self.key.shape[-2]
         if attended.shape[-3] != 1:
             attended = attended.reshape(*attended.shape[:-3], k, h // k, *attended.shape[-2:]).any(axis=-3)
-        return jnp.moveaxis(attended, -1, -3)  # *b k 1 s
+        return jnp.moveaxis(attended, -1, -3)
 
     def sinks_of_rows(self) -> Float[Array, "*b h #t"] | None:
         """The sinks of all queries."""

@@ -1,6 +1,7 @@
 """Attention and its other signatures: every argument, alone and with the others."""
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -167,6 +168,97 @@ def test_head_gates(parity: Parity, shape: tuple[int, ...]) -> None:
     inputs["head_gates"][..., 1] = 0
     dtypes = DTYPES if shape == (B, H) else FLOAT64
     parity("attention, dropout and gates", ours, theirs, inputs, WEIGHTS, dtypes=dtypes)
+
+
+@pytest.mark.parametrize("shape", [(H,), (B, H), (3, B, H)])
+def test_sinks(parity: Parity, shape: tuple[int, ...]) -> None:
+    inputs = arrays((3, B) if len(shape) == 3 else (B,)) | {"sinks": normal(*shape, seed=3)}
+    dtypes = DTYPES if shape == (H,) else FLOAT64
+    parity("attention, sinks", ours, theirs, inputs, WEIGHTS, dtypes=dtypes)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("name", ["lengths, per query", "causal, negative offset", "lengths, all zero"])
+def test_sinks_of_grouped_heads_under_a_mask(parity: Parity, k: int, name: str) -> None:
+    """Also one that leaves a query nothing but the sink: its output is zero, and it gives the sink no gradient."""
+    inputs = arrays(h=4, k=k) | {"sinks": normal(B, 4, seed=3)}
+    dtypes = DTYPES if (k, name) == (2, "lengths, per query") else FLOAT64
+    parity("attention, sinks", ours, theirs, inputs, weights_under(name), dtypes=dtypes)
+
+
+@pytest.mark.parametrize("name", ["causal, negative offset", "lengths, per query"])
+def test_sinks_in_blocks(parity: Parity, name: str) -> None:
+    t, s = 150, 128
+    streamed = functools.partial(ours, implementation="streaming")
+    inputs = arrays(t=t, s=s, h=4, k=1) | {"sinks": normal(B, 4, seed=3)}
+    dtypes = ("float64", "bfloat16") if name.startswith("causal") else FLOAT64
+    parity("attention, sinks", streamed, theirs, inputs, {"rule": rules(t, s)[name]}, dtypes=dtypes)
+
+
+def test_sinks_of_every_size(parity: Parity) -> None:
+    """From what takes nothing, as if there were no sink, to what takes all, beside logits of every size."""
+    inputs = arrays(h=6, k=2) | {"sinks": np.array([-np.inf, -1e4, -3, 3, 30, 1e4])}
+    inputs["query"] *= np.geomspace(1, 1e3, T)[:, None, None]
+    for name in (None, "lengths, per query"):
+        parity("attention, sinks", ours, theirs, inputs, weights_under(name), dtypes=FLOAT64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sinks_and_everything_else(parity: Parity, dtype: str) -> None:
+    """Bias, some of it minus infinity, and a soft cap come before the sinks, dropout and gates after them."""
+    rng, rate = jax.random.key(0), 0.4
+    with jax.enable_x64(dtype == "float64"):
+        keep = torch.tensor(np.asarray(dropout_keep(rng, rate, (B, 4, T, S))))
+    inputs = arrays(h=4, k=2) | {"bias": normal(4, T, S, seed=3), "sinks": 3 + normal(4, seed=4)}
+    inputs["bias"][:, 2], inputs["bias"][1, :, 3] = -np.inf, -np.inf
+    parity(
+        "attention, sinks",
+        functools.partial(ours, dropout_rng=rng),
+        functools.partial(theirs, keep=keep),
+        inputs | {"head_gates": normal(B, 4, seed=5)},
+        weights_under("causal, offset") | {"logits_soft_cap": 2.0, "scale": 0.7, "dropout_rate": rate},
+        dtypes=(dtype,),
+    )
+
+
+@pytest.mark.parametrize(("heads", "queries"), [(None, None), ([3, 0, 1], [4, 1])])
+def test_attention_weights_beside_sinks(parity: Parity, heads: list[int] | None, queries: list[int] | None) -> None:
+    inputs = arrays(h=4, k=2) | {"sinks": normal(B, 4, seed=3)}
+    del inputs["value"]
+    rule = rules(T, S)["lengths, per query"]
+    parity(
+        "attention_weights",
+        lambda **x: jattn.attention_weights(**x, mask=rule.ours, heads=heads, queries=queries),
+        lambda **x: torch_ref.attention_weights(**x, mask=rule.theirs, heads=heads, queries=queries),
+        inputs,
+        dtypes=FLOAT64,
+    )
+
+
+@pytest.mark.parametrize("implementation", ["dense", "streaming"])
+@pytest.mark.parametrize("name", [None, "causal", "lengths, per query"])
+def test_sinks_are_those_of_gpt_oss(parity: Parity, implementation: str, name: str | None) -> None:
+    """Of which the mask is an additive one."""
+    gpt_oss = pytest.importorskip(
+        "transformers.models.gpt_oss.modeling_gpt_oss", reason="no transformers: sinks were not compared with gpt-oss"
+    )
+    dense = implementation == "dense"
+    rule = None if name is None else rules(T, S)[name]
+    additive = None if rule is None else torch.zeros(rule.theirs.shape).masked_fill(~rule.theirs, -torch.inf)
+
+    def original(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor) -> Any:
+        module = types.SimpleNamespace(sinks=sinks, num_key_value_groups=2, training=False)
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        output, weights = gpt_oss.eager_attention_forward(module, query, key, value, additive, query.shape[-1] ** -0.5)
+        return (output, weights) if dense else output
+
+    parity(
+        "attention, sinks / gpt-oss",
+        functools.partial(ours, implementation=implementation, return_weights=dense, rule=rule),
+        original,
+        arrays(h=4, k=2) | {"sinks": normal(4, seed=3)},
+        dtypes=("float64", "float32") if dense else FLOAT64,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

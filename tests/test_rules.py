@@ -309,7 +309,7 @@ def test_mistakes(options, message):
         (lambda: masks.neighbourhood((3, 0), 1), r"shape must be an integer in \[1, inf\). Got 0"),
         (lambda: masks.neighbourhood((3, 4), (1, 2, 3)), r"radius must be .* each axis of \(3, 4\). Got \(1, 2, 3\)"),
         (lambda: biases.relative(jnp.ones((7, 2))), "table must have an even number of buckets from 4 on"),
-        (lambda: biases.relative(jnp.ones((8, 2)), max_distance=3), r"max_distance must be an integer in \[4, inf\)"),
+        (lambda: biases.relative(jnp.ones((8, 2)), max_distance=2), r"max_distance must be an integer in \[3, inf\)"),
         (lambda: biases.relative(jnp.ones(8)), r"table must have the axes n h. Got shape \(8,\)"),
         (lambda: biases.alibi(0), r"num_heads must be an integer in \[1, inf\). Got 0"),
         (lambda: biases.dense(jnp.ones((2, 2), int)), "bias must be floating point. Got int64"),

@@ -16,6 +16,8 @@ least float32; an output has the dtype of value. A query that may attend to noth
 gradients.
 """
 
+from torch_ref import biases as biases
+from torch_ref import masks as masks
 from torch_ref import models as models
 from torch_ref import nn as nn
 from torch_ref.attention import additive_attention as additive_attention
@@ -23,11 +25,16 @@ from torch_ref.attention import attention as attention
 from torch_ref.attention import attention_weights as attention_weights
 from torch_ref.attention import dot_product_attention as dot_product_attention
 from torch_ref.attention import single_head_attention as single_head_attention
+from torch_ref.biases import alibi as alibi
+from torch_ref.biases import alibi_slopes as alibi_slopes
+from torch_ref.biases import relative as relative
 from torch_ref.kernel_regression import nadaraya_watson as nadaraya_watson
 from torch_ref.masks import all_of as all_of
 from torch_ref.masks import causal as causal
 from torch_ref.masks import causal_lower_right as causal_lower_right
+from torch_ref.masks import dilated_window as dilated_window
 from torch_ref.masks import lengths as lengths
+from torch_ref.masks import neighbourhood as neighbourhood
 from torch_ref.masks import prefix as prefix
 from torch_ref.masks import segments as segments
 from torch_ref.masks import sliding_window as sliding_window

@@ -23,6 +23,7 @@ def attention(
     bias: Tensor | None = None,
     scale: float | None = None,
     logits_soft_cap: float | None = None,
+    sinks: Tensor | None = None,
     keep: Tensor | None = None,
     dropout_rate: float = 0.0,
     head_gates: Tensor | None = None,
@@ -31,16 +32,17 @@ def attention(
     """Average of the values, weighted by how well their keys match the query.
 
         logits = soft_cap(scale * score(query, key) + bias)
-        output = head_gates * dropout(softmax(logits where mask)) @ value
+        output = head_gates * dropout(softmax(logits where mask, beside the sinks)) @ value
 
     Shapes: query "*b t h d", key "*b s k d", value "*b s k e"; mask and bias broadcastable to, and keep of,
-    "*b h t s"; head_gates broadcastable to "*b h". Each key/value head serves h / k consecutive query heads.
-    keep says which weights survive dropout; without it nothing is dropped.
+    "*b h t s"; sinks and head_gates broadcastable to "*b h". Each key/value head serves h / k consecutive query
+    heads. keep says which weights survive dropout; without it nothing is dropped. A sink is the logit of a further
+    key that has no value: it takes its share of the weights, and is left out of them.
 
     Returns output "*b t h e", or (output, weights "*b h t s"), the weights from before dropout.
     """
     logits = _logits(query, key, score, bias, scale, logits_soft_cap)
-    weights = masked_softmax(logits, mask)
+    weights = _softmax_beside_sinks(logits, mask, sinks)
     kept = weights if keep is None else weights * keep / (1 - dropout_rate)
     output = _average(kept, _repeat_heads(value, query.shape[-2]))
     if head_gates is not None:
@@ -58,6 +60,7 @@ def attention_weights(
     bias: Tensor | None = None,
     scale: float | None = None,
     logits_soft_cap: float | None = None,
+    sinks: Tensor | None = None,
     heads: Sequence[int] | None = None,
     queries: Sequence[int] | None = None,
 ) -> Tensor:
@@ -65,7 +68,7 @@ def attention_weights(
 
     Shapes: query "*b t h d", key "*b s k d" -> "*b heads queries s"; None selects all.
     """
-    weights = masked_softmax(_logits(query, key, score, bias, scale, logits_soft_cap), mask)
+    weights = _softmax_beside_sinks(_logits(query, key, score, bias, scale, logits_soft_cap), mask, sinks)
     if heads is not None:
         weights = weights[..., heads, :, :]
     if queries is not None:
@@ -187,6 +190,16 @@ def _logits(
         capped = logits_soft_cap * torch.tanh(logits / logits_soft_cap)
         logits = torch.where(logits == -torch.inf, logits, capped)  # what is out of reach stays so
     return logits
+
+
+def _softmax_beside_sinks(logits: Tensor, mask: Tensor | None, sinks: Tensor | None) -> Tensor:
+    """The weights "*b h t s", with the sinks as the logits of one more key, which every query may attend to."""
+    if sinks is None:
+        return masked_softmax(logits, mask)
+    one_more = sinks.to(logits.dtype)[..., None, None].expand(*logits.shape[:-1], 1)
+    if mask is not None:
+        mask = torch.cat([mask.expand(logits.shape), torch.ones_like(one_more, dtype=torch.bool)], dim=-1)
+    return masked_softmax(torch.cat([logits, one_more], dim=-1), mask)[..., :-1]
 
 
 def _repeat_heads(x: Tensor, num_heads: int) -> Tensor:
