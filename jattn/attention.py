@@ -131,13 +131,14 @@ def bind(
         key: ``*b s k d``, with as many heads as query or a divisor of them: of h / k = g query heads in a group, heads
             0 to g - 1 use key and value head 0.
         value: ``*b s k e``; its width may differ from the others'. Weights and statistics need none. Keys and values
-            that no query may attend to may hold anything, also NaN; those that some query attends to must be finite
-            for all queries, as 0 times NaN is NaN.
+            that the mask lets no query attend to may hold anything, also NaN; those that some query may attend to must
+            be finite for all queries, as 0 times NaN is NaN.
         score: how well a key matches a query, a value of `jattn.scores` or any function from ``*b t h d`` and
             ``*b s h d`` to ``*b h t s``; by default ``DotProduct(scale)``.
         mask: who may attend to whom, a value of `jattn.masks` or a boolean array that broadcasts to ``*b h t s``,
             ``True`` where a query may attend to a key.
-        bias: added to the scaled scores: a value of `jattn.biases`, or an array that broadcasts to ``*b h t s``.
+        bias: added to the scaled scores: a value of `jattn.biases`, or an array that broadcasts to ``*b h t s``; minus
+            infinity means "not allowed".
         scale: of the default score, ``1 / sqrt(d)`` by default.
         logits_soft_cap: keeps the logits within (-cap, cap) by ``cap tanh(logits / cap)``.
         sinks: a further logit without a value for each head, ``h`` or ``*b h``, which takes its share of the weights.
@@ -219,7 +220,8 @@ def attention(
         implementation: ``"dense"`` builds the matrix of weights; ``"streaming"`` computes a block of queries at a time
             in memory linear in the sequence; ``"cudnn"`` calls the kernel for NVIDIA GPUs, which has a gradient, but
             no forward mode and no second order. By default the fastest that honours the arguments on the platform that
-            the program is lowered for; `explain` says which.
+            the program is lowered for; `explain` says which. cuDNN is considered only where the process that traces the
+            program sees an NVIDIA GPU.
         options: ``score``, ``mask``, ``bias``, ``scale``, ``logits_soft_cap``, ``sinks``, ``query_positions``,
             ``key_positions``, ``dropout_rate``, ``dropout_rng``, ``head_gates``, as in `bind`.
 
@@ -259,7 +261,8 @@ def explain(
     Args:
         query, key, value and all others: as in `attention`. Nothing is computed.
         platform: where, in the words of JAX's lowering: ``"cpu"``, ``"cuda"``, ``"rocm"`` or ``"tpu"``; by default that
-            of query's device, or of the default device where query is traced.
+            of query's device, or of the default backend where query is traced. cuDNN is refused where the process
+            sees no NVIDIA GPU.
 
     Returns:
         ``implementation``, ``reason``, and ``refused``, a dictionary of reasons; it prints as a few lines.

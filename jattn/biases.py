@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32
-from jattn._engine.rule import FunctionRule, Grid, Rule, Shape, function_and_arrays, grid_of, over
+from jattn._engine.rule import FunctionRule, Grid, Rule, Shape, function_and_arrays, over
 
 __all__ = ["Bias", "Grid", "alibi", "alibi_slopes", "dense", "over", "relative", "where"]
 
@@ -39,14 +39,6 @@ class Bias(Rule):
         super().check(shape)
         if type(self).__module__ != __name__ or isinstance(self, Where):
             self.check_formula(shape, "floating-point numbers", jnp.floating)
-
-    def as_array(self, t: int, s: int) -> Float[Array, "*bh t s"]:
-        """The bias as a matrix with one row a query and one column a key; ``*b h`` in front where they differ."""
-        self.check(Shape(None, None, t, s))
-        lead = self.lead()
-        x = self.aligned(lead).formula(grid_of(t, s, ndim=lead + 3))
-        x = jnp.broadcast_to(x, (*x.shape[:-2], t, s))
-        return x[0] if lead == 0 and x.ndim == 3 and x.shape[0] == 1 else x
 
     def __add__(self, other: "Bias | Array") -> "Bias":
         return Sum(self, as_bias(other))
@@ -219,10 +211,6 @@ class Sum(Bias):
 
     def formula(self, grid: Grid) -> Array:
         return self.a.formula(grid) + self.b.formula(grid)
-
-    def check(self, shape: Shape) -> None:
-        self.a.check(shape)
-        self.b.check(shape)
 
 
 def relative_bucket(distance: np.ndarray, n: int, bidirectional: bool, max_distance: int) -> np.ndarray:

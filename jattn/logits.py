@@ -67,11 +67,11 @@ class Logits(Rule):
         plain = self.modification is None and self.bias is None and self.mask is None
         return plain and isinstance(self.score, Score) and self.score.reaches_all and self.key.shape[-3] != 0
 
-    def matrix(self) -> Float[Array, "*b h t s"]:
-        """All logits, in float32 or wider."""
+    def matrix(self, attended: Bool[Array, "..."] | None) -> Float[Array, "*b h t s"]:
+        """All logits, in float32 or wider, given what `attended` says."""
         batch, _, t, s = self.shape
         rules = self.aligned(len(batch))
-        return rules.after_score(self._scores(), rules.grid(t, s, ndim=len(batch) + 3))
+        return rules.after_score(self._scores(attended), rules.grid(t, s, ndim=len(batch) + 3))
 
     def chosen(self, heads: np.ndarray | None, queries: np.ndarray | None) -> "tuple[Array, Array | None]":
         """The logits ``*b h t s`` of these heads and queries, and their sinks ``*b h t``, the others not computed.
@@ -79,12 +79,13 @@ class Logits(Rule):
         None stands for all of them.
         """
         batch, h, _, s = self.shape
+        attended = self.attended()
         if self.by_pair:
-            key = harmless(self.key, self.attended())
+            key = harmless(self.key, attended)
             key = repeat_heads(key, h) if heads is None else key[..., heads // (h // key.shape[-2]), :]
             x = self.score(_take(_take(self.query, queries, -3), heads, -2), key)
         else:  # a function of the caller's may depend on positions and heads, so it sees all of them
-            x = _take(_take(self._scores(), heads, -3), queries, -2)
+            x = _take(_take(self._scores(attended), heads, -3), queries, -2)
         rules = self.aligned(len(batch)).take(heads, queries)
         grid = rules.grid(x.shape[-2], s, ndim=len(batch) + 3)
         if queries is not None:
@@ -124,7 +125,7 @@ class Logits(Rule):
         if self.modification is not None:
             x = fit(self.modification.formula_of(unfit(x), grid)).astype(x.dtype)
         if self.bias is not None:
-            bias = fit(self.bias.formula(grid))
+            bias = fit(jnp.asarray(self.bias.formula(grid)))
             dtype = widest(x, bias)
             x = x.astype(dtype) + bias.astype(dtype)
         if self.logits_soft_cap is not None:
@@ -156,9 +157,10 @@ class Logits(Rule):
         """
         if self.mask is None:
             return 0, s
-        rules = self.rows(start, rows)
-        assert rules.mask is not None
-        reachable = rules.mask.reachable(rules.grid(rows, s, start, known=isinstance(start, int)))
+        positions = dataclasses.replace(self, bias=None, sinks=None, modification=None).rows(start, rows)
+        assert positions.mask is not None
+        with np.errstate(all="ignore"):  # what is known while tracing is NumPy's, which would warn of 1 / 0
+            reachable = positions.mask.reachable(positions.grid(rows, s, start, known=isinstance(start, int)))
         if reachable is True:
             return 0, s
         over_all = tuple(range(jnp.ndim(reachable) - 1))
@@ -171,15 +173,16 @@ class Logits(Rule):
 
     def attended(self) -> Bool[Array, "*b s k 1"] | None:
         """Which keys some query may attend to; None if all of them. The others may hold anything, also NaN."""
-        if self.mask is None:
-            return None
         batch, h, t, s = self.shape
+        if self.mask is None or (isinstance(t, int) and t == 0):
+            return None
         rules = self.aligned(len(batch))
         assert rules.mask is not None
         grid = functools.partial(rules.grid, t, s, ndim=len(batch) + 3)
         many = not isinstance(t, int) or not isinstance(s, int) or t * s > _PAIRS
         known = isinstance(t, int) and isinstance(s, int)
-        attended = rules.mask.attended(dataclasses.replace(grid(known=known), in_program=grid if many else None))
+        with np.errstate(all="ignore"):
+            attended = rules.mask.attended(dataclasses.replace(grid(known=known), in_program=grid if many else None))
         if is_concrete(attended) and np.all(np.asarray(attended)):
             return None
         attended = jnp.asarray(attended)
@@ -194,15 +197,15 @@ class Logits(Rule):
         aligned = self.aligned(self.query.ndim - 3).sinks
         return None if aligned is None else aligned[..., 0]
 
-    def _scores(self) -> Array:
+    def _scores(self, attended: Bool[Array, "..."] | None) -> Array:
         batch, h, t, s = self.shape
-        if isinstance(self.score, Score):
-            attended = self.attended()
+        # The derivatives of a modification and of the soft cap look at the logits, so these must be numbers.
+        if isinstance(self.score, Score) and self.modification is None and self.logits_soft_cap is None:
             if attended is not None:
                 attended = repeat_heads(attended, h) if attended.shape[-2] != 1 else attended
             x = _scores(self.score, self.query, repeat_heads(self.key, h), attended)
         else:
-            x = self.score(self.query, repeat_heads(harmless(self.key, self.attended()), h))
+            x = self.score(self.query, repeat_heads(harmless(self.key, attended), h))
         if jnp.shape(x) != (*batch, h, t, s):
             raise ValueError(
                 f"score must return the shape {(*batch, h, t, s)}, the axes *b h t s. Got shape {jnp.shape(x)}."

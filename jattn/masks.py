@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Int
 
 from jattn._engine import checks
 from jattn._engine.checks import is_concrete
-from jattn._engine.rule import FunctionRule, Grid, Rule, Shape, function_and_arrays, grid_of, over
+from jattn._engine.rule import FunctionRule, Grid, Rule, Shape, function_and_arrays, over
 
 __all__ = [
     "Grid",
@@ -92,23 +92,6 @@ class Mask(Rule):
 
     def check_values(self, shape: Shape) -> None:
         """Raise ValueError for numbers that make no sense, where they are known."""
-
-    def as_array(self, t: int, s: int) -> Bool[Array, "*bh t s"]:
-        """The mask as a matrix with one row a query and one column a key, ``True`` where attention is allowed.
-
-        Masks with data for each example have the axes ``*b h`` in front, h being 1 if heads don't differ.
-
-            >>> print(causal().as_array(4, 4).astype(int))
-            [[1 0 0 0]
-             [1 1 0 0]
-             [1 1 1 0]
-             [1 1 1 1]]
-        """
-        self.check(Shape(None, None, t, s))
-        lead = self.lead()
-        allowed = self.aligned(lead).formula(grid_of(t, s, ndim=lead + 3))
-        allowed = jnp.broadcast_to(allowed, (*allowed.shape[:-2], t, s))
-        return allowed[0] if lead == 0 and allowed.ndim == 3 and allowed.shape[0] == 1 else allowed
 
     def __and__(self, other: "Mask | Array") -> "Mask":
         return And(self, as_mask(other))
@@ -301,11 +284,13 @@ def neighbourhood(shape: tuple[int, ...], radius: int | tuple[int, ...]) -> Mask
 
     Source: Hassani et al., Neighborhood Attention Transformer, 2023; here without moving windows at the edges.
     """
+    if not isinstance(shape, tuple | list):
+        raise ValueError(f"shape must be a tuple, the lengths of the grid's axes. Got {shape!r}.")
     shape = tuple(checks.number("shape", n, "[1, inf)", integer=True) for n in shape)
-    radius = (radius,) * len(shape) if isinstance(radius, int) else tuple(radius)
+    radius = (radius,) * len(shape) if isinstance(radius, int | np.integer) else tuple(radius)
     if len(radius) != len(shape) or not all(map(checks.is_count, radius)):
         raise ValueError(f"radius must be a non-negative integer, or one for each axis of {shape}. Got {radius!r}.")
-    return Neighbourhood(shape, radius)
+    return Neighbourhood(shape, tuple(map(int, radius)))
 
 
 def where(f: Callable[..., Any], /, *, span: Callable[..., Any] | None = None, **arrays: Any) -> Mask:
@@ -313,10 +298,11 @@ def where(f: Callable[..., Any], /, *, span: Callable[..., Any] | None = None, *
 
     Args:
         f: from integer arrays of query and key positions, which broadcast against each other, to booleans that
-            broadcast to ``*b h t s``. It is compiled once, so what changes is given as an array, not captured.
+            broadcast to ``*b h t s``. It is compiled once, so what changes is given as an array, not captured; and it
+            is also called while tracing, with NumPy's arrays.
         span: which keys may be in reach, if that can be said: from the first and the last position of some queries to
             those of the keys, both included, as in ``lambda first, last: (first - 64, last)``. What lies outside is
-            skipped.
+            skipped, so it must include every key that f allows, or the result depends on the implementation.
         arrays: what f is given beside the positions, by name: an array as it is, to be indexed by positions; or
             ``(axes, array)`` with axes among ``b h t s`` for one that has an entry for each example, head, query or
             key, which arrives broadcast to ``*b h t s``. For a table by head, give the heads' numbers too,
@@ -505,10 +491,6 @@ class Pair(Mask):
     def attended(self, grid: Grid) -> Keys:
         return self.join(self.a.attended(grid), self.b.attended(grid))
 
-    def check(self, shape: Shape) -> None:
-        self.a.check(shape)
-        self.b.check(shape)
-
 
 class And(Pair):
     join = staticmethod(operator.and_)
@@ -527,9 +509,6 @@ class Not(Mask):
 
     def formula(self, grid: Grid) -> Allowed:
         return ~self.mask.formula(grid)
-
-    def check(self, shape: Shape) -> None:
-        self.mask.check(shape)
 
 
 def _any_query(allowed: Allowed) -> Allowed:

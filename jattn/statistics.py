@@ -56,7 +56,7 @@ def _compiled(logits: Logits) -> AttentionStatistics:
 
 
 def _of_matrix(logits: Logits) -> AttentionStatistics:
-    weights = weights_of(logits.matrix(), logits.sinks_of_rows())
+    weights = weights_of(logits.matrix(logits.attended()), logits.sinks_of_rows())
     return AttentionStatistics(*_of_rows(weights), weights.sum(axis=-2))
 
 

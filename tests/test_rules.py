@@ -122,6 +122,7 @@ ATTENDED = {
 SCORES = {
     "dot": None,
     "gaussian": scores.Gaussian(),
+    "modified": scores.modified(lambda x, q, k: jnp.tanh(x)),
     "additive": scores.Additive(normal(3, D, 5), normal(4, D, 5), normal(5, 5)),
 }
 
@@ -137,7 +138,8 @@ def test_what_nobody_attends_to_may_hold_anything(mask):
     @functools.partial(jax.jit, static_argnames=("implementation", "name"))
     def run(key, value, implementation, name):
         def f(query, key, value):
-            options = dict(mask=mask, score=SCORES[name], implementation=implementation)
+            cap = 5.0 if name == "additive" else None
+            options = dict(mask=mask, score=SCORES[name], implementation=implementation, logits_soft_cap=cap)
             return jattn.attention(query, key, value, **options)
 
         output, pull = jax.vjp(f, query, key, value)
@@ -152,6 +154,45 @@ def test_what_nobody_attends_to_may_hold_anything(mask):
                 results = jax.tree.leaves(run(bad_key, bad_value, implementation, name))
                 for x, y in zip(results, expected, strict=True):
                     np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mask", ["causal", "lengths per query", "segments", "window"])
+def test_no_queries(mask):
+    query, key, value = query_key_value()
+    mask = {
+        "causal": masks.causal(),
+        "lengths per query": masks.lengths(jnp.ones((B, 0), int)),
+        "segments": masks.segments(jnp.ones((B, 0), int), jnp.ones((B, S), int)),
+        "window": masks.sliding_window(1, 1),
+    }[mask]
+    assert jattn.attention(query[:, :0], key, value, mask=mask).shape == (B, 0, H, E)
+
+
+class AnyOf(masks.Mask):
+    """A user's own, with masks in a tuple."""
+
+    parts: tuple[masks.Mask, ...]
+
+    def formula(self, grid):
+        return functools.reduce(jnp.logical_or, [part.formula(grid) for part in self.parts])
+
+
+def test_rules_in_a_tuple():
+    query, key, value = query_key_value()
+    mask = AnyOf((masks.lengths(jnp.array([3, 9])), masks.sliding_window(2, 2)))
+    expected = jattn.attention(query, key, value, mask=mask.parts[0] | mask.parts[1])
+    for implementation in ("dense", "streaming"):
+        output = jattn.attention(query, key, value, mask=mask, implementation=implementation)
+        np.testing.assert_allclose(output, expected, atol=1e-13)
+    with pytest.raises(ValueError, match=r"valid_lens must broadcast to \(2,\)"):
+        jattn.attention(query, key, value, mask=AnyOf((masks.lengths(jnp.array([3, 9, 2])),)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_formula_that_divides_by_zero_warns_nobody():
+    query, key, value = query_key_value()
+    mask = masks.where(lambda q, k: (q + 1) / k > 0.5)
+    assert jnp.isfinite(jattn.attention(query, key, value, mask=mask, implementation="streaming")).all()
 
 
 def test_not_a_number_where_it_counts_is_not_hidden():
@@ -269,6 +310,7 @@ def test_sinks_by_hand():
             r"table must broadcast to \(4,\), the axes h. Got shape \(8, 3\)",
         ),
         (dict(bias=lambda q, k: q), "bias must be a bias or an array. Got the function .* jattn.biases.where"),
+        (dict(mask=masks.where(lambda q, k: k[0, 0, 0] < 3)), r"Where must return booleans .* shape \(1,\)"),
         (dict(bias=biases.where(lambda q, k: q - k)), "Where must return floating-point numbers .* Got int"),
         (dict(mask=masks.where(lambda q, k: q - k)), "Where must return booleans .* Got int"),
         (
@@ -306,6 +348,8 @@ def test_mistakes(options, message):
         (lambda: masks.where(with_n, n=("ht", jnp.ones(3), 2)), "n must be an array, or a pair of axes"),
         (lambda: biases.where(with_n, n=("th", jnp.ones((3, 2)))), 'n must be .* in the order of "bhts"'),
         (lambda: masks.dilated_window(1, 1, 0), r"dilation must be an integer in \[1, inf\). Got 0"),
+        (lambda: masks.neighbourhood(6, 1), "shape must be a tuple, the lengths of the grid's axes. Got 6"),
+        (lambda: masks.over("hb"), 'axes must be different letters, "b" first'),
         (lambda: masks.neighbourhood((3, 0), 1), r"shape must be an integer in \[1, inf\). Got 0"),
         (lambda: masks.neighbourhood((3, 4), (1, 2, 3)), r"radius must be .* each axis of \(3, 4\). Got \(1, 2, 3\)"),
         (lambda: biases.relative(jnp.ones((7, 2))), "table must have an even number of buckets from 4 on"),

@@ -122,17 +122,6 @@ def integer_axis(name: str, x: Any) -> Array:
     return x
 
 
-def bias(bias: Any, shape: tuple[int, ...]) -> Array:
-    """A bias that broadcasts to the logits' ``shape``."""
-    bias = array("bias", bias)
-    if not jnp.issubdtype(bias.dtype, jnp.floating):
-        remedy = " Pass a boolean array as mask." if bias.dtype == jnp.bool_ else ""
-        raise ValueError(f"bias must be floating point. Got {bias.dtype}.{remedy}")
-    if not broadcasts_to(bias.shape, shape):
-        raise ValueError(f"bias must broadcast to {shape}, the axes *b h t s. Got shape {bias.shape}.")
-    return bias
-
-
 def head_gates(gates: Any, batch: tuple[int, ...], heads: int) -> Array:
     """One number per head, or per example and head."""
     gates = array("head_gates", gates)

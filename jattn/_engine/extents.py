@@ -3,7 +3,6 @@
 An axis of length 1 stands for all of its positions.
 """
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,18 +19,6 @@ def slice_along(x: Any, start: Extent, n: int, axis: int) -> Array:
     return lax.dynamic_slice_in_dim(x, start, n, axis)
 
 
-def largest(*xs: int | Array) -> Extent:
-    if all(isinstance(x, int) for x in xs):
-        return max(xs)
-    return functools.reduce(jnp.maximum, map(jnp.max, xs))
-
-
-def smallest(*xs: int | Array) -> Extent:
-    if all(isinstance(x, int) for x in xs):
-        return min(xs)
-    return functools.reduce(jnp.minimum, map(jnp.min, xs))
-
-
 def clip(x: Extent, s: int) -> Extent:
     """x, but at least 0 and at most s."""
-    return smallest(largest(x, 0), s)
+    return min(max(x, 0), s) if isinstance(x, int) else jnp.clip(x, 0, s)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Shaped
 
 from jattn._engine import checks
 from jattn._engine.checks import broadcasts_to
@@ -40,9 +40,15 @@ Self = TypeVar("Self", bound="Rule")
 def over(axes: str, *, remedy: str = "", **options: Any) -> Any:
     """A field whose array has these axes, in this order, such as ``over("bt")``.
 
-    An axis of length 1 stands for all positions of it, and so does one that is missing on the left. A Python number
-    has none. ``remedy`` is what to do about a wrong shape, and ends the error.
+    b is for the examples (any number of batch axes; it comes first), h for heads, t for queries, s for keys; any other
+    letter is the field's own. The formula sees the field with the axes ``*b h t s``, and its own ones after them. An
+    axis of length 1 stands for all positions of it, and so does one that is missing on the left. A Python number has
+    none. A field that is declared otherwise reaches the formula as it is.
+
+    ``remedy`` is what to do about a wrong shape, and ends the error; options are those of `dataclasses.field`.
     """
+    if not axes or len(set(axes)) != len(axes) or "b" in axes[1:]:
+        raise ValueError(f'axes must be different letters, "b" first if it is among them. Got {axes!r}.')
     return dataclasses.field(metadata={"axes": axes, "remedy": remedy}, **options)
 
 
@@ -101,22 +107,43 @@ class Rule(Pytree):
             value, axes = getattr(self, field.name), field.metadata.get("axes")
             if field.metadata.get("apart"):
                 continue
-            if isinstance(value, Rule):
-                changed[field.name] = value.map_fields(f)
-            elif axes is not None and not isinstance(value, int | float | str) and value is not None:
+            if axes is not None and not isinstance(value, int | float | str) and value is not None:
                 changed[field.name] = f(field.name, axes, value)
             elif axes is None and field.name in self._flatten()[1][0]:
-                changed[field.name] = jax.tree.map(functools.partial(f, field.name, None), value)
+
+                def of(x: Any, name: str = field.name) -> Any:
+                    return x.map_fields(f) if _is_rule(x) else f(name, None, x)
+
+                changed[field.name] = jax.tree.map(of, value, is_leaf=_is_rule)
         return _replace(self, **changed)
+
+    def as_array(self, t: int, s: int) -> Shaped[Array, "*bh t s"]:
+        """The rule as a matrix with one row a query and one column a key.
+
+        Where examples differ it has the axes ``*b h`` in front, where only heads do ``h``.
+
+            >>> from jattn.masks import causal
+            >>> print(causal().as_array(4, 4).astype(int))
+            [[1 0 0 0]
+             [1 1 0 0]
+             [1 1 1 0]
+             [1 1 1 1]]
+        """
+        self.check(Shape(None, None, t, s))
+        lead = self.lead()
+        x = jnp.asarray(self.aligned(lead).formula(grid_of(t, s, ndim=lead + 3)))
+        x = jnp.broadcast_to(x, (*x.shape[:-2], t, s))
+        return x[0] if lead == 0 and x.ndim == 3 and x.shape[0] == 1 else x
 
     def check(self, shape: Shape) -> None:
         """Raise ValueError where a field does not fit these axes."""
         for field in dataclasses.fields(self):
             value, axes = getattr(self, field.name), field.metadata.get("axes")
-            if isinstance(value, Rule):
-                value.check(shape)
-            elif axes is not None and value is not None:
+            if axes is not None and value is not None:
                 check_axes(self.name_of(field.name), axes, value, shape, field.metadata["remedy"])
+            elif axes is None:
+                for part in filter(_is_rule, jax.tree.leaves(value, is_leaf=_is_rule)):
+                    part.check(shape)
 
     def check_formula(self, shape: Shape, what: str, dtype: Any) -> None:
         """Raise ValueError where the formula gives something else, for all pairs or for a single one."""
@@ -130,7 +157,8 @@ class Rule(Pytree):
             result = jax.eval_shape(formula, self)
             full = (*batch, shape.h, t, s)
             known = shape.batch is not None and shape.h is not None
-            if not jnp.issubdtype(result.dtype, dtype) or (known and not broadcasts_to(result.shape, full)):
+            fits = len(result.shape) >= 2 and (not known or broadcasts_to(result.shape, full))
+            if not jnp.issubdtype(result.dtype, dtype) or not fits:
                 raise ValueError(
                     f"{type(self).__name__} must return {what} that broadcast to {full}, the axes *b h t s. "
                     f"Got {result.dtype}, shape {result.shape}. {OF_POSITIONS}"
@@ -256,10 +284,9 @@ class FunctionRule(Rule):
         return self.function(*positions, **self.arrays)
 
     @staticmethod
-    def of_rank(result: Any, grid: Grid) -> Array:
+    def of_rank(result: Any, grid: Grid) -> Any:
         """What the function returned, a single number as one for all."""
-        result = jnp.asarray(result)
-        return result.reshape((1,) * grid.row.ndim) if result.ndim == 0 else result
+        return jnp.asarray(result).reshape((1,) * grid.row.ndim) if np.ndim(result) == 0 else result
 
     def map_fields(self: Any, f: Callable[[str, str | None, Any], Any]) -> Any:
         return _replace(self, arrays={name: f(name, axes, self.arrays[name]) for name, axes in self.axes})
@@ -372,6 +399,10 @@ def grid_of(
 def known_arange(n: int) -> np.ndarray:
     """``jnp.arange(n)``, not traced under ``jit``."""
     return np.arange(n, dtype=jnp.arange(0).dtype)
+
+
+def _is_rule(x: Any) -> bool:
+    return isinstance(x, Rule)
 
 
 def _replace(rule: Self, **changed: Any) -> Self:

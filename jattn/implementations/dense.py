@@ -34,14 +34,15 @@ class Dense(Implementation):
     def run(self, call: Call, platform: Platform) -> Result:
         logits = call.logits
         assert call.value is not None
-        value = harmless(call.value, logits.attended())
+        attended = logits.attended()
+        value = harmless(call.value, attended)
         *batch, t, h, _ = logits.query.shape
         keep = None
         if call.dropout_rate > 0:
             assert call.dropout_rng is not None
             keep = dropout_keep(call.dropout_rng, call.dropout_rate, (*batch, h, t, logits.key.shape[-3]))
         pooled = average(
-            logits.matrix(),
+            logits.matrix(attended),
             jnp.swapaxes(repeat_heads(value, h), -2, -3),
             sinks=logits.sinks_of_rows(),
             keep=keep,

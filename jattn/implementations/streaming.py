@@ -80,7 +80,7 @@ def stream(call: Call, platform: Platform, of: Callable[[Pooled], Any] = output)
     logits, score = call.logits, call.logits.score
     assert isinstance(score, Score)
     if type(score).as_products is Score.as_products:
-        return _over_examples(call, platform, of)
+        return _over_examples(call, platform, of, logits.attended())
     attended = logits.attended()
     query, key = logits.query, harmless(logits.key, attended)  # as a mean of all keys is taken
     products = score.as_products(query, key)
@@ -92,12 +92,15 @@ def stream(call: Call, platform: Platform, of: Callable[[Pooled], Any] = output)
             dataclasses.replace(call, logits=dataclasses.replace(logits, query=query, key=key, score=score)),
             platform,
             of,
+            attended,
         )
 
     return lax.cond(exact, lambda: with_score(Products(), queries, keys), lambda: with_score(score, query, key))
 
 
-def _over_examples(call: Call, platform: Platform, of: Callable[[Pooled], Any]) -> Any:
+def _over_examples(
+    call: Call, platform: Platform, of: Callable[[Pooled], Any], attended: Bool[Array, "..."] | None
+) -> Any:
     """`stream`, with the score as it is: all heads of all examples."""
     logits, value = call.logits, call.value
     assert value is not None
@@ -133,7 +136,6 @@ def _over_examples(call: Call, platform: Platform, of: Callable[[Pooled], Any]) 
 
     rules = dataclasses.replace(logits, query=None, key=None, score=None).aligned(len(batch)).by_head(batch, k, g)
     matrices = h * jnp.arange(n)[:, None] + g * jnp.arange(k)[None, :]  # of weights, before each
-    attended = logits.attended()
     if attended is not None:
         attended = jnp.broadcast_to(attended, (*batch, *attended.shape[len(batch) :]))
         attended = attended.reshape(n, *attended.shape[len(batch) :])
