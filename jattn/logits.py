@@ -67,8 +67,8 @@ class Logits(Rule):
         plain = self.modification is None and self.bias is None and self.mask is None
         return plain and isinstance(self.score, Score) and self.score.reaches_all and self.key.shape[-3] != 0
 
-    def matrix(self, attended: Bool[Array, "..."] | None) -> Float[Array, "*b h t s"]:
-        """All logits, in float32 or wider, given what `attended` says."""
+    def matrix(self, attended: Bool[Array, "..."] | None = None) -> Float[Array, "*b h t s"]:
+        """All logits, in float32 or wider; without harm from keys that are not `attended`."""
         batch, _, t, s = self.shape
         rules = self.aligned(len(batch))
         return rules.after_score(self._scores(attended), rules.grid(t, s, ndim=len(batch) + 3))

@@ -44,7 +44,7 @@ def test_by_hand(row, allowed, expected):
 
 
 def logits(query, key, **options):
-    return bind(query, key, **options).call.logits.matrix(None)
+    return bind(query, key, **options).call.logits.matrix()
 
 
 def test_without_a_mask():
