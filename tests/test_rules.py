@@ -310,7 +310,7 @@ def test_sinks_by_hand():
             r"table must broadcast to \(4,\), the axes h. Got shape \(8, 3\)",
         ),
         (dict(bias=lambda q, k: q), "bias must be a bias or an array. Got the function .* jattn.biases.where"),
-        (dict(mask=masks.where(lambda q, k: k[0, 0, 0] < 3)), r"Where must return booleans .* shape \(1,\)"),
+        (dict(mask=masks.where(lambda q, k: k[0, 0, 0] < 3)), r"Where must return booleans .* shape \(50,\)"),
         (dict(bias=biases.where(lambda q, k: q - k)), "Where must return floating-point numbers .* Got int"),
         (dict(mask=masks.where(lambda q, k: q - k)), "Where must return booleans .* Got int"),
         (
@@ -321,7 +321,7 @@ def test_sinks_by_hand():
             dict(mask=masks.where(lambda q, k, n: n, n=jnp.ones((T, S), bool))),
             r"to \(2, 4, 1, 1\).* \(40, 50\). .* its axes",
         ),
-        (dict(bias=biases.where(lambda q, k, n: n, n=normal(3, S))), r"to \(2, 4, 1, 1\).* \(50,\). .* its axes"),
+        (dict(bias=biases.where(lambda q, k, n: n, n=normal(3, S))), r"to \(2, 4, 40, 50\).* \(50,\). .* its axes"),
         (dict(score=scores.modified(lambda x, q, k, n: x + n, n=normal(3, T, S))), r"shape \(2, 4, 1, 1\) .* its axes"),
         (dict(score=scores.modified(lambda x, q, k: x[..., :0])), "f must return floating-point logits of the shape"),
     ],

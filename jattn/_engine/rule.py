@@ -148,7 +148,7 @@ class Rule(Pytree):
     def check_formula(self, shape: Shape, what: str, dtype: Any) -> None:
         """Raise ValueError where the formula gives something else, for all pairs or for a single one."""
         batch = (1,) * self.lead() if shape.batch is None else shape.batch
-        for t, s in ((1, 1), (shape.t, shape.s)):
+        for t, s in ((shape.t, shape.s), (1, 1)):
 
             def formula(rule: Rule, t: Any = t, s: Any = s) -> Any:
                 part = rule.aligned(len(batch)).rows(0, t).columns(0, s)
