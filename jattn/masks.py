@@ -174,8 +174,12 @@ def sliding_window(left: int, right: int, *, offset: int | Int[Array, "*b"] = 0)
          [1 1 1 1 0]
          [0 1 1 1 1]]
     """
-    left, right = (checks.count(name, n, ", a number of keys") for name, n in (("left", left), ("right", right)))
+    left, right = _sides(left, right)
     return SlidingWindow(_near(left), _near(right), _near(checks.integers("offset", offset)))
+
+
+def _sides(left: Any, right: Any) -> tuple[int, int]:
+    return checks.count("left", left, ", a number of keys"), checks.count("right", right, ", a number of keys")
 
 
 def _near(x: Any) -> Any:
@@ -262,7 +266,7 @@ def dilated_window(left: int, right: int, dilation: int, *, offset: int | Int[Ar
     Source: Beltagy et al., Longformer, 2020.
     """
     dilation = checks.number("dilation", dilation, "[1, inf)", integer=True)
-    left, right = (checks.count(name, n, ", a number of keys") for name, n in (("left", left), ("right", right)))
+    left, right = _sides(left, right)
     window = sliding_window(left * dilation, right * dilation, offset=offset)
     return DilatedWindow(window, dilation)  # type: ignore[arg-type]
 

@@ -4,12 +4,12 @@ Positions are 0 ... n - 1 unless they are given: "*b t" for the queries, "*b s" 
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from torch_ref.masks import positions
+from torch_ref.masks import where as where  # here of numbers
 from torch_ref.scores import at_least_float32
 
 
@@ -60,17 +60,6 @@ def relative(
     if buckets.ndim > 2:
         buckets = buckets.squeeze(-3)  # positions have no heads
     return at_least_float32(table)[buckets].movedim(-1, -3)
-
-
-def where(
-    f: Callable[[Tensor, Tensor], Tensor],
-    t: int,
-    s: int,
-    query_positions: Tensor | None = None,
-    key_positions: Tensor | None = None,
-) -> Tensor:
-    """f(i, j), a function of the positions of query and key, which broadcast against each other to "*b 1 t s"."""
-    return f(*positions(t, s, query_positions, key_positions))
 
 
 def _bucket(distance: Tensor, n: int, max_distance: int) -> Tensor:

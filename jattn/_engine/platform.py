@@ -55,17 +55,14 @@ def platforms() -> dict[str, Platform]:
 
 
 def platform_of(x: Any) -> Platform:
-    """That of an array's device; of the default device where the array is traced."""
+    """That of an array's device; of the default backend where the array is traced."""
     if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
         name = next(iter(x.devices())).platform
     else:
         name = jax.default_backend()
-    known = platforms()
-    return (
-        known[("cuda" if _compute_capability() else "rocm") if name == "gpu" else name]
-        if name in (*known, "gpu")
-        else ACCELERATOR
-    )
+    if name == "gpu":
+        name = "cuda" if _compute_capability() else "rocm"
+    return platforms().get(name, ACCELERATOR)
 
 
 def where_lowered(run: Callable[[Platform, Any], Any], arguments: Any, alike: Callable[[Platform], Any]) -> Any:

@@ -363,11 +363,10 @@ def check_axes(name: str, axes: str, x: Any, shape: Shape, remedy: str = "") -> 
         full.append(lengths[letter])
         spelled.append(letter)
         compared += [given[i + own]] if there else []
+    if "b" not in axes or "b" not in unknown:
+        compared = [*given[: max(own, 0)], *compared]
     if "b" in axes and "b" not in unknown:
-        full, spelled = [*(shape.batch or ()), *full], ["*b", *spelled]
-        compared = [*given[: max(own, 0)], *compared]
-    elif "b" not in axes:
-        compared = [*given[: max(own, 0)], *compared]
+        full, spelled = [*shape.batch, *full], ["*b", *spelled]
     if not broadcasts_to(tuple(compared), tuple(full)):
         raise ValueError(
             f"{name} must broadcast to {tuple(full)}, the axes {' '.join(spelled)}. Got shape {given}."

@@ -48,7 +48,8 @@ def explain(call: Call, name: str | None, platform: Platform) -> Explanation:
 
 def run(call: Call, name: str | None) -> Result:
     """The result of the implementation of that name, or of the one that fits best on the platform of the program."""
-    explain(call, name, platform_of(call.logits.query))  # raises where the one asked for can't
+    if name is not None:
+        explain(call, name, platform_of(call.logits.query))  # raises where the one asked for can't
     if not isinstance(call.logits.score, Score):
         return _run(call, name)  # a function of the caller's may look at what changes, so it is called each time
     return _run_compiled(call, name)
@@ -62,7 +63,8 @@ def _run(call: Call, name: str | None) -> Result:
         return chosen(platform).run(call, platform)
 
     def alike(platform: Platform) -> Any:
-        return chosen(platform).name, chosen(platform).program(platform)
+        implementation = chosen(platform)
+        return implementation.name, implementation.program(platform)
 
     result = where_lowered(run_on, call, alike)
     assert call.value is not None
