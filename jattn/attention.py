@@ -12,12 +12,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jattn._engine import checks
 from jattn._engine.platform import platform_of, platforms
 from jattn._engine.pytree import Known
+from jattn._masks import Mask, as_mask
 from jattn.biases import Bias, as_bias
 from jattn.implementations import choice
 from jattn.implementations.call import Call, Result
 from jattn.implementations.choice import Explanation, ImplementationName
 from jattn.logits import Logits, ScoreFn
-from jattn.masks import Mask, as_mask
 from jattn.scores import DotProduct, Modified, Number, Score
 from jattn.statistics import AttentionStatistics, statistics_of, weights_of
 

@@ -16,8 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jattn._engine import checks
+from jattn._engine.axes import over
 from jattn._engine.dtypes import at_least_float32
-from jattn._engine.rule import FunctionRule, Grid, Rule, Shape, function_and_arrays, over
+from jattn._engine.function_rule import FunctionRule, function_and_arrays
+from jattn._engine.grid import Grid
+from jattn._engine.rule import Rule
 
 __all__ = ["Bias", "Grid", "alibi", "alibi_slopes", "dense", "over", "relative", "where"]
 
@@ -28,17 +31,12 @@ class Bias(Rule):
     One of your own is a subclass with a `formula`, whose arrays declare their axes with `jattn.biases.over`.
     """
 
+    gives = ("floating-point numbers", jnp.floating)
     __array_ufunc__ = None  # numpy leaves ``array + bias`` to ``__radd__``
 
     def formula(self, grid: Grid) -> Float[Array, "..."]:
         """What is added to the logit of each query and key of the grid; broadcasts to ``*b h t s``."""
         raise NotImplementedError
-
-    def check(self, shape: Shape) -> None:
-        """Raise ValueError where this bias does not fit so many queries and keys (and batch and heads, if known)."""
-        super().check(shape)
-        if type(self).__module__ != __name__ or isinstance(self, Where):
-            self.check_formula(shape, "floating-point numbers", jnp.floating)
 
     def __add__(self, other: "Bias | Array") -> "Bias":
         return Sum(self, as_bias(other))

@@ -8,9 +8,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jattn import masks
 from jattn._engine import checks
-from jattn._engine.rule import Shape
+from jattn._engine.axes import Shape
+from jattn._masks import Lengths, Mask
 from jattn.attention import Bound, Output, bind
-from jattn.masks import Lengths, Mask
 from jattn.scores import Number
 
 

@@ -19,13 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
+from jattn._engine.axes import Shape, apart, over
 from jattn._engine.checks import is_concrete
 from jattn._engine.dtypes import at_least_float32, widest
 from jattn._engine.extents import Extent, slice_along
-from jattn._engine.rule import Grid, Rule, Shape, apart, grid_of, known_arange, over
+from jattn._engine.grid import Grid, grid_of, known_arange
+from jattn._engine.rule import Rule
+from jattn._masks import Mask
+from jattn._score import Number, Score, is_by_pair
 from jattn.biases import Bias
-from jattn.masks import Mask
-from jattn.scores import Modification, Number, Score, is_by_pair
+from jattn.scores import Modification
 
 __all__ = ["Logits", "ScoreFn", "repeat_heads"]
 

@@ -17,15 +17,18 @@ are equal, and hash alike.
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from jattn import _masks
 from jattn._engine import checks
-from jattn._engine.checks import is_concrete
-from jattn._engine.rule import FunctionRule, Grid, Rule, Shape, function_and_arrays, over
+from jattn._engine.axes import over
+from jattn._engine.function_rule import function_and_arrays
+from jattn._engine.grid import Grid
+from jattn._masks import Mask, as_mask
 
 __all__ = [
     "Grid",
@@ -44,92 +47,6 @@ __all__ = [
     "where",
 ]
 
-Allowed = Bool[Array | np.ndarray, "..."]  # broadcasts to *b h t s; NumPy's where positions are known while tracing
-Keys = bool | Allowed  # *b h 1 s
-
-
-class Mask(Rule):
-    """A rule that says which queries may attend to which keys. Made by the functions of `jattn.masks`.
-
-    One of your own is a subclass with a `formula` and, where it can say so, `reachable`. As a pytree, a mask's
-    integers, strings and functions are structure, its arrays and other masks are children.
-
-        >>> class Checkered(Mask):
-        ...     def formula(self, grid):
-        ...         return (grid.query + grid.key) % 2 == 0
-        >>> print(Checkered().as_array(2, 3).astype(int))
-        [[1 0 1]
-         [0 1 0]]
-    """
-
-    __array_ufunc__ = None  # numpy leaves ``array & mask`` to ``__rand__``
-
-    def formula(self, grid: Grid) -> Allowed:
-        """Whether each query of the grid may attend to each key; broadcasts to ``*b h t s``."""
-        raise NotImplementedError
-
-    def reachable(self, grid: Grid) -> Keys:
-        """The keys that some query of the grid may attend to: True too often perhaps, never False wrongly.
-
-        Whoever computes attention leaves out the others. Written with operators alone, it is computed while tracing
-        where the mask has no data. ``True``: all of them.
-        """
-        return True
-
-    def attended(self, grid: Grid) -> Keys:
-        """Likewise, but of all that say nothing in `reachable`, by their formula."""
-        reachable = self.reachable(grid)
-        if reachable is not True:
-            return reachable
-        return _any_query(self.formula(grid if grid.in_program is None else grid.in_program()))
-
-    def check(self, shape: Shape) -> None:
-        """Raise ValueError where this mask does not fit so many queries and keys (and batch and heads, if known)."""
-        super().check(shape)
-        self.check_values(shape)
-        if type(self).__module__ != __name__ or isinstance(self, Where):
-            self.check_formula(shape, "booleans", jnp.bool_)
-
-    def check_values(self, shape: Shape) -> None:
-        """Raise ValueError for numbers that make no sense, where they are known."""
-
-    def __and__(self, other: "Mask | Array") -> "Mask":
-        return And(self, as_mask(other))
-
-    def __or__(self, other: "Mask | Array") -> "Mask":
-        return Or(self, as_mask(other))
-
-    def __bool__(self) -> bool:
-        raise ValueError("A mask has no truth value. Combine masks with &, | and ~, not with `and`, `or` and `not`.")
-
-    def __invert__(self) -> "Mask":
-        return Not(self)
-
-    __rand__ = __and__
-    __ror__ = __or__
-
-
-def as_mask(mask: Mask | Bool[Array, "..."]) -> Mask:
-    """A mask as it is; a boolean array that broadcasts to ``*b h t s`` as a mask."""
-    if isinstance(mask, Mask):
-        return mask
-    if callable(mask):
-        raise ValueError(
-            f"mask must be a mask or a boolean array. Got the function {mask!r}; call it, or pass jattn.masks.where(f)."
-        )
-    array = checks.array("mask", mask)
-    if array.dtype != jnp.bool_:
-        raise ValueError(
-            f"mask must be boolean, True where a query may attend to a key. Got {array.dtype}. "
-            "Compare it (mask != 0), or pass an additive mask as bias."
-        )
-    if array.ndim < 2:
-        raise ValueError(
-            f"mask must have the axes t s, with heads and batch in front where it has them. Got shape "
-            f"{array.shape}. For one entry a key, write mask[None, :]."
-        )
-    return Dense(array)
-
 
 def causal(offset: int | Int[Array, "*b"] = 0) -> Mask:
     """Each query sees the keys up to its own position: key j where j <= i + offset.
@@ -146,7 +63,7 @@ def causal(offset: int | Int[Array, "*b"] = 0) -> Mask:
          [1 1 1 0 0]
          [1 1 1 1 0]]
     """
-    return Causal(_near(checks.integers("offset", offset)))
+    return _masks.Causal(_near(checks.integers("offset", offset)))
 
 
 def causal_lower_right(t: int, s: int) -> Mask:
@@ -175,7 +92,7 @@ def sliding_window(left: int, right: int, *, offset: int | Int[Array, "*b"] = 0)
          [0 1 1 1 1]]
     """
     left, right = _sides(left, right)
-    return SlidingWindow(_near(left), _near(right), _near(checks.integers("offset", offset)))
+    return _masks.SlidingWindow(_near(left), _near(right), _near(checks.integers("offset", offset)))
 
 
 def _sides(left: Any, right: Any) -> tuple[int, int]:
@@ -217,8 +134,8 @@ def lengths(valid_lens: int | Int[Array, "..."], *, per_query: bool | None = Non
     if per_query and ndim == 0:
         raise ValueError("valid_lens must have a query axis when per_query=True. Got a single length.")
     if per_query:
-        return LengthsPerQuery(jnp.asarray(valid_lens))
-    return Lengths(valid_lens, "valid_lens", by_position=False)
+        return _masks.LengthsPerQuery(jnp.asarray(valid_lens))
+    return _masks.Lengths(valid_lens, "valid_lens", by_position=False)
 
 
 def prefix(n: int | Int[Array, "*b"]) -> Mask:
@@ -232,7 +149,7 @@ def prefix(n: int | Int[Array, "*b"]) -> Mask:
      [1 1 1 0]
      [1 1 1 1]]
     """
-    return Lengths(checks.integers("n", n), "n", by_position=True)
+    return _masks.Lengths(checks.integers("n", n), "n", by_position=True)
 
 
 def segments(query_ids: Int[Array, "*b t"], key_ids: Int[Array, "*b s"] | None = None) -> Mask:
@@ -249,7 +166,7 @@ def segments(query_ids: Int[Array, "*b t"], key_ids: Int[Array, "*b s"] | None =
     """
     query_ids = checks.integer_axis("query_ids", query_ids)
     key_ids = query_ids if key_ids is None else checks.integer_axis("key_ids", key_ids)
-    return Segments(query_ids, key_ids)
+    return _masks.Segments(query_ids, key_ids)
 
 
 def dilated_window(left: int, right: int, dilation: int, *, offset: int | Int[Array, "*b"] = 0) -> Mask:
@@ -268,7 +185,7 @@ def dilated_window(left: int, right: int, dilation: int, *, offset: int | Int[Ar
     dilation = checks.number("dilation", dilation, "[1, inf)", integer=True)
     left, right = _sides(left, right)
     window = sliding_window(left * dilation, right * dilation, offset=offset)
-    return DilatedWindow(window, dilation)  # type: ignore[arg-type]
+    return _masks.DilatedWindow(window, dilation)  # type: ignore[arg-type]
 
 
 def neighbourhood(shape: tuple[int, ...], radius: int | tuple[int, ...]) -> Mask:
@@ -294,7 +211,7 @@ def neighbourhood(shape: tuple[int, ...], radius: int | tuple[int, ...]) -> Mask
     radius = (radius,) * len(shape) if isinstance(radius, int | np.integer) else tuple(radius)
     if len(radius) != len(shape) or not all(map(checks.is_count, radius)):
         raise ValueError(f"radius must be a non-negative integer, or one for each axis of {shape}. Got {radius!r}.")
-    return Neighbourhood(shape, tuple(map(int, radius)))
+    return _masks.Neighbourhood(shape, tuple(map(int, radius)))
 
 
 def where(f: Callable[..., Any], /, *, span: Callable[..., Any] | None = None, **arrays: Any) -> Mask:
@@ -328,7 +245,7 @@ def where(f: Callable[..., Any], /, *, span: Callable[..., Any] | None = None, *
     function, given, axes = function_and_arrays(f, ("query", "key"), arrays)
     if span is not None and not callable(span):
         raise ValueError(f"span must be a function of the first and the last query's position. Got {span!r}.")
-    return Where(function, given, axes, span)
+    return _masks.Where(function, given, axes, span)
 
 
 def dense(array: Bool[Array, "..."]) -> Mask:
@@ -351,179 +268,3 @@ def all_of(*rules: Mask | Bool[Array, "..."] | None) -> Mask | None:
     """
     given = [as_mask(rule) for rule in rules if rule is not None]
     return functools.reduce(operator.and_, given) if given else None
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The rules themselves.
-
-
-class Causal(Mask):
-    offset: int | Array = over("b")
-
-    def formula(self, grid: Grid) -> Allowed:
-        return grid.key <= grid.query + self.offset
-
-    def reachable(self, grid: Grid) -> Keys:
-        return grid.key <= grid.last + self.offset
-
-
-class SlidingWindow(Mask):
-    left: int
-    right: int
-    offset: int | Array = over("b")
-
-    def formula(self, grid: Grid) -> Allowed:
-        position = grid.query + self.offset
-        return (position - self.left <= grid.key) & (grid.key <= position + self.right)
-
-    def reachable(self, grid: Grid) -> Keys:
-        first, last = grid.first + self.offset, grid.last + self.offset
-        return (first - self.left <= grid.key) & (grid.key <= last + self.right)
-
-
-class DilatedWindow(Mask):
-    window: SlidingWindow
-    dilation: int
-
-    def formula(self, grid: Grid) -> Allowed:
-        away = grid.key - grid.query - self.window.offset
-        return self.window.formula(grid) & (away % self.dilation == 0)
-
-    def reachable(self, grid: Grid) -> Keys:
-        return self.window.reachable(grid)
-
-
-class Neighbourhood(Mask):
-    shape: tuple[int, ...]
-    radius: tuple[int, ...]
-
-    def formula(self, grid: Grid) -> Allowed:
-        query, key, near = grid.query, grid.key, []
-        for n, most in zip(reversed(self.shape), reversed(self.radius), strict=True):
-            near.append(abs(query % n - key % n) <= most)
-            query, key = query // n, key // n
-        same_grid = query == key  # if there are several, one after the other
-        return functools.reduce(operator.and_, near, same_grid)
-
-    def reachable(self, grid: Grid) -> Keys:
-        farthest = 0
-        for n, most in zip(self.shape, self.radius, strict=True):
-            farthest = farthest * n + most
-        return (grid.first - farthest <= grid.key) & (grid.key <= grid.last + farthest)
-
-
-class Lengths(Mask):
-    valid_lens: int | Array = over("b")
-    name: str  # what the caller knows it as
-    by_position: bool
-
-    def formula(self, grid: Grid) -> Allowed:
-        return (grid.key if self.by_position else grid.column) < self.valid_lens
-
-    def reachable(self, grid: Grid) -> Keys:
-        return self.formula(grid)
-
-    def name_of(self, field: str) -> str:
-        return self.name
-
-    def check_values(self, shape: Shape) -> None:
-        _check_counts(self.name, self.valid_lens, shape.s)
-
-
-class LengthsPerQuery(Mask):
-    valid_lens: Array = over("bt")
-
-    def formula(self, grid: Grid) -> Allowed:
-        return grid.column < self.valid_lens
-
-    def reachable(self, grid: Grid) -> Keys:
-        return grid.column < self.valid_lens.max(axis=-2, keepdims=True)
-
-    def check_values(self, shape: Shape) -> None:
-        _check_counts("valid_lens", self.valid_lens, shape.s)
-
-
-class Segments(Mask):
-    query_ids: Array = over("bt")
-    key_ids: Array = over("bs")
-
-    def formula(self, grid: Grid) -> Allowed:
-        return self.query_ids == self.key_ids
-
-    def reachable(self, grid: Grid) -> Keys:
-        low, high = (end(self.query_ids, axis=-2, keepdims=True) for end in (jnp.min, jnp.max))
-        return (low <= self.key_ids) & (self.key_ids <= high)
-
-
-class Dense(Mask):
-    mask: Array = over(
-        "bhts",
-        remedy="Insert the axes it lacks: mask[:, None] for a mask *b t s, "
-        "mask[:, None, None] for a mask *b s of keys.",
-    )
-
-    def formula(self, grid: Grid) -> Allowed:
-        return self.mask
-
-
-class Where(FunctionRule, Mask):
-    span: Callable[..., Any] | None
-
-    def formula(self, grid: Grid) -> Allowed:
-        return self.of_rank(self.call(grid.query, grid.key), grid)
-
-    def reachable(self, grid: Grid) -> Keys:
-        if self.span is None:
-            return True
-        low, high = self.span(grid.first, grid.last)
-        return (low <= grid.key) & (grid.key <= high)
-
-
-class Pair(Mask):
-    """Two masks joined entry by entry."""
-
-    a: Mask
-    b: Mask
-    join: ClassVar[Callable[..., Any]]
-
-    def formula(self, grid: Grid) -> Allowed:
-        return self.join(self.a.formula(grid), self.b.formula(grid))
-
-    def reachable(self, grid: Grid) -> Keys:
-        return self.join(self.a.reachable(grid), self.b.reachable(grid))
-
-    def attended(self, grid: Grid) -> Keys:
-        return self.join(self.a.attended(grid), self.b.attended(grid))
-
-
-class And(Pair):
-    join = staticmethod(operator.and_)
-
-
-class Or(Pair):
-    join = staticmethod(operator.or_)
-
-    def reachable(self, grid: Grid) -> Keys:
-        a, b = self.a.reachable(grid), self.b.reachable(grid)
-        return True if a is True or b is True else a | b
-
-
-class Not(Mask):
-    mask: Mask
-
-    def formula(self, grid: Grid) -> Allowed:
-        return ~self.mask.formula(grid)
-
-
-def _any_query(allowed: Allowed) -> Allowed:
-    return allowed if allowed.shape[-2] == 1 else allowed.any(axis=-2, keepdims=True)  # type: ignore[return-value]
-
-
-def _check_counts(name: str, counts: int | Array, s: int) -> None:
-    if is_concrete(counts) and isinstance(s, int):
-        values = np.asarray(counts)
-        low, high = values.min(initial=s), values.max(initial=0)
-        if low < 0 or high > s:
-            raise ValueError(
-                f"{name} must lie between 0 and the number of positions, {s}. Got {low if low < 0 else high}."
-            )

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32, widest
-from jattn.masks import Mask, as_mask
+from jattn._masks import Mask, as_mask
 
 __all__ = ["Pooled", "average", "masked_softmax", "softmax"]
 

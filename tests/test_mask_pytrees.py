@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jattn import masks
-from jattn._engine.rule import Shape, grid_of
+from jattn._engine.axes import Shape
+from jattn._engine.grid import grid_of
 from jattn.masks import causal, dense, lengths, prefix, segments, sliding_window
 from tests import strategies
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jattn import nadaraya_watson
-from jattn.scores import Gaussian, Products
+from jattn._kernels import Products
+from jattn.scores import Gaussian
 
 T, S, D, E = 300, 500, 3, 2  # more pairs than the dense implementation takes
 REACH = 16  # bandwidths

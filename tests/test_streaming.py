@@ -11,8 +11,8 @@ from jax.test_util import check_grads
 import jattn
 from jattn import attention, masks, scores
 from jattn._engine import pairwise, plan
+from jattn._engine.axes import over
 from jattn._engine.platform import ACCELERATOR, CPU
-from jattn._engine.rule import over
 from jattn.implementations import choice, streaming
 from jattn.masks import Mask
 

@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jattn._engine.loops import broadcast_map, largest_divisor, side_by_side
 from jattn._engine.plan import Block, Group, key_ranges, plan
 from jattn._engine.platform import Platform
+from jattn._masks import And, Causal, Lengths, Mask, SlidingWindow
 from jattn.implementations.call import Call, Implementation, Result
 from jattn.logits import Logits, harmless
-from jattn.masks import And, Causal, Lengths, Mask, SlidingWindow
 from jattn.scores import DotProduct
 
 _SMALL = 2**24  # entries of a mask up to which the whole takes no longer than blocks

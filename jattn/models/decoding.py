@@ -16,8 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jattn._engine import checks
+from jattn._engine.axes import Shape
 from jattn._engine.dtypes import at_least_float32
-from jattn._engine.rule import Shape
 from jattn.masks import lengths
 from jattn.models.translation import DecoderState, Seq2Seq
 

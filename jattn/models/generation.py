@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int
 
 from jattn._engine import checks
-from jattn._engine.rule import Shape
+from jattn._engine.axes import Shape
 from jattn.masks import lengths
 from jattn.models.gpt2 import GPT2
 from jattn.models.llama import Llama
