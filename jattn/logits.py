@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jattn._engine.axes import Shape, apart, over
@@ -84,7 +85,7 @@ class Logits(Rule):
         batch, h, _, s = self.shape
         attended = self.attended()
         if self.by_pair:
-            key = harmless(self.key, attended)
+            key = harmless_keys(self.key, attended)
             key = repeat_heads(key, h) if heads is None else key[..., heads // (h // key.shape[-2]), :]
             x = self.score(_take(_take(self.query, queries, -3), heads, -2), key)
         else:  # a function of the caller's may depend on positions and heads, so it sees all of them
@@ -208,7 +209,7 @@ class Logits(Rule):
                 attended = repeat_heads(attended, h) if attended.shape[-2] != 1 else attended
             x = _scores(self.score, self.query, repeat_heads(self.key, h), attended)
         else:
-            x = self.score(self.query, repeat_heads(harmless(self.key, attended), h))
+            x = self.score(self.query, repeat_heads(harmless_keys(self.key, attended), h))
         if jnp.shape(x) != (*batch, h, t, s):
             raise ValueError(
                 f"score must return the shape {(*batch, h, t, s)}, the axes *b h t s. Got shape {jnp.shape(x)}."
@@ -228,13 +229,41 @@ def _scores(score: Score, query: Array, key: Array, attended: Array | None) -> A
 @_scores.defjvp
 def _scores_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     score, query, key, attended = primals
-    _, tangent = jax.jvp(lambda *x: x[0](*x[1:]), (score, query, harmless(key, attended)), tangents[:3])
+    _, tangent = jax.jvp(lambda *x: x[0](*x[1:]), (score, query, harmless_keys(key, attended)), tangents[:3])
     return score(query, key), tangent
 
 
-def harmless(x: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"] | None) -> Float[Array, "*b s k d"]:
-    """Keys or values with zeros in the place of those that nobody attends to, since 0 times NaN is NaN."""
-    return x if attended is None else jnp.where(attended, x, 0)
+def harmless_keys(
+    key: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"] | None, *, unless_all: bool = False
+) -> Float[Array, "*b s k d"]:
+    """Keys with ones in the place of those that nobody attends to, which may be NaN or infinite.
+
+    Not zeros, where a norm, a logarithm or a quotient in a score of the caller's has no derivative. ``unless_all``: a
+    pass over them is worth asking first whether all are attended to.
+    """
+    return key if attended is None else _replaced(key, attended, 1, unless_all)
+
+
+def harmless_values(
+    value: Float[Array, "*b s k e"], attended: Bool[Array, "*#b #s #k 1"] | None, *, unless_all: bool = False
+) -> Float[Array, "*b s k e"]:
+    """Likewise with zeros, since they are multiplied by weights that are zero."""
+    return value if attended is None else _replaced(value, attended, 0, unless_all)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _replaced(x: Array, attended: Array, number: int, unless_all: bool) -> Array:
+    """Its derivative is that of x itself, as weights that are zero rule out the rest: no further pass backward."""
+
+    def replaced(x: Array) -> Array:
+        return jnp.where(attended, x, jnp.asarray(number, x.dtype))
+
+    return lax.cond(jnp.all(attended), lambda x: x, replaced, x) if unless_all else replaced(x)
+
+
+@_replaced.defjvp
+def _replaced_jvp(number: int, unless_all: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    return _replaced(*primals, number, unless_all), tangents[0]
 
 
 def repeat_heads(x: Shaped[Array, "*b s k d"], h: int) -> Shaped[Array, "*b s h d"]:

@@ -156,6 +156,40 @@ def test_what_nobody_attends_to_may_hold_anything(mask):
                     np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)
 
 
+class Cosine(scores.Score):
+    """A user's own, whose derivative is NaN at a key of zeros."""
+
+    by_pair = True
+
+    def __call__(self, query, key):
+        def direction(x):
+            return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+        return scores.DotProduct(1.0)(direction(query), direction(key))
+
+
+@pytest.mark.parametrize("implementation", ["dense", "streaming"])
+@pytest.mark.parametrize("padding", [1.0, 0.0, np.nan])
+def test_padding_under_a_score_without_a_derivative_at_zero(padding, implementation):
+    query, key, value = query_key_value()
+    n = 30
+
+    def f(query, key, value, mask):
+        return jattn.attention(query, key, value, score=Cosine(), mask=mask, implementation=implementation)
+
+    def padded(x):
+        return jnp.concatenate([x, jnp.full((B, S - n, *x.shape[2:]), padding)], axis=1)
+
+    expected, pull = jax.vjp(lambda *x: f(*x, None), query, key[:, :n], value[:, :n])
+    cotangent = normal(3, *expected.shape)
+    output, pull_padded = jax.vjp(
+        lambda query, key, value: f(query, padded(key), padded(value), masks.lengths(n)),
+        query, key[:, :n], value[:, :n],
+    )  # fmt: skip
+    for x, y in zip((output, *pull_padded(cotangent)), (expected, *pull(cotangent)), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-12)
+
+
 @pytest.mark.parametrize("mask", ["causal", "lengths per query", "segments", "window"])
 def test_no_queries(mask):
     query, key, value = query_key_value()

@@ -22,7 +22,7 @@ from jattn._engine.plan import Block, Group, key_ranges, plan
 from jattn._engine.platform import Platform
 from jattn._masks import And, Causal, Lengths, Mask, SlidingWindow
 from jattn.implementations.call import Call, Implementation, Result
-from jattn.logits import Logits, harmless
+from jattn.logits import Logits
 from jattn.scores import DotProduct
 
 _SMALL = 2**24  # entries of a mask up to which the whole takes no longer than blocks
@@ -80,7 +80,9 @@ class Cudnn(Implementation):
         assert call.value is not None
         scale: Any = score.scale  # a number, or it had been refused
         attended = logits.attended()
-        key, value = harmless(logits.key, attended), harmless(call.value, attended)
+        key, value = logits.key, call.value
+        if attended is not None:  # also in the derivative, since the kernel's may overflow there
+            key, value = (jnp.where(attended, x, 0) for x in (key, value))
         shape = logits.query.shape
         query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (logits.query, key, value))
         arguments = _arguments(logits)
