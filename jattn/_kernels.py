@@ -1,4 +1,4 @@
-"""Scores that are the logarithms of kernels, which `jattn.scores` exports."""
+"""Scores that are the logarithms of kernels, which `jattn.scores` exports; and the products that stand in for one."""
 
 from typing import ClassVar
 

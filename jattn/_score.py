@@ -11,7 +11,7 @@ Number = float | Float[Array, ""]
 
 
 class Score(Pytree):
-    """The base of the scores below: widths they accept, what to compute once a token, the pairs of one head.
+    """The base of the scores: widths they accept, what to compute once a token, the pairs of one head.
 
     A subclass is a frozen dataclass without more ado. As a pytree, a score's integers, strings and functions are
     structure, all else is children.
@@ -69,4 +69,5 @@ def is_by_pair(score: Any) -> bool:
 
 
 def heads_first(x: Float[Array, "*b t h d"]) -> Float[Array, "*b h t d"]:
+    """Heads before positions, as the logits have them."""
     return jnp.moveaxis(x, -2, -3)

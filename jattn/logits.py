@@ -85,7 +85,7 @@ class Logits(Rule):
         batch, h, _, s = self.shape
         attended = self.attended()
         if self.by_pair:
-            key = harmless_keys(self.key, attended)
+            key = harmless(self.key, attended, 1)
             key = repeat_heads(key, h) if heads is None else key[..., heads // (h // key.shape[-2]), :]
             x = self.score(_take(_take(self.query, queries, -3), heads, -2), key)
         else:  # a function of the caller's may depend on positions and heads, so it sees all of them
@@ -209,7 +209,7 @@ class Logits(Rule):
                 attended = repeat_heads(attended, h) if attended.shape[-2] != 1 else attended
             x = _scores(self.score, self.query, repeat_heads(self.key, h), attended)
         else:
-            x = self.score(self.query, repeat_heads(harmless_keys(self.key, attended), h))
+            x = self.score(self.query, repeat_heads(harmless(self.key, attended, 1), h))
         if jnp.shape(x) != (*batch, h, t, s):
             raise ValueError(
                 f"score must return the shape {(*batch, h, t, s)}, the axes *b h t s. Got shape {jnp.shape(x)}."
@@ -229,26 +229,19 @@ def _scores(score: Score, query: Array, key: Array, attended: Array | None) -> A
 @_scores.defjvp
 def _scores_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     score, query, key, attended = primals
-    _, tangent = jax.jvp(lambda *x: x[0](*x[1:]), (score, query, harmless_keys(key, attended)), tangents[:3])
+    _, tangent = jax.jvp(lambda *x: x[0](*x[1:]), (score, query, harmless(key, attended, 1)), tangents[:3])
     return score(query, key), tangent
 
 
-def harmless_keys(
-    key: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"] | None, *, unless_all: bool = False
+def harmless(
+    x: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"] | None, number: int, *, unless_all: bool = False
 ) -> Float[Array, "*b s k d"]:
-    """Keys with ones in the place of those that nobody attends to, which may be NaN or infinite.
+    """Keys or values with a number in the place of those that nobody attends to, which may be NaN or infinite.
 
-    Not zeros, where a norm, a logarithm or a quotient in a score of the caller's has no derivative. ``unless_all``: a
-    pass over them is worth asking first whether all are attended to.
+    Zero for values, as 0 times NaN is NaN. One for keys, as a norm, a logarithm or a quotient in a score of the
+    caller's has no derivative at zero. ``unless_all``: ask first whether all are attended to, which spares the pass.
     """
-    return key if attended is None else _replaced(key, attended, 1, unless_all)
-
-
-def harmless_values(
-    value: Float[Array, "*b s k e"], attended: Bool[Array, "*#b #s #k 1"] | None, *, unless_all: bool = False
-) -> Float[Array, "*b s k e"]:
-    """Likewise with zeros, since they are multiplied by weights that are zero."""
-    return value if attended is None else _replaced(value, attended, 0, unless_all)
+    return x if attended is None else _replaced(x, attended, number, unless_all)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
