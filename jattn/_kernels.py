@@ -21,6 +21,15 @@ class Products(Score):
         return jnp.matmul(query, key.T, precision=lax.Precision.HIGHEST)
 
 
+class Given(Score):
+    """Logits that are there already."""
+
+    logits: Float[Array, "*b h t s"]
+
+    def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
+        return self.logits
+
+
 class _Kernel(Score):
     """A kernel of the scaled distance between query and key, ``log K(u)`` with ``u = |query - key| / bandwidth``.
 

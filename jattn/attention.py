@@ -18,7 +18,7 @@ from jattn.implementations import choice
 from jattn.implementations.call import Call, Result
 from jattn.implementations.choice import Explanation, ImplementationName
 from jattn.logits import Logits, ScoreFn
-from jattn.scores import DotProduct, Modified, Number, Score
+from jattn.scores import DotProduct, Modified, Number
 from jattn.statistics import AttentionStatistics, statistics_of, weights_of
 
 __all__ = ["Bound", "attention", "attention_statistics", "attention_weights", "bind", "explain"]
@@ -93,18 +93,16 @@ class Bound:
             None if x is None else tuple(checks.selection(name, x, n).tolist())
             for name, x, n in (("heads", heads, h), ("queries", queries, t))
         ]
-        return (_weights_compiled if isinstance(logits.score, Score) else _weights)(logits, *chosen)
+        return _weights(logits.called(), *chosen)
 
     def statistics(self) -> AttentionStatistics:
         """Entropy and the like, as `attention_statistics` returns them."""
         return statistics_of(self.call.logits)
 
 
+@functools.partial(jax.jit, static_argnames=("heads", "queries"))
 def _weights(logits: Logits, heads: tuple[int, ...] | None, queries: tuple[int, ...] | None) -> Array:
     return weights_of(*logits.chosen(*(None if x is None else np.asarray(x, int) for x in (heads, queries))))
-
-
-_weights_compiled = functools.partial(jax.jit, static_argnames=("heads", "queries"))(_weights)
 
 
 def bind(

@@ -26,6 +26,7 @@ from jattn._engine.dtypes import at_least_float32, widest
 from jattn._engine.extents import Extent, slice_along
 from jattn._engine.grid import Grid, grid_of, known_arange
 from jattn._engine.rule import Rule
+from jattn._kernels import Given
 from jattn._masks import Mask
 from jattn._score import Number, Score, is_by_pair
 from jattn.biases import Bias
@@ -71,6 +72,21 @@ class Logits(Rule):
         plain = self.modification is None and self.bias is None and self.mask is None
         return plain and isinstance(self.score, Score) and self.score.reaches_all and self.key.shape[-3] != 0
 
+    def called(self) -> "Logits":
+        """The same logits, with the scores that a function of the caller's returns in its place.
+
+        It may look at what changes, so it is called each time and is no part of a program that is compiled once.
+        """
+        if isinstance(self.score, Score):
+            return self
+        batch, h, t, s = self.shape
+        x = self.score(self.query, repeat_heads(harmless(self.key, self.attended(), 1), h))
+        if jnp.shape(x) != (*batch, h, t, s):
+            raise ValueError(
+                f"score must return the shape {(*batch, h, t, s)}, the axes *b h t s. Got shape {jnp.shape(x)}."
+            )
+        return dataclasses.replace(self, score=Given(jnp.asarray(x)))
+
     def matrix(self, attended: Bool[Array, "..."] | None = None) -> Float[Array, "*b h t s"]:
         """All logits, in float32 or wider; without harm from keys that are not `attended`."""
         batch, _, t, s = self.shape
@@ -88,7 +104,7 @@ class Logits(Rule):
             key = harmless(self.key, attended, 1)
             key = repeat_heads(key, h) if heads is None else key[..., heads // (h // key.shape[-2]), :]
             x = self.score(_take(_take(self.query, queries, -3), heads, -2), key)
-        else:  # a function of the caller's may depend on positions and heads, so it sees all of them
+        else:  # it may depend on positions and heads, so it sees all of them
             x = _take(_take(self._scores(attended), heads, -3), queries, -2)
         rules = self.aligned(len(batch)).take(heads, queries)
         grid = rules.grid(x.shape[-2], s, ndim=len(batch) + 3)
@@ -204,7 +220,7 @@ class Logits(Rule):
     def _scores(self, attended: Bool[Array, "..."] | None) -> Array:
         batch, h, t, s = self.shape
         # The derivatives of a modification and of the soft cap look at the logits, so these must be numbers.
-        if isinstance(self.score, Score) and self.modification is None and self.logits_soft_cap is None:
+        if self.modification is None and self.logits_soft_cap is None:
             if attended is not None:
                 attended = repeat_heads(attended, h) if attended.shape[-2] != 1 else attended
             x = _scores(self.score, self.query, repeat_heads(self.key, h), attended)

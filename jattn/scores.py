@@ -110,12 +110,14 @@ class Additive(Score):
     w_value: Float[Array, "n"]
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
-        return _hidden_score(heads_first(query @ self.w_query), heads_first(key @ self.w_key), self.w_value)
+        query, key, score = self.prepare(query, key)
+        return score(query, key)
 
     def prepare(
         self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s k d"]
     ) -> tuple[Float[Array, "*b t h n"], Float[Array, "*b s k n"], Score]:
-        return query @ self.w_query, key @ self.w_key, _Hidden(self.w_value)
+        query, key = jnp.matmul(*in_one_dtype(query, self.w_query)), jnp.matmul(*in_one_dtype(key, self.w_key))
+        return query, key, _Hidden(self.w_value)
 
     def check(self, query_width: int, key_width: int) -> None:
         for name in ("w_query", "w_key", "w_value"):
@@ -137,16 +139,14 @@ class _Hidden(Score):
     by_pair: ClassVar[bool] = True
     w_value: Float[Array, "n"]
 
-    def pairs(self, query: Float[Array, "t n"], key: Float[Array, "s n"]) -> Float[Array, "t s"]:
-        return _hidden_score(query, key, self.w_value)
+    def __call__(self, query: Float[Array, "*b t h n"], key: Float[Array, "*b s h n"]) -> Float[Array, "*b h t s"]:
+        return self.pairs(heads_first(query), heads_first(key))
 
-
-def _hidden_score(
-    query: Float[Array, "*b t n"], key: Float[Array, "*b s n"], w_value: Float[Array, "n"]
-) -> Float[Array, "*b t s"]:
-    """``w_value . tanh(query + key)``"""
-    dtype = at_least_float32(query, key, w_value)
-    return sum_over_features(tanh_of_sum, query.astype(dtype), key.astype(dtype), jnp.asarray(w_value, dtype))
+    def pairs(self, query: Float[Array, "*b t n"], key: Float[Array, "*b s n"]) -> Float[Array, "*b t s"]:
+        """``w_value . tanh(query + key)``"""
+        dtype = at_least_float32(query, key, self.w_value)
+        w_value = jnp.asarray(self.w_value, dtype)
+        return sum_over_features(tanh_of_sum, query.astype(dtype), key.astype(dtype), w_value)
 
 
 class Constant(Score):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jattn._engine.dtypes import at_least_float32
 from jattn._engine.platform import Platform, where_lowered
 from jattn.implementations.call import Call
 from jattn.implementations.streaming import Streaming, stream
@@ -33,17 +34,17 @@ def weights_of(x: Float[Array, "*b h t s"], sinks: Float[Array, "*#b h #t"] | No
 
 def statistics_of(logits: Logits) -> AttentionStatistics:
     """The statistics of the weights under these logits."""
-    if not logits.by_pair:
-        return _of_matrix(logits)
-    return _compiled(logits)
+    return _statistics(logits.called())
 
 
 @jax.jit
-def _compiled(logits: Logits) -> AttentionStatistics:
+def _statistics(logits: Logits) -> AttentionStatistics:
+    if not logits.by_pair:
+        return _of_matrix(logits)
     key = repeat_heads(logits.key, logits.query.shape[-2])  # as each query head has weights of its own
     logits = dataclasses.replace(logits, key=key)
     # A column's sum is the derivative of all outputs for its value.
-    value = jnp.ones((*key.shape[:-1], 1), jnp.promote_types(logits.query.dtype, jnp.float32))
+    value = jnp.ones((*key.shape[:-1], 1), at_least_float32(logits.query))
     call = Call(logits, value)
     streaming = Streaming()
 

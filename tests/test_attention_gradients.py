@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.test_util import check_grads
 
-from jattn import additive_attention, attention, masks, scores
+from jattn import additive_attention, attention, biases, masks, nn, scores
 
 B, T, S, H, K, D, E = 2, 5, 7, 4, 2, 3, 6
 EMPTY = 3  # a query that may attend to nothing, in the first example only
@@ -198,3 +199,45 @@ def test_second_order_through_an_empty_row():
     assert_zero(curvature[:, 0])
     assert all_finite(curvature)
     assert jnp.abs(curvature[:, 2:]).max() > 0
+
+
+@pytest.fixture
+def taylor(monkeypatch):
+    """``jax.experimental.jet``, which in JAX 0.10 to 0.12 fails with any custom derivative, that of relu too."""
+    core = pytest.importorskip("jax._src.core")
+    jet = pytest.importorskip("jax.experimental.jet")
+
+    def process_custom_jvp_call(self, primitive, fun, jvp, tracers, /, **options):
+        with core.set_current_trace(self):
+            return fun.call_wrapped(*tracers)
+
+    try:
+        jet.jet(jax.nn.relu, (jnp.ones(3),), ((jnp.ones(3),),))
+    except (AttributeError, jax.errors.UnexpectedTracerError):
+        monkeypatch.setattr(jet.JetTrace, "process_custom_jvp_call", process_custom_jvp_call)
+    return jet.jet
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: attention(x, x, x, mask=masks.causal(offset=-2), sinks=jnp.ones(H), logits_soft_cap=3.0),
+        lambda x: attention(x, x, x, mask=masks.lengths(jnp.array([2, 0])), bias=biases.alibi(H)),
+        nn.LayerNorm(D, rngs=nnx.Rngs(0)),
+        nn.RMSNorm(D, rngs=nnx.Rngs(0)),
+    ],
+    ids=["rows without keys", "examples without keys", "LayerNorm", "RMSNorm"],
+)
+def test_taylor_mode(taylor, f):
+    """Of a curve with a velocity and an acceleration, against derivatives taken one after the other."""
+    x, velocity, acceleration = (normal(seed, B, T, H, D) for seed in range(3))
+
+    def along(t):
+        return f(x + t * velocity + t**2 / 2 * acceleration)
+
+    first = jax.jacfwd(along)
+    output, series = taylor(f, (x,), ((velocity, acceleration),))
+    np.testing.assert_allclose(output, f(x), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(series[0], first(0.0), rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(series[1], jax.jacfwd(first)(0.0), rtol=1e-10, atol=1e-10)

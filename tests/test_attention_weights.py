@@ -7,6 +7,8 @@ import pytest
 
 from jattn import attention, attention_weights, masks, scores
 
+pytestmark = pytest.mark.core
+
 B, T, S, H, D, E = 2, 5, 7, 4, 3, 6
 
 

@@ -11,6 +11,8 @@ from jax.test_util import check_grads
 from jattn import attention, masks
 from jattn._engine.dropout import dropout_keep, threefry2x32
 
+pytestmark = pytest.mark.core
+
 B, T, S, H, D, E = 2, 5, 7, 4, 3, 6
 RATE = 0.3
 RNG = jax.random.key(0)
@@ -91,6 +93,7 @@ def test_the_expectation_is_the_output_without_dropout():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.needs_jit
 def test_gradients():
     """The same weights are dropped in each evaluation, so that finite differences are possible."""
     mask, bias = masks.causal(offset=-1), normal(3, H, T, S)

@@ -16,6 +16,8 @@ from jattn._engine.grid import grid_of
 from jattn.masks import causal, dense, lengths, prefix, segments, sliding_window
 from tests import strategies
 
+pytestmark = pytest.mark.core
+
 T, S = 5, 7
 EACH = {
     "causal": causal(offset=1),
@@ -82,6 +84,7 @@ def test_structure_does_not_depend_on_what_the_leaves_are(mask):
         pytest.param(causal() & ~lengths(jnp.array([2])), causal() & ~lengths(jnp.array([5])), id="combination"),
     ],
 )
+@pytest.mark.needs_jit
 def test_new_data_does_not_recompile(first, second):
     as_array, traces = traced(lambda mask: mask.as_array(T, S))
     for mask in (first, second):
@@ -89,6 +92,7 @@ def test_new_data_does_not_recompile(first, second):
     assert len(traces) == 1
 
 
+@pytest.mark.needs_jit
 def test_python_integers_are_static():
     as_array, traces = traced(lambda mask: mask.as_array(T, S))
     for mask in (causal(offset=1), causal(offset=1), causal(offset=2)):
@@ -164,6 +168,7 @@ def test_alike_masks_are_equal(mask):
     assert all(mask != other for other in EACH.values() if other is not mask)
 
 
+@pytest.mark.needs_jit
 def test_a_mask_as_a_static_argument_is_traced_once():
     traces = []
 

@@ -7,6 +7,8 @@ import pytest
 from jattn import masks
 from jattn.masks import causal, causal_lower_right, dense, lengths, prefix, segments, sliding_window
 
+pytestmark = pytest.mark.core
+
 
 def matrix(*rows: str) -> np.ndarray:
     """``matrix("10", "11")``: one string a query, one character a key."""

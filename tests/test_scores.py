@@ -1,5 +1,7 @@
 """Every score against plain float64 NumPy."""
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,16 @@ from jax.test_util import check_grads
 from jattn import scores
 from jattn.softmax import masked_softmax
 from tests import oracle
+
+pytestmark = pytest.mark.core
+
+
+@pytest.fixture(autouse=True)
+def _infinite_logits_are_meant() -> Iterator[None]:
+    """A kernel of compact support scores minus infinity, where `debug_infs` stops, as it should."""
+    with jax.debug_infs(False):
+        yield
+
 
 B, T, S, H, D = 2, 5, 7, 3, 4
 KERNELS = {"gaussian": scores.Gaussian, "boxcar": scores.Boxcar, "epanechnikov": scores.Epanechnikov}
@@ -132,6 +144,7 @@ def test_widths_may_differ():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("width", [16, 37])
+@pytest.mark.needs_jit
 def test_as_many_features_as_are_summed_in_chunks(width):
     query, key = query_and_key(width=width)
     weights = [jnp.asarray(normal(i, *shape)) for i, shape in enumerate([(width, width), (width, width), (width,)])]
@@ -199,6 +212,7 @@ def test_boxcar_is_flat():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["dot product, scale", "additive", "gaussian, per feature", "gaussian, factor"])
+@pytest.mark.needs_jit
 def test_gradients(name):
     """Of query, key and the score's own parameters, the score being a pytree, to second order."""
     score, _ = cases()[name]

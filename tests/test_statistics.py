@@ -7,7 +7,7 @@ import pytest
 
 from jattn import attention_statistics, attention_weights, masks, scores
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("x64")]
 
 B, T, S, H, K, D = 2, 300, 500, 4, 2, 8
 
@@ -51,6 +51,7 @@ def test_those_of_the_weights(arguments):
         np.testing.assert_allclose(x, expected[name], rtol=0, atol=1e-11, err_msg=name)
 
 
+@pytest.mark.needs_jit
 def test_linear_memory():
     def scratch(t: int) -> int:
         x = jax.ShapeDtypeStruct((t, 1, 16), jnp.float32)

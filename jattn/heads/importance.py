@@ -13,6 +13,7 @@ from flax.errors import TraceContextError
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jattn._engine import checks
+from jattn._engine.dtypes import at_least_float32
 from jattn.heads.gates import counts, gated
 from jattn.heads.metrics import METRICS, asked_for
 from jattn.heads.result import Importance, Row
@@ -183,5 +184,5 @@ _PASSES: dict[Any, tuple[str, ...]] = {
 
 
 def _ones(model: nnx.Module) -> dict[str, Array]:
-    dtype = jnp.promote_types(jax.tree.leaves(nnx.state(model, nnx.Param))[0].dtype, jnp.float32)
+    dtype = at_least_float32(jax.tree.leaves(nnx.state(model, nnx.Param))[0])
     return {path: jnp.ones(h, dtype) for path, h in counts(model).items()}

@@ -1,5 +1,6 @@
 """Which implementation computes a call: what each one cannot honour, and which is chosen, where it is lowered."""
 
+import dataclasses
 import functools
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,6 @@ from jattn.implementations.call import Call, Implementation, Result
 from jattn.implementations.cudnn import Cudnn
 from jattn.implementations.dense import Dense
 from jattn.implementations.streaming import Streaming
-from jattn.scores import Score
 
 ImplementationName = Literal["dense", "streaming", "cudnn"]
 
@@ -50,11 +50,10 @@ def run(call: Call, name: str | None) -> Result:
     """The result of the implementation of that name, or of the one that fits best on the platform of the program."""
     if name is not None:
         explain(call, name, platform_of(call.logits.query))  # raises where the one asked for can't
-    if not isinstance(call.logits.score, Score):
-        return _run(call, name)  # a function of the caller's may look at what changes, so it is called each time
-    return _run_compiled(call, name)
+    return _run(dataclasses.replace(call, logits=call.logits.called()), name)
 
 
+@functools.partial(jax.jit, static_argnames="name")
 def _run(call: Call, name: str | None) -> Result:
     def chosen(platform: Platform) -> Implementation:
         return _BY_NAME[name or explain(call, None, platform).implementation]
@@ -69,9 +68,6 @@ def _run(call: Call, name: str | None) -> Result:
     result = where_lowered(run_on, call, alike)
     assert call.value is not None
     return result._replace(output=_gated(result.output, call.head_gates).astype(call.value.dtype))
-
-
-_run_compiled = functools.partial(jax.jit, static_argnames="name")(_run)
 
 
 def _gated(output: Array, gates: Array | None) -> Array:

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jattn._engine import checks
+from jattn._engine.dtypes import at_least_float32
 from jattn.nn.layers import embedding
 
 
@@ -115,6 +116,6 @@ def rotary(
 
 def _angles(positions: Int[Array, "*b t"], d: int, base: float, dtype: Any) -> Float[Array, "*b t pair"]:
     """Position times frequency, in float32 or wider: lower precision loses late positions."""
-    dtype = jnp.promote_types(dtype, jnp.float32)
+    dtype = at_least_float32(dtype)
     frequencies = base ** (-jnp.arange(0, d, 2, dtype=dtype) / d)
     return positions[..., None].astype(dtype) * frequencies

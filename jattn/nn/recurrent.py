@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn._engine.axes import Shape
+from jattn._engine.dtypes import widest
 from jattn.masks import lengths
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.layers import Initializer, Linear, default_bias_init, default_kernel_init
@@ -140,5 +141,5 @@ class GRU(nnx.Module):
 
     def initial_state(self, b: int, dtype: Any = jnp.float32) -> Float[Array, "l b n"]:
         """Zeros, of the type that the layers compute in for inputs of ``dtype``."""
-        dtype = self.layers[0].input.dtype or jnp.promote_types(dtype, self.layers[0].input.kernel.dtype)
+        dtype = self.layers[0].input.dtype or widest(dtype, self.layers[0].input.kernel.dtype)
         return jnp.zeros((len(self.layers), b, self.hidden_features), dtype)

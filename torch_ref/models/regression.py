@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from torch_ref.attention import single_head_attention
 from torch_ref.nn import LearnedPositions, TransformerBlock
+from torch_ref.single_head import single_head_attention
 
 
 class AttentionRegressor(nn.Module):

@@ -5,10 +5,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from torch_ref.attention import attention, single_head_attention
+from torch_ref.attention import attention
 from torch_ref.masks import all_of, lengths
 from torch_ref.nn.positions import rotary
 from torch_ref.scores import additive
+from torch_ref.single_head import single_head_attention
 
 
 def draw_keep(dropout_rate: float, training: bool, like: Tensor, *shape: int) -> Tensor | None:

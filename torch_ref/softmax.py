@@ -28,6 +28,16 @@ def masked_logsumexp(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.where(allowed.any(-1), torch.logsumexp(logits, dim=-1), -math.inf)
 
 
+def softmax_beside_sinks(logits: Tensor, mask: Tensor | None, sinks: Tensor | None) -> Tensor:
+    """The weights "*b h t s", with the sinks as the logits of one more key, which every query may attend to."""
+    if sinks is None:
+        return masked_softmax(logits, mask)
+    one_more = sinks.to(logits.dtype)[..., None, None].expand(*logits.shape[:-1], 1)
+    if mask is not None:
+        mask = torch.cat([mask.expand(logits.shape), torch.ones_like(one_more, dtype=torch.bool)], dim=-1)
+    return masked_softmax(torch.cat([logits, one_more], dim=-1), mask)[..., :-1]
+
+
 def _only_allowed(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits with -inf at the keys that are not allowed, and where they are allowed."""
     logits = at_least_float32(logits)
