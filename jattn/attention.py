@@ -100,7 +100,7 @@ class Bound:
         return statistics_of(self.call.logits)
 
 
-@functools.partial(jax.jit, static_argnames=("heads", "queries"))
+@functools.partial(jax.jit, static_argnames=("heads", "queries"), inline=True)
 def _weights(logits: Logits, heads: tuple[int, ...] | None, queries: tuple[int, ...] | None) -> Array:
     return weights_of(*logits.chosen(*(None if x is None else np.asarray(x, int) for x in (heads, queries))))
 

@@ -73,7 +73,8 @@ def masked_softmax(
     return _of_allowed(logits, allowed)
 
 
-@jax.jit  # so that the minus infinity never leaves a compiled program, which jax_debug_infs would reject
+# Compiled, so that the minus infinity never leaves a program, which jax_debug_infs would reject.
+@functools.partial(jax.jit, inline=True)
 def _of_allowed(logits: Array, allowed: Array | None) -> Array:
     x = logits.astype(at_least_float32(logits))
     return softmax(x if allowed is None else jnp.where(allowed, x, -jnp.inf))[0]

@@ -1,6 +1,7 @@
 """What the weights of attention look like, without the weights: numbers of each row and column, in linear memory."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +38,7 @@ def statistics_of(logits: Logits) -> AttentionStatistics:
     return _statistics(logits.called())
 
 
-@jax.jit
+@functools.partial(jax.jit, inline=True)
 def _statistics(logits: Logits) -> AttentionStatistics:
     if not logits.by_pair:
         return _of_matrix(logits)

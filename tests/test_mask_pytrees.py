@@ -40,7 +40,7 @@ def traced(function):
     traces = []
 
     def counted(*args):
-        traces.append(args)
+        traces.append(None)
         return function(*args)
 
     return jax.jit(counted), traces

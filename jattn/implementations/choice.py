@@ -53,7 +53,7 @@ def run(call: Call, name: str | None) -> Result:
     return _run(dataclasses.replace(call, logits=call.logits.called()), name)
 
 
-@functools.partial(jax.jit, static_argnames="name")
+@functools.partial(jax.jit, static_argnames="name", inline=True)
 def _run(call: Call, name: str | None) -> Result:
     def chosen(platform: Platform) -> Implementation:
         return _BY_NAME[name or explain(call, None, platform).implementation]
