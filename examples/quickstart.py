@@ -35,7 +35,7 @@ from jattn import nadaraya_watson, plots
 from jattn.masks import sliding_window
 from jattn.models import DigitsClassifier
 from jattn.nn import NadarayaWatson
-from jattn.torch_weights import load_state_dict, state_dict, to_numpy
+from jattn.weights import load_state_dict, state_dict, to_numpy
 
 console = Console()
 

@@ -43,7 +43,7 @@ theirs = torch.nn.MultiheadAttention(10, num_heads=5, bias=False, batch_first=Tr
 ours = jattn.nn.MultiHeadAttention(num_heads=5, in_features=10, rngs=nnx.Rngs(0))
 q, k, v = theirs.in_proj_weight.chunk(3)  # PyTorch stacks the three projections in one matrix
 tensors = {"query.weight": q, "key.weight": k, "value.weight": v, "out.weight": theirs.out_proj.weight}
-jattn.torch_weights.load_state_dict(ours, tensors)
+jattn.weights.load_state_dict(ours, tensors)
 
 tx, ty, may_not = torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(padding)
 torch_output, _ = theirs(tx, ty, ty, key_padding_mask=may_not)  # PyTorch: True where a query may NOT attend
@@ -59,12 +59,12 @@ close(jattn_output, torch_output)
 # $$y = x W^\top + b, \qquad y_i = \sum_j W_{ij}\, x_j + b_i .$$
 #
 # PyTorch stores $W$, of shape $(3, 4)$: one row for each output. Flax stores the kernel $W^\top$, of shape $(4, 3)$, so
-# that input comes before output, as in the product. That transpose is most of what `jattn.torch_weights` does.
+# that input comes before output, as in the product. That transpose is most of what `jattn.weights` does.
 
 # %%
 linear = torch.nn.Linear(4, 3).requires_grad_(False)
 flax_linear = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-jattn.torch_weights.load_state_dict(flax_linear, linear.state_dict())
+jattn.weights.load_state_dict(flax_linear, linear.state_dict())
 W, b = linear.weight.numpy(), linear.bias.numpy()
 
 assert W.shape == (3, 4)
@@ -171,7 +171,7 @@ assert jnp.abs(decided).max() < 1e-3 * jnp.abs(jacobian).max()
 m, h = 8, 3
 wide = jattn.nn.WideMultiHeadSelfAttention(m, num_heads=h, rngs=nnx.Rngs(1))
 tokens = normal(size=(2, 5, m)).astype(np.float32)  # b t m
-tensors = jattn.torch_weights.state_dict(wide)
+tensors = jattn.weights.state_dict(wide)
 
 
 def affine(name, x):

@@ -157,7 +157,7 @@ close(output, jnp.einsum("bts,bse->bte", weights, values))
 # way, and that is the price of this score.
 
 # %%
-tensors = jattn.torch_weights.state_dict(additive)
+tensors = jattn.weights.state_dict(additive)
 q, k, v = (torch.from_numpy(a) for a in (queries, keys, values))
 hidden = torch.tanh((q @ tensors["query.weight"].T)[:, :, None] + (k @ tensors["key.weight"].T)[:, None])
 scores = (hidden @ tensors["score.weight"].T).squeeze(-1)

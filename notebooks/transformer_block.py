@@ -49,7 +49,7 @@ for part in ("weight", "bias"):  # PyTorch keeps the three projections in one te
     for name, one in zip(("query", "key", "value"), three, strict=True):
         tensors[f"self_attn.{name}.{part}"] = one
 names = {"^self_attn": "attention", "out_proj": "out", "^linear": "feed_forward.linear"}
-jattn.torch_weights.load_state_dict(ours, tensors, rename=names)
+jattn.weights.load_state_dict(ours, tensors, rename=names)
 
 torch_output = theirs(torch.from_numpy(x))
 jattn_output = ours(x)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from jattn.torch_weights import load_state_dict, state_dict, to_numpy, to_tensor
+from jattn.weights import load_state_dict, state_dict, to_numpy, to_tensor
 from parity_tests import tolerances
 
 DTYPES = ("float64", "float32", "bfloat16")

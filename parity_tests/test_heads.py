@@ -11,7 +11,7 @@ import torch
 
 import torch_ref.heads
 from jattn import heads, models, nn
-from jattn.torch_weights import load_state_dict, state_dict
+from jattn.weights import load_state_dict, state_dict
 from parity_tests.conftest import Parity
 from parity_tests.nn import both, call, call_for_weights
 

@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 
 from jattn import models, nn, parity
-from jattn.torch_weights import load_state_dict, to_numpy
+from jattn.weights import load_state_dict, to_numpy
 from parity_tests.nn import blank, counterpart, randomised
 from parity_tests.ports import LENGTH, TOKENS, Encoder, TorchEncoder
 

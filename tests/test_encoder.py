@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jattn import weight_files
 from jattn.models import SentenceEncoder, TextEncoder, encoder_weights, pool
 from jattn.models.sentences import TOKENS_PER_BATCH, bucket, plan
+from jattn.weights import files
 
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
@@ -97,7 +97,7 @@ def hugging_face_names(encoder: TextEncoder) -> dict[str, np.ndarray]:
 @pytest.fixture
 def folder(tmp_path: Path, encoder: TextEncoder) -> Path:
     beside = {"pooler.dense.bias": np.ones(12, np.float32), "embeddings.position_ids": np.arange(20)[None]}
-    weight_files.save(tmp_path / "model.safetensors", {**hugging_face_names(encoder), **beside})
+    files.save(tmp_path / "model.safetensors", {**hugging_face_names(encoder), **beside})
     words().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "1_Pooling").mkdir()
     write(tmp_path, "config.json", CONFIG)
@@ -302,7 +302,7 @@ def test_old_names_and_heads(folder: Path, encoder: TextEncoder) -> None:
         "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): x
         for name, x in hugging_face_names(encoder).items()
     }
-    weight_files.save(folder / "model.safetensors", {**entries, "cls.predictions.bias": np.ones(8, np.float32)})
+    files.save(folder / "model.safetensors", {**entries, "cls.predictions.bias": np.ones(8, np.float32)})
     tokens = jnp.array([[1, 4, 2]])
     np.testing.assert_array_equal(TextEncoder.from_folder(folder)(tokens), encoder(tokens))
 

@@ -18,7 +18,7 @@ def prune(model: Module, heads: Mapping[str, Sequence[int]]) -> Module:
 
     Its outputs are those with the heads' gates at 0 (`gated`), to rounding; with dropout, in eval mode, as a weight's
     dropout depends on its head's number. What remains is an ordinary model: it trains, compiles, is pruned again and
-    goes to PyTorch by `jattn.torch_weights.state_dict`. To load saved weights of a pruned model, prune a fresh model of
+    goes to PyTorch by `jattn.weights.state_dict`. To load saved weights of a pruned model, prune a fresh model of
     the original size in the same way first.
 
     Where query heads share key and value heads, a key and value head goes with the last query head that uses it. If

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jattn import torch_weights, weight_files
+from jattn import weights
 from jattn._engine import checks
 from jattn.nn.attention import MultiHeadAttention
 
@@ -52,7 +52,7 @@ class Model(nnx.Module):
             ValueError: if the folder lacks a file, a setting is not implemented here, or the weights don't fit the
                 settings.
         """
-        config, state_dict = read_json(Path(path), "config.json"), weight_files.load(path)
+        config, state_dict = read_json(Path(path), "config.json"), weights.files.load(path)
         return cls.from_hugging_face(config, state_dict, param_dtype=param_dtype)
 
     @classmethod
@@ -82,7 +82,7 @@ class Model(nnx.Module):
         model.eval()
         # A part without an entry is for load_state_dict to report, as missing, not as a pattern without a match.
         present = {old: new for old, new in names.items() if any(re.match(old, name) for name in arrays)}
-        return torch_weights.load_state_dict(model, arrays, rename=present)
+        return weights.load_state_dict(model, arrays, rename=present)
 
     def to_hugging_face(self) -> "dict[str, torch.Tensor]":
         """The state dict of the model of `transformers` with these weights, bit for bit.
@@ -92,16 +92,16 @@ class Model(nnx.Module):
         """
         self._check_heads()
         arrays = {}
-        for name, tensor in torch_weights.state_dict(self).items():
+        for name, tensor in weights.state_dict(self).items():
             for pattern, theirs in renames(self.hugging_face.names, back=True).items():
                 name = re.sub(pattern, theirs, name)
-            arrays[name] = weight_files.to_numpy(tensor)
-        return {name: weight_files.to_tensor(x) for name, x in self.hugging_face.give(arrays).items()}
+            arrays[name] = weights.files.to_numpy(tensor)
+        return {name: weights.files.to_tensor(x) for name, x in self.hugging_face.give(arrays).items()}
 
     def _check_heads(self) -> None:
         """Hugging Face's settings have one number of heads for all layers, and equal groups."""
         attentions = [layer for _, layer in nnx.iter_modules(self) if isinstance(layer, MultiHeadAttention)]
-        remedy = "Keep it with jattn.torch_weights.save instead."
+        remedy = "Keep it with jattn.weights.save instead."
         shapes = {(layer.query.kernel.shape[1], layer.key.kernel.shape[1]) for layer in attentions}
         if len(shapes) > 1:
             raise ValueError(
@@ -178,7 +178,7 @@ def parameters(state_dict: Mapping[str, Any], *, without: str, tied: str | None 
         tied: the name of the embedding that ``lm_head.weight`` is the same as; it is in some files and not in others.
     """
     entries = {name: x for name, x in state_dict.items() if not re.search(without, name)}
-    arrays = weight_files.to_arrays("state_dict", entries)
+    arrays = weights.files.to_arrays("state_dict", entries)
     if tied in arrays and "lm_head.weight" in arrays:
         if not np.array_equal(arrays[tied], arrays["lm_head.weight"]):
             raise ValueError(f"state_dict must have lm_head.weight tied to {tied}. Got other numbers.")

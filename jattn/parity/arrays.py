@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jattn.torch_weights import to_numpy
+from jattn.weights import to_numpy
 
 FLOAT64 = 1e-10
 # In lower precision the error against PyTorch in float64 on the same rounded numbers may be FACTOR times PyTorch's own

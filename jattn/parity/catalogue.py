@@ -78,7 +78,7 @@ CAUSES = [
     Cause(
         "transposed kernel",
         "PyTorch's weight is (out, in), Flax's kernel (in, out); a square one fits either way, but is another map.",
-        "Transpose it when it is loaded, as jattn.torch_weights does for Flax's layers.",
+        "Transpose it when it is loaded, as jattn.weights does for Flax's layers.",
         layer_causes.transposed_kernel,
     ),
     Cause(

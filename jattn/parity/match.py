@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jattn.entries import new_name
 from jattn.parity.arrays import numbers
 from jattn.parity.trace import Call, Trace, submodules
+from jattn.weights.names import new_name
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def pair_modules(
 
 
 def renamed(entries: Mapping[str, T], rename: Mapping[str, str | None]) -> dict[str, T]:
-    """As `jattn.torch_weights.load_state_dict` renames them, but not all patterns need to match."""
+    """As `jattn.weights.load_state_dict` renames them, but not all patterns need to match."""
     return {new: x for name, x in entries.items() if (new := new_name(name, rename)) is not None}
 
 

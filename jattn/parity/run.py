@@ -25,7 +25,7 @@ from jattn.parity.sides import (
     torch_copy,
 )
 from jattn.parity.trace import submodules
-from jattn.torch_weights import state_dict
+from jattn.weights import state_dict
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def compare(
             order.
         gradients: whether to compare those of inputs and parameters under a random cotangent.
         dtypes: in which to compare, of float64, float32, bfloat16 and float16.
-        load: whether the port gets PyTorch's weights, by `jattn.torch_weights.load_state_dict`; otherwise it has them.
+        load: whether the port gets PyTorch's weights, by `jattn.weights.load_state_dict`; otherwise it has them.
         rename: as there.
         names: submodules on PyTorch's side to submodules of the port, where neither their names nor their numbers nor
             their order tell.

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jattn.parity.arrays import floating, leaves, numbers
 from jattn.parity.trace import Trace, submodules, trace_flax, trace_torch
-from jattn.torch_weights import load_state_dict, state_dict, to_numpy, to_tensor
+from jattn.weights import load_state_dict, state_dict, to_numpy, to_tensor
 
 if TYPE_CHECKING:
     import torch

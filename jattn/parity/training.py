@@ -20,7 +20,7 @@ from jattn.parity.match import renamed
 from jattn.parity.optimizer_causes import Replay, diagnose
 from jattn.parity.report import Entry, Findings
 from jattn.parity.sides import DTYPES, check_modules, flax_copy, rounded, torch_copy
-from jattn.torch_weights import state_dict, to_tensor
+from jattn.weights import state_dict, to_tensor
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from flax import nnx
 
 import torch_ref.models
 from jattn import models
-from jattn.torch_weights import load_state_dict, to_numpy
+from jattn.weights import load_state_dict, to_numpy
 from parity_tests.nn import blank, randomised
 
 LENS = np.array([7, 3, 1])

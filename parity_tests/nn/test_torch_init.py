@@ -12,7 +12,7 @@ from scipy import stats
 
 import torch_ref.models
 from jattn import models, nn
-from jattn.torch_weights import state_dict
+from jattn.weights import state_dict
 
 DRAWS = 30
 rngs = nnx.Rngs(0)

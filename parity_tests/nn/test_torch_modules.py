@@ -12,7 +12,7 @@ from flax import nnx
 
 from jattn import nn
 from jattn._engine.dropout import dropout_keep
-from jattn.torch_weights import load_state_dict, state_dict
+from jattn.weights import load_state_dict, state_dict
 from parity_tests.compare import DTYPES
 from parity_tests.conftest import Parity
 from parity_tests.nn import blank, call, randomised

@@ -24,7 +24,7 @@ import torch_ref.models
 import torch_ref.nn
 import torch_ref.training
 from jattn import models, nn, training
-from jattn.torch_weights import load_state_dict, state_dict, to_numpy
+from jattn.weights import load_state_dict, state_dict, to_numpy
 from parity_tests.nn import blank
 
 EPOCHS, BATCHES = 20, 10  # 200 steps

@@ -27,12 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jattn import entries, weight_files
 from jattn.nn.attention import WideMultiHeadSelfAttention
 from jattn.nn.recurrent import GRU
 from jattn.nn.torch_modules import TorchMultiheadAttention
-from jattn.weight_files import to_numpy as to_numpy
-from jattn.weight_files import to_tensor as to_tensor
+from jattn.weights import files, names
+from jattn.weights.files import to_numpy as to_numpy
+from jattn.weights.files import to_tensor as to_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def load_state_dict(
     Args:
         module: any module made of `jattn.nn` and ``flax.nnx`` parts.
         state_dict: names to tensors (PyTorch's, NumPy's or JAX's), or the path of a file or folder that holds them, as
-            `jattn.weight_files.load` reads it: safetensors (without PyTorch), or PyTorch's own.
+            `jattn.weights.files.load` reads it: safetensors (without PyTorch), or PyTorch's own.
         rename: regular expressions to replacements, applied in turn to each name of the state dict, for models that
             name things otherwise: ``{r"^layers\\.(\\d+)\\.self_attn\\.": r"blocks.\\1.attention."}``. None for a
             replacement drops what its pattern matches: ``{r"\\.position_ids$": None}``. Each pattern must match.
@@ -93,17 +93,17 @@ def load_state_dict(
     """
     subject = "state_dict"
     if isinstance(state_dict, str | os.PathLike):
-        subject, state_dict = str(state_dict), weight_files.load(state_dict)
+        subject, state_dict = str(state_dict), files.load(state_dict)
     if not isinstance(state_dict, Mapping):
         raise ValueError(
             f"state_dict must be a mapping of names to tensors, or a path. Got {type(state_dict).__name__}."
         )
     if alien := [repr(name) for name in state_dict if not isinstance(name, str)]:
         raise ValueError(f"{subject} must have names that are strings. Got {', '.join(alien)}.")
-    arrays = weight_files.to_arrays(subject, entries.renamed(state_dict, {} if rename is None else rename))
+    arrays = files.to_arrays(subject, names.renamed(state_dict, {} if rename is None else rename))
     maps = _without_aliases(_all_maps(module), arrays)
     shapes = {name: array.shape for m in maps for name, array in m.entries().items()}
-    entries.check(subject, type(module).__name__, shapes, arrays)
+    names.check(subject, type(module).__name__, shapes, arrays)
     loaded: dict[int, tuple[nnx.Param, np.ndarray]] = {}
     for m in maps:
         for parameter, value in zip(m.parameters, m.from_torch([arrays[name] for name in m.names]), strict=True):
@@ -145,7 +145,7 @@ def save(module: nnx.Module, path: str | os.PathLike[str]) -> None:
         >>> load_state_dict(nnx.Linear(2, 3, rngs=nnx.Rngs(1)), path)(jnp.zeros(2))
         Array([0., 0., 0.], dtype=float32)
     """
-    weight_files.save(path, _arrays(module), metadata={"format": "pt"})  # which Hugging Face's loaders look for
+    files.save(path, _arrays(module), metadata={"format": "pt"})  # which Hugging Face's loaders look for
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def _all_maps(module: nnx.Module) -> list[Map]:
     if left_out:
         raise ValueError(
             f"module must be made of layers that have a map to PyTorch's. Got {', '.join(left_out)} without one. "
-            "The layers with maps are listed in jattn.torch_weights.__doc__."
+            "The layers with maps are listed in jattn.weights.__doc__."
         )
     return maps
 
@@ -261,8 +261,8 @@ def _wide_maps(module: WideMultiHeadSelfAttention, path: str) -> Iterator[Map]:
             lambda xs: [np.stack([x.T for x in xs], axis=1)],
         )
         if child.bias is not None:
-            names = tuple(f"{path}{name}.{i}.bias" for i in heads)
-            yield Map((child.bias,), names, lambda xs: list(xs[0]), lambda xs: [np.stack(xs)])
+            each = tuple(f"{path}{name}.{i}.bias" for i in heads)
+            yield Map((child.bias,), each, lambda xs: list(xs[0]), lambda xs: [np.stack(xs)])
 
 
 def _torch_attention_maps(module: TorchMultiheadAttention, path: str) -> Iterator[Map]:

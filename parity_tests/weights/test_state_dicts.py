@@ -15,7 +15,7 @@ from flax import nnx
 
 import torch_ref.nn
 from jattn import models, nn
-from jattn.torch_weights import load_state_dict, save, state_dict, to_numpy, to_tensor
+from jattn.weights import load_state_dict, save, state_dict, to_numpy, to_tensor
 from parity_tests.conftest import Parity
 from parity_tests.nn import blank, both, randomised
 

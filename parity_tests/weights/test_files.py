@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from flax import nnx
 
-from jattn import torch_weights
-from jattn.weight_files import load, save, to_numpy
+from jattn import weights
+from jattn.weights.files import load, save, to_numpy
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -126,7 +126,7 @@ def test_code_is_not_run(
     refuses(path, f"{path} must be a whole file of torch.save that holds tensors alone. Got ")
     module = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="nothing of it was run"):
-        torch_weights.load_state_dict(module, path)
+        weights.load_state_dict(module, path)
     assert not marker.exists()
 
     pickle.loads(pickle.dumps(Payload(marker)))
@@ -197,7 +197,7 @@ def test_tensors_that_numpy_lacks(tensor: torch.Tensor, tmp_path: Path) -> None:
     torch.save({**ONE, "other": tensor}, path)
     refuses(path, f"{path} must hold dense arrays of dtypes that NumPy has. Got other: ")
     with pytest.raises(ValueError, match=r"^state_dict must hold dense arrays of dtypes that NumPy has\. Got weight: "):
-        torch_weights.load_state_dict(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), {"weight": tensor})
+        weights.load_state_dict(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), {"weight": tensor})
 
 
 def halved(whole: bytes) -> bytes:
@@ -225,8 +225,8 @@ def test_a_torch_module_through_files(dtype: torch.dtype, tmp_path: Path) -> Non
     torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
     ours = nnx.List([nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.LayerNorm(4, rngs=nnx.Rngs(0))])
     with jax.enable_x64(dtype == torch.float64):
-        torch_weights.load_state_dict(ours, tmp_path / "theirs.pt")
-        torch_weights.save(ours, tmp_path / "ours.safetensors")
+        weights.load_state_dict(ours, tmp_path / "theirs.pt")
+        weights.save(ours, tmp_path / "ours.safetensors")
     other.load_state_dict(safetensors.torch.load_file(tmp_path / "ours.safetensors"), strict=True)
     x = torch.randn(2, 3, dtype=dtype)
     assert torch.equal(other(x), theirs(x))

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from jattn import nn
-from jattn.entries import check, renamed
-from jattn.torch_weights import load_state_dict
+from jattn.weights import load_state_dict
+from jattn.weights.names import check, renamed
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Renaming.

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jattn import torch_weights
-from jattn.weight_files import load, save
+from jattn import weights
+from jattn.weights.files import load, save
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed: no files were read")
 
@@ -94,7 +94,7 @@ import sys
 sys.modules["torch"] = None
 import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
-from jattn import nn, torch_weights
+from jattn import nn, weights
 
 def module(seed):
     return nn.TransformerBlock(2, 4, 6, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(seed))
@@ -103,13 +103,13 @@ def leaves(module):
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(nnx.state(module, nnx.Param))]
 
 one, other = module(0), module(1)
-torch_weights.save(one, {str(tmp_path / "a.safetensors")!r})
+weights.save(one, {str(tmp_path / "a.safetensors")!r})
 assert leaves(other) != leaves(one)
-torch_weights.load_state_dict(other, {str(tmp_path / "a.safetensors")!r})
+weights.load_state_dict(other, {str(tmp_path / "a.safetensors")!r})
 assert leaves(other) == leaves(one)
 assert {{x.dtype for x in jax.tree.leaves(nnx.state(other, nnx.Param))}} == {{jnp.dtype(jnp.bfloat16)}}
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_folders(tmp_path: Path) -> None:
     refuses(
         tmp_path,
         f"{tmp_path} must hold a safetensors file. Got config.json, pytorch_model.bin. "
-        "Pass pytorch_model.bin itself: to load_state_dict, or by weight_files.load to from_hugging_face.",
+        "Pass pytorch_model.bin itself: to load_state_dict, or by weights.files.load to from_hugging_face.",
     )
     save(tmp_path / "one.safetensors", some("one"))
     same(load(tmp_path), some("one"))
@@ -270,11 +270,11 @@ def linear(seed: int, dtype: Any = jnp.float32) -> nnx.Linear:
 def test_a_module_there_and_back(dtype: str, kind: type, tmp_path: Path) -> None:
     with jax.enable_x64(dtype == "float64"):
         module, path = linear(0, dtype), kind(tmp_path / "a.safetensors")
-        torch_weights.save(module, path)
-        back = torch_weights.load_state_dict(linear(1), path)
+        weights.save(module, path)
+        back = weights.load_state_dict(linear(1), path)
         same(load(path), {"weight": np.asarray(module.kernel[...]).T, "bias": np.asarray(module.bias[...])})
         same(*({k: np.asarray(v[...]) for k, v in (("kernel", m.kernel), ("bias", m.bias))} for m in (module, back)))
-        torch_weights.save(back, tmp_path / "b.safetensors")
+        weights.save(back, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
@@ -283,25 +283,25 @@ def test_the_error_names_the_file(tmp_path: Path) -> None:
     save(path, some("weight"))
     message = f"{path} must fit this Linear, entry for entry.\n  missing: bias, shape (2,)"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        torch_weights.load_state_dict(linear(0), path)
+        weights.load_state_dict(linear(0), path)
 
 
 def test_float64_in_a_file_needs_x64(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save(path, {"weight": np.ones((2, 3)), "bias": np.ones(2)})
     with pytest.raises(ValueError, match="float64: weight would lose digits"):
-        torch_weights.load_state_dict(linear(0), path)
+        weights.load_state_dict(linear(0), path)
 
 
 def test_no_state_dict_at_all(unchecked: None) -> None:
     message = "state_dict must be a mapping of names to tensors, or a path. Got Linear."
     with pytest.raises(ValueError, match=re.escape(message)):
-        torch_weights.load_state_dict(linear(0), linear(1))
+        weights.load_state_dict(linear(0), linear(1))
 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    "call", [torch_weights.state_dict, lambda module: torch_weights.load_state_dict(module, {})], ids=["out", "in"]
+    "call", [weights.state_dict, lambda module: weights.load_state_dict(module, {})], ids=["out", "in"]
 )
 def test_no_module_at_all(call: Callable[[Any], Any]) -> None:
     class Other:

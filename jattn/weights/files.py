@@ -237,7 +237,7 @@ def _only_model(folder: Path) -> Path:
             raise ValueError(f"{folder} must hold one model. Got {names}. Give the path of one.")
     held = sorted(path.name for path in folder.iterdir())
     own = [name for name in held if name.endswith(TORCH_SUFFIXES)]
-    remedy = f" Pass {own[0]} itself: to load_state_dict, or by weight_files.load to from_hugging_face." if own else ""
+    remedy = f" Pass {own[0]} itself: to load_state_dict, or by weights.files.load to from_hugging_face." if own else ""
     raise ValueError(f"{folder} must hold a safetensors file. Got {_several(held) or 'an empty folder'}.{remedy}")
 
 
