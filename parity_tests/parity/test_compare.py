@@ -13,7 +13,7 @@ from flax import nnx
 from jattn import models, nn, parity
 from jattn.weights import load_state_dict, to_numpy
 from parity_tests.nn import blank, counterpart, randomised
-from parity_tests.ports import LENGTH, TOKENS, Encoder, TorchEncoder
+from parity_tests.parity.ports import LENGTH, TOKENS, Encoder, TorchEncoder
 
 rng = np.random.default_rng(0)
 tokens = rng.integers(0, TOKENS, (2, LENGTH))

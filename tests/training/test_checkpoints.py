@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from jattn import training
-from tests.killed import run as run_to_be_killed
-from tests.test_training import Linear, X, Y, bits, fit
+from tests.training.killed import run as run_to_be_killed
+from tests.training.test_fit import Linear, X, Y, bits, fit
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     """SIGKILL after the third epoch at the earliest, wherever the run is then."""
     folder = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-m", "tests.killed", str(folder)])
+    process = subprocess.Popen([sys.executable, "-m", "tests.training.killed", str(folder)])
     while process.poll() is None and not any(int(path.name) >= 3 for path in saved(folder)):
         time.sleep(0.001)
     assert process.poll() is None, "the run ended before it could be killed"

@@ -1,4 +1,4 @@
-"""A training run to be killed: python -m tests.killed FOLDER. Prints a digest of its parameters at the end."""
+"""A training run to be killed: python -m tests.training.killed FOLDER. Prints a digest of its parameters at the end."""
 
 import hashlib
 import sys

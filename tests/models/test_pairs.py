@@ -13,7 +13,7 @@ from examples import pairs
 from examples.pairs import BOS, EOS, PAD, UNK, Corpus, Vocabulary, characters, hold_out, padded, read_pairs, words
 from tests.test_mistakes import raises
 
-DATA = Path(__file__).parents[1] / "examples" / "data" / "eng-fra.tsv"
+DATA = Path(__file__).parents[2] / "examples" / "data" / "eng-fra.tsv"
 
 
 def test_the_examples_in_the_docstrings() -> None:

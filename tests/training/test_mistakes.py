@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from jattn import training
-from tests.test_training import Linear, X, Y, fit, squared_error
+from tests.training.test_fit import Linear, X, Y, fit, squared_error
 
 
 def sowing(model, batch, rng):

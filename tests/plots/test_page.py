@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jattn.plots import attention_view
-from tests.test_attention_view import HEADS, LAYERS, PAIRS, SOURCE, TARGET, TOKENS, WEIGHTS, T, softmax
+from tests.plots.test_view import HEADS, LAYERS, PAIRS, SOURCE, TARGET, TOKENS, WEIGHTS, T, softmax
 
 
 @pytest.fixture(scope="module")
