@@ -1,7 +1,13 @@
-"""For all tests: annotations are checked, what one file compiled is let go before the next, JAX may be strict."""
+"""For all tests: which of them run, annotations are checked, what a file compiled is let go, JAX may be strict.
+
+``pytest`` runs what a newcomer waits for: of each test the first case, or every case if the test is marked
+``every_case``, and none of the tests marked ``whole``. ``pytest --whole``, and ``pytest`` with the names of files or
+tests, run every case.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import pytest
@@ -33,24 +39,53 @@ SETTINGS: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="run every case of every test")
     parser.addoption(
         "--setting", choices=list(SETTINGS), help="run the tests marked `core` under this strict setting of JAX's"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        config.option.whole = config.workerinput["whole"]
+    elif config.args_source is not config.ArgsSource.TESTPATHS:
+        config.option.whole = True  # what is asked for by name is run
+    config.addinivalue_line("markers", "whole: too long for a newcomer, so run by --whole alone")
+    config.addinivalue_line("markers", "every_case: all of its cases are run without --whole, too")
     config.addinivalue_line("markers", "core: of the functions, and also run by --setting")
     config.addinivalue_line("markers", "needs_jit: of what is compiled, or whose arrays are NumPy's without jit")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process of pytest-xdist's, which can't see what was asked for by name."""
+    node.workerinput["whole"] = node.config.option.whole
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     setting = config.getoption("--setting")
-    if not setting:
+    if setting:
+        without = "needs_jit" if setting == "disable_jit" else ""
+        kept = [item for item in items if item.get_closest_marker("core") and not item.get_closest_marker(without)]
+    elif not config.option.whole:
+        kept = _newcomers(items)
+    else:
         return
-    left_out = "needs_jit" if setting == "disable_jit" else None
-    kept = [x for x in items if x.get_closest_marker("core") and not (left_out and x.get_closest_marker(left_out))]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    chosen = {id(item) for item in kept}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
     items[:] = kept
+
+
+def _newcomers(items: list[pytest.Item]) -> list[pytest.Item]:
+    """What `pytest` alone runs."""
+    kept, begun = [], set()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("whole") or (test in begun and not item.get_closest_marker("every_case")):
+            continue
+        begun.add(test)
+        kept.append(item)
+    return kept
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,14 @@
 """The public functions: bind the arguments, then ask what is bound."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack
 
-import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
+from jattn._engine.compiled import compiled
 from jattn._engine.platform import platform_of, platforms
 from jattn._engine.pytree import Known
 from jattn._masks import Mask, as_mask
@@ -100,7 +99,7 @@ class Bound:
         return statistics_of(self.call.logits)
 
 
-@functools.partial(jax.jit, static_argnames=("heads", "queries"), inline=True)
+@compiled("heads", "queries")
 def _weights(logits: Logits, heads: tuple[int, ...] | None, queries: tuple[int, ...] | None) -> Array:
     return weights_of(*logits.chosen(*(None if x is None else np.asarray(x, int) for x in (heads, queries))))
 

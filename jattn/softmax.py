@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jattn._engine import checks
+from jattn._engine.compiled import compiled
 from jattn._engine.dtypes import at_least_float32, widest
 from jattn._masks import Mask, as_mask
 
@@ -74,7 +75,7 @@ def masked_softmax(
 
 
 # Compiled, so that the minus infinity never leaves a program, which jax_debug_infs would reject.
-@functools.partial(jax.jit, inline=True)
+@compiled()
 def _of_allowed(logits: Array, allowed: Array | None) -> Array:
     x = logits.astype(at_least_float32(logits))
     return softmax(x if allowed is None else jnp.where(allowed, x, -jnp.inf))[0]

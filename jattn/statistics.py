@@ -1,13 +1,13 @@
 """What the weights of attention look like, without the weights: numbers of each row and column, in linear memory."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jattn._engine.compiled import compiled
 from jattn._engine.dtypes import at_least_float32
 from jattn._engine.platform import Platform, where_lowered
 from jattn.implementations.call import Call
@@ -38,7 +38,7 @@ def statistics_of(logits: Logits) -> AttentionStatistics:
     return _statistics(logits.called())
 
 
-@functools.partial(jax.jit, inline=True)
+@compiled()
 def _statistics(logits: Logits) -> AttentionStatistics:
     if not logits.by_pair:
         return _of_matrix(logits)

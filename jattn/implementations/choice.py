@@ -1,13 +1,12 @@
 """Which implementation computes a call: what each one cannot honour, and which is chosen, where it is lowered."""
 
 import dataclasses
-import functools
 from typing import Any, Literal, NamedTuple
 
-import jax
 from jaxtyping import Array
 
 from jattn._engine import checks
+from jattn._engine.compiled import compiled
 from jattn._engine.platform import Platform, platform_of, where_lowered
 from jattn.implementations.call import Call, Implementation, Result
 from jattn.implementations.cudnn import Cudnn
@@ -53,7 +52,7 @@ def run(call: Call, name: str | None) -> Result:
     return _run(dataclasses.replace(call, logits=call.logits.called()), name)
 
 
-@functools.partial(jax.jit, static_argnames="name", inline=True)
+@compiled("name")
 def _run(call: Call, name: str | None) -> Result:
     def chosen(platform: Platform) -> Implementation:
         return _BY_NAME[name or explain(call, None, platform).implementation]
