@@ -1,13 +1,15 @@
 """The masks themselves, which the functions of `jattn.masks` make: what a mask is, and each one's formula."""
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from jattn._engine import checks
 from jattn._engine.axes import Shape, over
@@ -50,11 +52,13 @@ class Mask(Rule):
         return True
 
     def attended(self, grid: Grid) -> Keys:
-        """Likewise, but of all that say nothing in `reachable`, by their formula."""
-        reachable = self.reachable(grid)
-        if reachable is not True:
-            return reachable
+        """The keys that some query of the grid does attend to, no more and no fewer: the others may hold anything."""
         return _any_query(self.formula(grid if grid.in_program is None else grid.in_program()))
+
+    @property
+    def by_key(self) -> bool:
+        """Whether it is the same for all queries."""
+        return False
 
     def __and__(self, other: "Mask | Array") -> "Mask":
         return And(self, as_mask(other))
@@ -103,6 +107,8 @@ class Causal(Mask):
     def reachable(self, grid: Grid) -> Keys:
         return grid.key <= grid.last + self.offset
 
+    attended = reachable
+
 
 class SlidingWindow(Mask):
     left: int
@@ -116,6 +122,10 @@ class SlidingWindow(Mask):
     def reachable(self, grid: Grid) -> Keys:
         first, last = grid.first + self.offset, grid.last + self.offset
         return (first - self.left <= grid.key) & (grid.key <= last + self.right)
+
+    def attended(self, grid: Grid) -> Keys:
+        without_gaps = grid.query is grid.row
+        return self.reachable(grid) if without_gaps else super().attended(grid)
 
 
 class DilatedWindow(Mask):
@@ -160,11 +170,16 @@ class Lengths(Mask):
     def reachable(self, grid: Grid) -> Keys:
         return self.formula(grid)
 
+    @property
+    def by_key(self) -> bool:
+        return True
+
     def name_of(self, field: str) -> str:
         return self.name
 
     def check_values(self, shape: Shape) -> None:
-        _check_counts(self.name, self.valid_lens, shape.s)
+        # Positions may lie beyond the keys that are here: those of a cache, say, or of documents that are packed.
+        _check_counts(self.name, self.valid_lens, None if self.by_position else shape.s)
 
 
 class LengthsPerQuery(Mask):
@@ -175,6 +190,8 @@ class LengthsPerQuery(Mask):
 
     def reachable(self, grid: Grid) -> Keys:
         return grid.column < self.valid_lens.max(axis=-2, keepdims=True)
+
+    attended = reachable
 
     def check_values(self, shape: Shape) -> None:
         _check_counts("valid_lens", self.valid_lens, shape.s)
@@ -191,6 +208,10 @@ class Segments(Mask):
         low, high = (end(self.query_ids, axis=-2, keepdims=True) for end in (jnp.min, jnp.max))
         return (low <= self.key_ids) & (self.key_ids <= high)
 
+    def attended(self, grid: Grid) -> Keys:
+        t = self.query_ids.shape[-2]
+        return is_among(self.key_ids, self.query_ids) if isinstance(t, int) else super().attended(grid)
+
 
 class Dense(Mask):
     mask: Array = over(
@@ -201,6 +222,10 @@ class Dense(Mask):
 
     def formula(self, grid: Grid) -> Allowed:
         return self.mask
+
+    @property
+    def by_key(self) -> bool:
+        return self.mask.shape[-2] == 1
 
 
 class Where(FunctionRule, Mask):
@@ -229,12 +254,18 @@ class Pair(Mask):
     def reachable(self, grid: Grid) -> Keys:
         return self.join(self.a.reachable(grid), self.b.reachable(grid))
 
-    def attended(self, grid: Grid) -> Keys:
-        return self.join(self.a.attended(grid), self.b.attended(grid))
+    @property
+    def by_key(self) -> bool:
+        return self.a.by_key and self.b.by_key
 
 
 class And(Pair):
     join = staticmethod(operator.and_)
+
+    def attended(self, grid: Grid) -> Keys:
+        if self.a.by_key or self.b.by_key:
+            return self.a.attended(grid) & self.b.attended(grid)
+        return super().attended(grid)  # one query may be let through by the one, and another by the other
 
 
 class Or(Pair):
@@ -244,6 +275,9 @@ class Or(Pair):
         a, b = self.a.reachable(grid), self.b.reachable(grid)
         return True if a is True or b is True else a | b
 
+    def attended(self, grid: Grid) -> Keys:
+        return self.a.attended(grid) | self.b.attended(grid)
+
 
 class Not(Mask):
     mask: Mask
@@ -251,16 +285,30 @@ class Not(Mask):
     def formula(self, grid: Grid) -> Allowed:
         return ~self.mask.formula(grid)
 
+    @property
+    def by_key(self) -> bool:
+        return self.mask.by_key
+
+
+def is_among(x: Int[Array, "*b 1 s"], y: Int[Array, "*b t 1"]) -> Bool[Array, "*b 1 s"]:
+    """Which numbers of x are among those of y, in the time of sorting them."""
+    batch = jnp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x, y = (jnp.broadcast_to(z, (*batch, *z.shape[-2:])).reshape(-1, z.size // math.prod(z.shape[:-2])) for z in (x, y))
+    y = jnp.sort(y)
+    places = jnp.minimum(jax.vmap(jnp.searchsorted)(y, x), y.shape[-1] - 1)
+    return (jnp.take_along_axis(y, places, axis=-1) == x).reshape(*batch, 1, -1)
+
 
 def _any_query(allowed: Allowed) -> Allowed:
     return allowed if allowed.shape[-2] == 1 else allowed.any(axis=-2, keepdims=True)  # type: ignore[return-value]
 
 
-def _check_counts(name: str, counts: int | Array, s: int) -> None:
-    if is_concrete(counts) and isinstance(s, int):
-        values = np.asarray(counts)
-        low, high = values.min(initial=s), values.max(initial=0)
-        if low < 0 or high > s:
-            raise ValueError(
-                f"{name} must lie between 0 and the number of positions, {s}. Got {low if low < 0 else high}."
-            )
+def _check_counts(name: str, counts: int | Array, most: Any) -> None:
+    if not is_concrete(counts):
+        return
+    values = np.asarray(counts)
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low < 0:
+        raise ValueError(f"{name} must not be negative. Got {low}.")
+    if isinstance(most, int) and high > most:
+        raise ValueError(f"{name} must be at most the number of keys, {most}. Got {high}.")

@@ -14,7 +14,7 @@ class Score(Pytree):
     """The base of the scores: widths they accept, what to compute once a token, the pairs of one head.
 
     A subclass is a frozen dataclass without more ado. As a pytree, a score's integers, strings and functions are
-    structure, all else is children.
+    structure, all else is children. It is compiled once for equal structures, so that all it depends on must be fields.
     """
 
     # Whether a logit depends on its query's and its key's features alone, and not on their positions, their head or on

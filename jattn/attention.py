@@ -131,7 +131,8 @@ def bind(
             that the mask lets no query attend to may hold anything, also NaN; those that some query may attend to must
             be finite for all queries, as 0 times NaN is NaN.
         score: how well a key matches a query, a value of `jattn.scores` or any function from ``*b t h d`` and
-            ``*b s h d`` to ``*b h t s``; by default ``DotProduct(scale)``.
+            ``*b s h d`` to ``*b h t s``; by default ``DotProduct(scale)``. A function is called each time, with all
+            keys: those that no query may attend to as they are, or another key in their place if they aren't finite.
         mask: who may attend to whom, a value of `jattn.masks` or a boolean array that broadcasts to ``*b h t s``,
             ``True`` where a query may attend to a key.
         bias: added to the scaled scores: a value of `jattn.biases`, or an array that broadcasts to ``*b h t s``; minus
@@ -150,6 +151,7 @@ def bind(
 
     Example:
 
+        >>> import jax
         >>> from jattn.masks import causal
         >>> query = key = value = jax.random.normal(jax.random.key(0), (2, 5, 8, 16))
         >>> bound = bind(query, key, value, mask=causal())
@@ -230,6 +232,7 @@ def attention(
 
     Example:
 
+        >>> import jax
         >>> from jattn.masks import causal
         >>> query = key = value = jax.random.normal(jax.random.key(0), (2, 5, 8, 16))
         >>> output, weights = attention(query, key, value, mask=causal(), return_weights=True)
@@ -306,12 +309,13 @@ def attention_weights(
 
     Example (where does the last token of an example look, in head 3?):
 
+        >>> import jax
         >>> from jattn.masks import causal
         >>> x = jax.random.normal(jax.random.key(0), (2, 5, 8, 16))
         >>> attention_weights(x, x, mask=causal(), heads=3, queries=-1).shape
         (2, 1, 1, 5)
     """
-    return bind(query, key, **options).weights(heads, queries)
+    return _of_logits(query, key, options).weights(heads, queries)
 
 
 def attention_statistics(
@@ -338,4 +342,14 @@ def attention_statistics(
         >>> print(statistics.entropy.round(3), statistics.received)
         [[1.386 1.386 1.386]] [[0.75 0.75 0.75 0.75]]
     """
-    return bind(query, key, **options).statistics()
+    return _of_logits(query, key, options).statistics()
+
+
+def _of_logits(query: Array, key: Array, options: Any) -> Bound:
+    """What is bound where there is no output: nothing that would only change that."""
+    for name in options:
+        if name in Options.__annotations__ and name not in LogitsOptions.__annotations__:
+            raise ValueError(
+                f"{name} must be left to attention, as it changes no weight that is returned. Got it here."
+            )
+    return bind(query, key, **options)

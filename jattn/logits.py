@@ -80,11 +80,8 @@ class Logits(Rule):
         if isinstance(self.score, Score):
             return self
         batch, h, t, s = self.shape
-        x = self.score(self.query, repeat_heads(harmless(self.key, self.attended(), 1), h))
-        if jnp.shape(x) != (*batch, h, t, s):
-            raise ValueError(
-                f"score must return the shape {(*batch, h, t, s)}, the axes *b h t s. Got shape {jnp.shape(x)}."
-            )
+        x = self.score(self.query, repeat_heads(self._finite_key(self.attended()), h))
+        _check_scores(x, (*batch, h, t, s), "*b h t s")
         return dataclasses.replace(self, score=Given(jnp.asarray(x)))
 
     def matrix(self, attended: Bool[Array, "..."] | None = None) -> Float[Array, "*b h t s"]:
@@ -101,9 +98,11 @@ class Logits(Rule):
         batch, h, _, s = self.shape
         attended = self.attended()
         if self.by_pair:
-            key = harmless(self.key, attended, 1)
+            key = harmless_key(self.key, attended)
             key = repeat_heads(key, h) if heads is None else key[..., heads // (h // key.shape[-2]), :]
-            x = self.score(_take(_take(self.query, queries, -3), heads, -2), key)
+            query = _take(_take(self.query, queries, -3), heads, -2)
+            x = self.score(query, key)
+            _check_scores(x, (*batch, *query.shape[-2:-4:-1], s), "*b h t s")
         else:  # it may depend on positions and heads, so it sees all of them
             x = _take(_take(self._scores(attended), heads, -3), queries, -2)
         rules = self.aligned(len(batch)).take(heads, queries)
@@ -123,6 +122,7 @@ class Logits(Rule):
         rules = self.columns(first, width)
         assert isinstance(self.score, Score)
         x = self.score.pairs(self.query, slice_along(self.key, first, width, -1).T)
+        _check_scores(x, (rows * g, width), "t s")
         fit = functools.partial(_side_by_side, g=g, rows=rows)
         x = rules.after_score(x, rules.grid(rows, width, start, first), fit, functools.partial(_apart, g=g))
         return x, None if rules.sinks is None else fit(rules.sinks)[:, 0]
@@ -199,10 +199,10 @@ class Logits(Rule):
         rules = self.aligned(len(batch))
         assert rules.mask is not None
         grid = functools.partial(rules.grid, t, s, ndim=len(batch) + 3)
-        many = not isinstance(t, int) or not isinstance(s, int) or t * s > _PAIRS
         known = isinstance(t, int) and isinstance(s, int)
+        pairs = grid if not known or t * s > _PAIRS or jax.tree.leaves(rules.mask) else None
         with np.errstate(all="ignore"):
-            attended = rules.mask.attended(dataclasses.replace(grid(known=known), in_program=grid if many else None))
+            attended = rules.mask.attended(dataclasses.replace(grid(known=known), in_program=pairs))
         if is_concrete(attended) and np.all(np.asarray(attended)):
             return None
         attended = jnp.asarray(attended)
@@ -219,18 +219,24 @@ class Logits(Rule):
 
     def _scores(self, attended: Bool[Array, "..."] | None) -> Array:
         batch, h, t, s = self.shape
+        if not self.by_pair:
+            x = self.score(self.query, repeat_heads(self._finite_key(attended), h))
         # The derivatives of a modification and of the soft cap look at the logits, so these must be numbers.
-        if self.modification is None and self.logits_soft_cap is None:
+        elif self.modification is None and self.logits_soft_cap is None:
             if attended is not None:
                 attended = repeat_heads(attended, h) if attended.shape[-2] != 1 else attended
             x = _scores(self.score, self.query, repeat_heads(self.key, h), attended)
         else:
-            x = self.score(self.query, repeat_heads(harmless(self.key, attended, 1), h))
-        if jnp.shape(x) != (*batch, h, t, s):
-            raise ValueError(
-                f"score must return the shape {(*batch, h, t, s)}, the axes *b h t s. Got shape {jnp.shape(x)}."
-            )
+            x = self.score(self.query, repeat_heads(harmless_key(self.key, attended), h))
+        _check_scores(x, (*batch, h, t, s), "*b h t s")
         return x
+
+    def _finite_key(self, attended: Bool[Array, "..."] | None) -> Array:
+        """Keys for a score that may compare them with each other: as they are, where they are finite."""
+        if attended is None or isinstance(self.score, Given):
+            return self.key
+        finite = jnp.isfinite(self.key).all(axis=-1, keepdims=True)
+        return jnp.where(attended | finite, self.key, _an_attended(self.key, attended))
 
 
 @jax.custom_jvp
@@ -245,34 +251,55 @@ def _scores(score: Score, query: Array, key: Array, attended: Array | None) -> A
 @_scores.defjvp
 def _scores_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     score, query, key, attended = primals
-    _, tangent = jax.jvp(lambda *x: x[0](*x[1:]), (score, query, harmless(key, attended, 1)), tangents[:3])
+    _, tangent = jax.jvp(lambda *x: x[0](*x[1:]), (score, query, harmless_key(key, attended)), tangents[:3])
     return score(query, key), tangent
 
 
-def harmless(
-    x: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"] | None, number: int, *, unless_all: bool = False
-) -> Float[Array, "*b s k d"]:
-    """Keys or values with a number in the place of those that nobody attends to, which may be NaN or infinite.
+def harmless_value(
+    value: Float[Array, "*b s k e"], attended: Bool[Array, "*#b #s #k 1"] | None, *, unless_all: bool = False
+) -> Float[Array, "*b s k e"]:
+    """Values with zeros for those that nobody attends to, as a weight of zero times NaN is NaN.
 
-    Zero for values, as 0 times NaN is NaN. One for keys, as a norm, a logarithm or a quotient in a score of the
-    caller's has no derivative at zero. ``unless_all``: ask first whether all are attended to, which spares the pass.
+    ``unless_all``: ask first whether all are attended to, which spares the pass.
     """
-    return x if attended is None else _replaced(x, attended, number, unless_all)
+    return value if attended is None else _replaced(value, attended, jnp.zeros((), value.dtype), unless_all)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _replaced(x: Array, attended: Array, number: int, unless_all: bool) -> Array:
+def harmless_key(
+    key: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"] | None, *, unless_all: bool = False
+) -> Float[Array, "*b s k d"]:
+    """Keys with one that somebody attends to in the place of those that nobody does, which may be NaN or infinite.
+
+    A score is sure to take such a key: zeros, say, have no direction, and ones may lie outside of a ball.
+    """
+    return key if attended is None else _replaced(key, attended, _an_attended(key, attended), unless_all)
+
+
+def _an_attended(key: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"]) -> Float[Array, "*b 1 k d"]:
+    """The first key of each example and head that somebody attends to; ones where there is none."""
+    attended = jnp.broadcast_to(attended, (*key.shape[:-1], 1))
+    first = jnp.take_along_axis(key, jnp.argmax(attended, axis=-3, keepdims=True), axis=-3)
+    return jnp.where(attended.any(axis=-3, keepdims=True), first, jnp.ones((), key.dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _replaced(x: Array, attended: Array, instead: Array, unless_all: bool) -> Array:
     """Its derivative is that of x itself, as weights that are zero rule out the rest: no further pass backward."""
 
     def replaced(x: Array) -> Array:
-        return jnp.where(attended, x, jnp.asarray(number, x.dtype))
+        return jnp.where(attended, x, instead)
 
     return lax.cond(jnp.all(attended), lambda x: x, replaced, x) if unless_all else replaced(x)
 
 
 @_replaced.defjvp
-def _replaced_jvp(number: int, unless_all: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    return _replaced(*primals, number, unless_all), tangents[0]
+def _replaced_jvp(unless_all: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    return _replaced(*primals, unless_all), tangents[0]
+
+
+def _check_scores(x: Any, shape: tuple[Any, ...], axes: str) -> None:
+    if jnp.shape(x) != shape:
+        raise ValueError(f"score must return the shape {shape}, the axes {axes}. Got shape {jnp.shape(x)}.")
 
 
 def repeat_heads(x: Shaped[Array, "*b s k d"], h: int) -> Shaped[Array, "*b s h d"]:

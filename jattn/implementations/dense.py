@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jattn._engine.dropout import dropout_keep
 from jattn._engine.platform import Platform
 from jattn.implementations.call import Call, Implementation, Result
-from jattn.logits import harmless, repeat_heads
+from jattn.logits import harmless_value, repeat_heads
 from jattn.softmax import average
 
 SMALL = 256 * 256  # logits of a head; measured with `python -m benchmarks attention`
@@ -35,7 +35,7 @@ class Dense(Implementation):
         logits = call.logits
         assert call.value is not None
         attended = logits.attended()
-        value = harmless(call.value, attended, 0)
+        value = harmless_value(call.value, attended)
         *batch, t, h, _ = logits.query.shape
         keep = None
         if call.dropout_rate > 0:

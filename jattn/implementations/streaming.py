@@ -27,7 +27,7 @@ from jattn._engine.platform import Platform
 from jattn._kernels import Products
 from jattn._score import Score
 from jattn.implementations.call import Call, Implementation, Result
-from jattn.logits import Logits, harmless
+from jattn.logits import Logits, harmless_key, harmless_value
 from jattn.softmax import Pooled, average
 
 # Entries of queries, keys and values that are copied at a time, heads first: up to the first number all, which is
@@ -83,7 +83,7 @@ def stream(call: Call, platform: Platform, of: Callable[[Pooled], Any] = output)
     if type(score).as_products is Score.as_products:
         return _over_examples(call, platform, of, logits.attended())
     attended = logits.attended()
-    query, key = logits.query, harmless(logits.key, attended, 0)  # as a mean of all keys is taken
+    query, key = logits.query, harmless_key(logits.key, attended)  # as a mean of all keys is taken
     products = score.as_products(query, key)
     assert products is not None
     queries, keys, exact = products
@@ -154,8 +154,8 @@ def _prepared(
     if attended is not None:
         # A pass over all of them is a sixth of a processor's time on 2,048 tokens in segments of 512, all attended to.
         attended, unless_all = jnp.moveaxis(attended, 1, 2), platform.is_cpu
-        key = harmless(key, attended, 1, unless_all=unless_all)
-        value = harmless(value, attended, 0, unless_all=unless_all)
+        key = harmless_key(key, attended, unless_all=unless_all)
+        value = harmless_value(value, attended, unless_all=unless_all)
     query, key, prepared = score.prepare(query, key)
     return query, key, value, prepared
 

@@ -118,6 +118,13 @@ ATTENDED = {
     "heads": masks.where(lambda q, k, n: k < n, n=("bh", jnp.array([[30, 30, 7, 7], [5, 5, 0, 0]]))),
     "not": ~masks.where(lambda q, k: k >= 30),
     "segments": masks.segments(jnp.zeros((B, T), int), jnp.arange(S) // 30 * jnp.ones((B, 1), int)),
+    # Gaps: nobody attends to keys that lie between those that somebody does.
+    "segments, a gap": masks.segments(jnp.arange(T) % 2 * 2, jnp.arange(S) % 3),
+    "dilated, a gap": masks.dilated_window(60, 60, 60),
+    "rows, a gap": masks.neighbourhood((3, S // 3 + 1), (2, 0)) & masks.causal(offset=-T),
+    "both, one query each": masks.causal(offset=-3) & masks.where(lambda q, k: (k < 5) | (k > q + 2)),
+    "span, a gap": masks.where(lambda q, k: (k == q) & (k % 2 == 0), span=lambda first, last: (first, last)),
+    "either": masks.sliding_window(0, 0, offset=-2) | masks.lengths(jnp.array([1, 0])),
 }
 SCORES = {
     "dot": None,
@@ -154,6 +161,110 @@ def test_what_nobody_attends_to_may_hold_anything(mask):
                 results = jax.tree.leaves(run(bad_key, bad_value, implementation, name))
                 for x, y in zip(results, expected, strict=True):
                     np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)
+
+
+def test_positions_with_a_gap():
+    """Nobody attends to the keys between the windows of two queries that are far from each other."""
+    query, key, value = (x[:, :n] for x, n in zip(query_key_value(), (2, 12, 12), strict=True))
+    options = dict(mask=masks.sliding_window(1, 0), query_positions=jnp.array([2, 9]))
+    bad_key, bad_value = (x.at[:, 4:8].set(jnp.nan) for x in (key, value))
+    for implementation in ("dense", "streaming"):
+        f = functools.partial(jattn.attention, implementation=implementation, **options)
+        (output, pull), (expected, expected_pull) = (
+            jax.vjp(f, query, *x) for x in ((bad_key, bad_value), (key, value))
+        )
+        for x, y in zip(
+            (output, *pull(expected)), (expected, *expected_pull(expected)), strict=True
+        ):  # fmt: skip
+            np.testing.assert_allclose(x, y, atol=1e-12)
+
+
+class Ball(scores.Score):
+    """A user's own, of keys within a ball: NaN outside."""
+
+    by_pair = True
+
+    def __call__(self, query, key):
+        return scores.DotProduct(1.0)(query, key) * jnp.sqrt(1 - (key**2).sum(-1)).swapaxes(-1, -2)[..., None, :]
+
+
+class Centred(scores.Score):
+    """A user's own that compares keys with each other, the padded ones too."""
+
+    def __call__(self, query, key):
+        return scores.DotProduct(1.0)(query, jnp.tanh(key) - key * key.mean(axis=-3, keepdims=True))
+
+
+@pytest.mark.parametrize("score", [Ball(), Ball().__call__], ids=["by pair", "a function"])
+def test_padding_stays_where_a_score_is_defined(score):
+    query, key, value = query_key_value()
+    key = key / 10
+    assert (jnp.linalg.norm(key, axis=-1) < 1).all()
+    mask = masks.lengths(jnp.array([30, 7]))
+    for implementation in ("dense", "streaming") if isinstance(score, Ball) else ("dense",):
+        f = functools.partial(jattn.attention, mask=mask, score=score, implementation=implementation)
+        for cap in (None, 5.0):
+            output, pull = jax.vjp(functools.partial(f, logits_soft_cap=cap), query, key, value)
+            assert all(jnp.isfinite(x).all() for x in (output, *pull(output)))
+
+
+@pytest.mark.parametrize("score", [Centred(), Centred().__call__], ids=["score", "function"])
+def test_a_score_that_compares_keys_sees_the_padding(score):
+    """Output and gradients are those of the formula at all keys; a soft cap that is too high to matter changes none."""
+    query, key, value = query_key_value()
+    allowed = jnp.arange(S) < jnp.array([30, 7])[:, None, None, None]
+
+    def by_hand(query, key, value):
+        weights = jax.nn.softmax(jnp.where(allowed, Centred()(query, jnp.repeat(key, H // K, 2)), -jnp.inf))
+        return jnp.einsum("bhts,bshe->bthe", weights, jnp.repeat(value, H // K, 2))
+
+    expected, expected_pull = jax.vjp(by_hand, query, key, value)
+    for cap in (None, 1e12):
+        f = functools.partial(jattn.attention, score=score, mask=allowed, logits_soft_cap=cap)
+        output, pull = jax.vjp(f, query, key, value)
+        for x, y in zip((output, *pull(expected)), (expected, *expected_pull(expected)), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-10)
+    weights = jattn.attention_weights(query, key, score=score, mask=allowed, queries=[0, 3])
+    np.testing.assert_allclose(weights, jattn.attention_weights(query, key, score=score, mask=allowed)[:, :, [0, 3]])
+
+
+class Narrow(scores.Score):
+    by_pair = True
+
+    def __call__(self, query, key):
+        return scores.DotProduct()(query, key).mean(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda q, k, v: jattn.attention(q, k, v, score=Narrow(), implementation="dense"),
+        lambda q, k, v: jattn.attention(q, k, v, score=Narrow(), mask=masks.causal(), implementation="streaming"),
+        lambda q, k, v: jattn.attention_weights(q, k, score=Narrow(), queries=0),
+        lambda q, k, v: jattn.attention_statistics(q, k, score=Narrow()),
+    ],
+    ids=["dense", "streaming", "weights", "statistics"],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_score_of_the_wrong_shape(call):
+    with pytest.raises(ValueError, match=r"^score must return the shape .*, the axes .*t s\. Got shape \(.*1\)\."):
+        call(*query_key_value())
+
+
+def test_a_prefix_may_end_at_a_position_beyond_the_keys():
+    query, key, value = query_key_value()
+    positions = 100 + jnp.arange(S)
+    output = jattn.attention(query, key, value, mask=masks.prefix(103), key_positions=positions)
+    np.testing.assert_allclose(output, jattn.attention(query, key[:, :3], value[:, :3]), atol=1e-12)
+
+
+@pytest.mark.parametrize("f", [jattn.attention_weights, jattn.attention_statistics])
+@pytest.mark.parametrize("options", [dict(head_gates=jnp.zeros(H)), dict(dropout_rate=0.5)])
+def test_what_changes_no_weight_is_refused(f, options):
+    query, key, _ = query_key_value()
+    name = next(iter(options))
+    with pytest.raises(ValueError, match=rf"^{name} must be left to attention, as it changes no weight"):
+        f(query, key, **options)
 
 
 class Cosine(scores.Score):
