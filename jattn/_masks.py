@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jattn._engine import checks
@@ -53,7 +54,24 @@ class Mask(Rule):
 
     def attended(self, grid: Grid) -> Keys:
         """The keys that some query of the grid does attend to, no more and no fewer: the others may hold anything."""
-        return _any_query(self.formula(grid if grid.in_program is None else grid.in_program()))
+        if grid.in_program is None:
+            return _any_query(self.formula(grid))
+        t, s = grid.row.shape[-2], grid.column.shape[-1]
+        of_pairs = functools.partial(_any_of_pairs, self, grid.in_program)
+        if self.by_key or not isinstance(t, int) or t != s:
+            return of_pairs()
+        # All pairs take an eighth of the time of causal attention within segments of 512 on 2,048 tokens. Where each
+        # token may attend to itself, which takes no time to see, what is in reach is attended to.
+        own, reachable = self.diagonal().formula(grid.diagonal()), self.reachable(grid)
+        each = own | (reachable is not True and ~reachable)
+        if is_concrete(each):
+            return reachable if np.all(each) else of_pairs()
+        shape = jnp.broadcast_shapes(jax.eval_shape(of_pairs).shape, (1, s))
+        return lax.cond(
+            jnp.all(each),
+            lambda: jnp.broadcast_to(reachable, shape),
+            lambda: jnp.broadcast_to(of_pairs(), shape),
+        )
 
     @property
     def by_key(self) -> bool:
@@ -297,6 +315,10 @@ def is_among(x: Int[Array, "*b 1 s"], y: Int[Array, "*b t 1"]) -> Bool[Array, "*
     y = jnp.sort(y)
     places = jnp.minimum(jax.vmap(jnp.searchsorted)(y, x), y.shape[-1] - 1)
     return (jnp.take_along_axis(y, places, axis=-1) == x).reshape(*batch, 1, -1)
+
+
+def _any_of_pairs(mask: Mask, grid: Callable[[], Grid]) -> Array:
+    return jnp.asarray(_any_query(mask.formula(grid())))
 
 
 def _any_query(allowed: Allowed) -> Allowed:

@@ -27,6 +27,10 @@ class Grid:
     # Numbers known while tracing are NumPy's. A formula of all pairs of many of them is better left to the program.
     in_program: "Callable[[], Grid] | None" = None
 
+    def diagonal(self) -> "Grid":
+        """Each key and the query of the same number."""
+        return dataclasses.replace(self, query=self.query.swapaxes(-1, -2), row=self.row.swapaxes(-1, -2))
+
     @functools.cached_property
     def first(self) -> Any:
         """The smallest position of a query."""

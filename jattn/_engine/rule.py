@@ -167,6 +167,19 @@ class Rule(Pytree):
 
         return self.map_fields(of)
 
+    def diagonal(self: Self) -> Self:
+        """Of an aligned rule for as many queries as keys, what it is for each key and the query of the same number."""
+
+        def of(name: str, axes: str | None, x: Any) -> Any:
+            if axes is None:
+                return x
+            t, s = axis_of("t", axes), axis_of("s", axes)
+            if x.shape[t] == 1 or x.shape[s] == 1:
+                return x if x.shape[t] == 1 else jnp.swapaxes(x, t, s)
+            return jnp.expand_dims(jnp.moveaxis(jnp.diagonal(x, axis1=t, axis2=s), -1, s), t)
+
+        return self.map_fields(of)
+
     def by_head(self: Self, batch: Sequence[int], k: int, g: int) -> Self:
         """Of an aligned rule, with ``n k g t s`` in place of ``*b h t s``, where n numbers the examples, k heads are
         apart and g are together; what is the same for all of an axis has length 1 there.
