@@ -6,6 +6,7 @@ tests, run every case.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,6 +39,9 @@ SETTINGS: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
 }
 
 
+_COMPILED_FAST = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="run every case of every test")
     parser.addoption(
@@ -50,6 +54,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.whole = config.workerinput["whole"]
     elif config.args_source is not config.ArgsSource.TESTPATHS:
         config.option.whole = True  # what is asked for by name is run
+    if not (config.option.whole or config.option.setting):
+        # Compiling is most of the work, and what runs once need not run fast. --whole compiles as users do.
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_COMPILED_FAST])
     config.addinivalue_line("markers", "whole: too long for a newcomer, so run by --whole alone")
     config.addinivalue_line("markers", "every_case: all of its cases are run without --whole, too")
     config.addinivalue_line("markers", "core: of the functions, and also run by --setting")
@@ -76,12 +83,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
+# Docstrings that build whole models.
+_LONG_EXAMPLES = ("jattn/models/", "jattn/heads/", "jattn/nn/torch_")
+
+
 def _newcomers(items: list[pytest.Item]) -> list[pytest.Item]:
     """What `pytest` alone runs."""
     kept, begun = [], set()
     for item in items:
         test = item.nodeid.partition("[")[0]
-        if item.get_closest_marker("whole") or (test in begun and not item.get_closest_marker("every_case")):
+        if (
+            item.get_closest_marker("whole")
+            or test.startswith(_LONG_EXAMPLES)
+            or (test in begun and not item.get_closest_marker("every_case"))
+        ):
             continue
         begun.add(test)
         kept.append(item)

@@ -330,7 +330,9 @@ def _check_counts(name: str, counts: int | Array, most: Any) -> None:
         return
     values = np.asarray(counts)
     low, high = values.min(initial=0), values.max(initial=0)
-    if low < 0:
+    if most is None and low < 0:
         raise ValueError(f"{name} must not be negative. Got {low}.")
-    if isinstance(most, int) and high > most:
-        raise ValueError(f"{name} must be at most the number of keys, {most}. Got {high}.")
+    if isinstance(most, int) and (low < 0 or high > most):
+        raise ValueError(
+            f"{name} must lie between 0 and the number of positions, {most}. Got {low if low < 0 else high}."
+        )

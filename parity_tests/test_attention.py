@@ -63,6 +63,7 @@ def test_lengths_of_query_and_key(parity: Parity, t: int, s: int) -> None:
 
 
 @pytest.mark.parametrize("name", rules(T, S))
+@pytest.mark.every_case
 def test_mask(parity: Parity, name: str) -> None:
     dtypes = DTYPES if name in ("causal", "lengths, per query", "combination, and") else FLOAT64
     kind = name.split(",")[0]

@@ -44,6 +44,7 @@ def test_columns_do_the_same_work(name: str, tmp_path: Path, capsys: pytest.Capt
     assert "jattn /" in capsys.readouterr().out
 
 
+@pytest.mark.whole
 def test_every_peer_has_the_same_mask() -> None:
     for name in ("causal", "window 256", "half padded", "segments 512"):
         work = Work(CASES[name], max(16, CASES[name].shortest), "float32", backward=False)
@@ -62,6 +63,7 @@ def test_attention_is_read_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.whole
 def test_memory_is_found_without_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = kept("memory", tmp_path, "--lengths", "4096", "--passes", "forward")
     matrix = 8 * 4096**2 * 4  # bytes of all weights

@@ -145,6 +145,7 @@ def pair_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", all_biases(*SMALL))
+@pytest.mark.every_case
 def test_bias(parity: Parity, name: str) -> None:
     options = all_biases(*SMALL)[name]
     mask = "causal, negative offset" if name == "relative, one direction" else None

@@ -124,6 +124,7 @@ def _dense(rng: np.random.Generator, *shape: int) -> Rule:
 
 @pytest.mark.parametrize("name", rules(5, 7))
 @pytest.mark.parametrize(("t", "s"), SIZES)
+@pytest.mark.every_case
 def test_a_mask_equals_the_tensor(name: str, t: int, s: int) -> None:
     ours, theirs = rules(t, s)[name]
     array, full = ours.as_array(t, s), (B, H, t, s)

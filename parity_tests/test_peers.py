@@ -84,6 +84,7 @@ def test_grouped_heads() -> None:
     assert not [name for name in inspect.signature(torch.nn.MultiheadAttention).parameters if "kv_heads" in name]
 
 
+@pytest.mark.whole
 def test_dropout_inside_grad_of_a_merged_module() -> None:
     x = X[0].reshape(1, 3, 8)
 

@@ -88,6 +88,7 @@ def test_additive(parity: Parity, size: float) -> None:
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("width", BANDWIDTHS)
+@pytest.mark.every_case
 def test_kernel(parity: Parity, name: str, width: str) -> None:
     ours, theirs = KERNELS[name]
     for dtype, t, s, h in SIZES if width in ("bandwidth", "factor per feature") else SIZES[:1]:

@@ -42,6 +42,7 @@ def test_attention_statistics_beside_sinks(parity: Parity, name: str | None) -> 
     )
 
 
+@pytest.mark.whole
 def test_attention_statistics_of_many_queries_beside_sinks(parity: Parity) -> None:
     """More than a block, with a bias and positions of their own."""
     t, s = 150, 128

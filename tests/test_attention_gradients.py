@@ -70,6 +70,7 @@ def test_second_order_against_finite_differences():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.whole
 def test_additive_attention_against_finite_differences():
     given = (normal(0, B, T, D), normal(1, B, S, 9), normal(2, B, S, E), normal(3, D, 8), normal(4, 9, 8), normal(5, 8))
     mask = masks.lengths(jnp.array([3, 0]))
@@ -229,6 +230,7 @@ def taylor(monkeypatch):
     ],
     ids=["rows without keys", "examples without keys", "LayerNorm", "RMSNorm"],
 )
+@pytest.mark.whole
 def test_taylor_mode(taylor, f):
     """Of a curve with a velocity and an acceleration, against derivatives taken one after the other."""
     x, velocity, acceleration = (normal(seed, B, T, H, D) for seed in range(3))

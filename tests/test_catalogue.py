@@ -759,6 +759,7 @@ def assert_attention(row: Row, s: int, expected: np.ndarray, beside: Any = None)
 
 
 @pytest.mark.parametrize("name", MASKS)
+@pytest.mark.every_case
 def test_matrix_of_a_mask(name):
     row = MASKS[name]
     options = options_of(row, as_jax(row.arrays))

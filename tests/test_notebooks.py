@@ -18,6 +18,7 @@ def test_there_are_notebooks() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.whole
 def test_notebook(path: Path) -> None:
     notebook = jupytext.read(path)
     nbclient.NotebookClient(

@@ -64,6 +64,7 @@ def test_estimates_on_either_side_of_the_edge(farthest, centre):
     np.testing.assert_allclose(actual, estimate(query, key, value), rtol=0, atol=3e-5)
 
 
+@pytest.mark.whole
 def test_gradients():
     """For everything, against the direct form, to which a key far away leads."""
     query, key = (jnp.asarray(x) for x in points(4.0))

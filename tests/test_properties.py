@@ -98,6 +98,7 @@ def test_gradients_are_finite_and_zero_where_they_must_be(data):
 
 @settings
 @hypothesis.given(data=st.data())
+@pytest.mark.whole
 def test_what_is_masked_has_no_influence(data):
     """Whatever stands at the keys that no query may attend to, the result is the same to the last bit."""
     t, s, kv_heads, d, e = data.draw(sizes)
@@ -115,6 +116,7 @@ def test_what_is_masked_has_no_influence(data):
 
 @settings
 @hypothesis.given(data=st.data())
+@pytest.mark.whole
 def test_chosen_weights(data):
     t, s, kv_heads, d, e = data.draw(sizes)
     mask, _ = data.draw(strategies.combined(B, t, s))
@@ -152,6 +154,7 @@ def test_softmax_of_anything(dtype, data, row, allowed):
     name=st.sampled_from(["gaussian", "boxcar", "epanechnikov", "constant"]),
     bandwidth=st.sampled_from([0.25, 1.0, 4.0]),
 )
+@pytest.mark.whole
 def test_nadaraya_watson(data, name, bandwidth):
     t, s, _, d, e = data.draw(sizes)
     mask, allowed = data.draw(strategies.combined(B, t, s))

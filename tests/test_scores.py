@@ -83,6 +83,7 @@ def assert_close_in_float32(name: str, actual: jax.Array, expected: np.ndarray, 
 
 @each
 @pytest.mark.usefixtures("x64")
+@pytest.mark.every_case
 def test_float64(name):
     score, reference = cases()[name]
     query, key = query_and_key()
@@ -145,6 +146,7 @@ def test_widths_may_differ():
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("width", [16, 37])
 @pytest.mark.needs_jit
+@pytest.mark.whole
 def test_as_many_features_as_are_summed_in_chunks(width):
     query, key = query_and_key(width=width)
     weights = [jnp.asarray(normal(i, *shape)) for i, shape in enumerate([(width, width), (width, width), (width,)])]

@@ -52,6 +52,7 @@ def test_those_of_the_weights(arguments):
 
 
 @pytest.mark.needs_jit
+@pytest.mark.whole
 def test_linear_memory():
     def scratch(t: int) -> int:
         x = jax.ShapeDtypeStruct((t, 1, 16), jnp.float32)

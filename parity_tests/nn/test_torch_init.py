@@ -74,6 +74,7 @@ def samples(pair: Pair) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+@pytest.mark.every_case
 def test_distribution(pair: Pair) -> None:
     """Constants equal; otherwise bounds, mean, spread and the whole distribution."""
     ours, theirs = samples(pair)

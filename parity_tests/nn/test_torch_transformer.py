@@ -209,6 +209,7 @@ class Told(torch.nn.Module):
 
 
 @pytest.mark.parametrize("norm_first", [False, True], ids=["post", "pre"])
+@pytest.mark.whole
 def test_dropout(parity: Parity, norm_first: bool) -> None:
     """In the decoder's layer, which has all the places: both attentions' weights and what each of the three adds."""
     seed, rate = jax.random.key(0), 0.3

@@ -47,6 +47,7 @@ CASES: dict[str, tuple[optax.GradientTransformation, Make]] = {
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.every_case
 def test_parameters(name: str, clip_norm: float | None) -> None:
     ours, make = CASES[name]
     theirs = run_torch(make, clip_norm)

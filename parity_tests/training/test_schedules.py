@@ -41,6 +41,7 @@ CASES: dict[str, tuple[Any, Callable[[torch.optim.Optimizer], Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.every_case
 def test_learning_rates(name: str) -> None:
     ours, make = CASES[name]
     theirs = run_torch(make, lambda group: group["lr"])

@@ -152,6 +152,7 @@ def test_blocks(mask):
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(data=st.data())
+@pytest.mark.whole
 def test_any_mask_is_its_matrix(data):
     b, t, s = 2, data.draw(st.sampled_from([1, 4])), data.draw(st.sampled_from([1, 6]))
     mask, allowed = data.draw(strategies.combined(b, t, s))

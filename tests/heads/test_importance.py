@@ -166,6 +166,7 @@ def test_a_shared_layer_is_the_mean_over_its_calls() -> None:
     assert found.heads == (("attend", 0), ("attend", 1), ("attend", 2))
 
 
+@pytest.mark.whole
 def test_the_model_is_left_as_it_is_and_dropout_is_off() -> None:
     model = models.DigitsClassifier(features=16, num_layers=1, dropout_rate=0.5, rngs=nnx.Rngs(0))
     model.train()

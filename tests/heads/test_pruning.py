@@ -116,6 +116,7 @@ def test_wide_heads_and_cross_attention() -> None:
     assert heads.counts(smaller) == {"attention": 2, "cross_attention": 1}
 
 
+@pytest.mark.whole
 def test_it_trains_under_jit_and_keeps_its_mode() -> None:
     model = models.DigitsClassifier(num_heads=4, num_layers=1, features=16, dropout_rate=0.2, rngs=nnx.Rngs(0))
     smaller = heads.prune(model, {"blocks.0.attention": [0, 2]})

@@ -44,6 +44,7 @@ def measured(*metrics: str) -> heads.Importance:
     return heads.importance(ATTEND, TRAIN, loss=loss, batch_size=6, metrics=metrics, progress=False)
 
 
+@pytest.mark.whole
 def test_candidates() -> None:
     traces: list[None] = []
 

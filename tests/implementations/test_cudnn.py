@@ -165,6 +165,7 @@ def test_a_few_blocks_at_a_time(monkeypatch, name):
 
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("batch", [(), (2, 3)])
+@pytest.mark.whole
 def test_more_keys_than_queries_and_batch_axes(batch):
     rng = np.random.default_rng(0)
     shapes = [(500, H, D), (700, K, D), (700, K, D), (500, H, D)]
@@ -175,6 +176,7 @@ def test_more_keys_than_queries_and_batch_axes(batch):
     assert_same(masks.causal(lens) & masks.sliding_window(50, 9, offset=lens), arguments)
 
 
+@pytest.mark.whole
 def test_mapped(stand_in):
     """Under vmap examples are added to the kernel's batch, also where the mask is the same for all."""
     arguments = inputs(600)

@@ -356,6 +356,7 @@ def traced_anew():
 
 
 @pytest.mark.parametrize(("heads", "taken"), [(0.5, (1, 1)), (3, (1, 2)), (9, (2, 4))])
+@pytest.mark.whole
 def test_a_few_heads_at_a_time(monkeypatch, traced_anew, heads, taken):
     """As where copies of all would take much memory."""
     query, key, value = normal(0, 2, 2, 20, 8, D), normal(1, 2, 2, 30, 4, D), normal(2, 2, 2, 30, 4, E)
@@ -383,6 +384,7 @@ def on_accelerator(monkeypatch, traced_anew):
     monkeypatch.setattr(choice, "where_lowered", lambda run, arguments, alike: run(ACCELERATOR, arguments))
 
 
+@pytest.mark.whole
 def test_a_loop_that_chooses_among_known_widths(monkeypatch, traced_anew):
     """As over large blocks."""
     monkeypatch.setattr(plan, "_LOGITS_APART", 0)
@@ -394,6 +396,7 @@ def test_a_loop_that_chooses_among_known_widths(monkeypatch, traced_anew):
 
 
 @pytest.mark.usefixtures("on_accelerator")
+@pytest.mark.whole
 def test_all_heads_at_once():
     """As on an accelerator, where one head after the other would leave most of it idle."""
     assert_same(mask=masks.causal(), bias=normal(10, H, T, S))

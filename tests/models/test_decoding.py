@@ -151,6 +151,7 @@ def test_called_as_it_is_a_new_length_compiles_nothing() -> None:
     assert decoding._compiled._cache_size() == compiled
 
 
+@pytest.mark.whole
 def test_bfloat16_is_summed_in_float32() -> None:
     found = models.beam_search(made(param_dtype=jnp.bfloat16), SOURCE, LENS, **SEARCH, beam_size=2)
     assert found.log_probability.dtype == found.weights.dtype == jnp.float32

@@ -115,6 +115,7 @@ def write(folder: Path, name: str, content: Any) -> None:
 # The encoder.
 
 
+@pytest.mark.whole
 def test_padding_has_no_influence(encoder: TextEncoder) -> None:
     tokens = jnp.array([[1, 4, 5, 2, 0, 0], [1, 4, 5, 2, 6, 7]])
     hidden, weights = encoder(tokens, jnp.array([4, 4]), return_weights=True)

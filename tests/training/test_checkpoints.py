@@ -17,6 +17,7 @@ from tests.training.killed import run as run_to_be_killed
 from tests.training.test_fit import Linear, X, Y, bits, fit
 
 
+@pytest.mark.whole
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     """SIGKILL after the third epoch at the earliest, wherever the run is then."""
     folder = tmp_path / "killed"

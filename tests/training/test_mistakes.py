@@ -16,6 +16,8 @@ from flax import nnx
 from jattn import training
 from tests.training.test_fit import Linear, X, Y, fit, squared_error
 
+pytestmark = pytest.mark.every_case  # errors come before anything is compiled
+
 
 def sowing(model, batch, rng):
     model.sow(nnx.Intermediate, "seen", batch[0])
