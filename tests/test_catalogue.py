@@ -44,7 +44,7 @@ T, S = 64, 108  # queries and keys of the modifications: pixels of images that a
 ROWS = 16  # queries of a block
 
 # A program runs once, so the one that is compiled fastest will do.
-COMPILED = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+COMPILED = {"xla_backend_optimization_level": 0}
 
 pytestmark = pytest.mark.usefixtures("x64")
 
