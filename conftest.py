@@ -7,36 +7,17 @@ tests, run every case.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from tests.settings import SETTINGS
+
 # In the tests, and only there, beartype checks every jaxtyping annotation of jattn.
 install_import_hook("jattn", "beartype.beartype")
-
-
-@contextlib.contextmanager
-def _checks() -> Iterator[None]:
-    jax.config.update("jax_enable_checks", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_checks", False)
-
-
-# JAX's strict settings, which careful people turn on.
-SETTINGS: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
-    "rank_promotion": lambda: jax.numpy_rank_promotion("raise"),
-    "dtype_promotion": lambda: jax.numpy_dtype_promotion("strict"),
-    "debug_nans": lambda: jax.debug_nans(True),
-    "debug_infs": lambda: jax.debug_infs(True),
-    "enable_checks": _checks,
-    "check_tracer_leaks": jax.checking_leaks,
-    "disable_jit": jax.disable_jit,
-}
 
 
 _COMPILED_FAST = ["--xla_backend_optimization_level=0"]
@@ -74,8 +55,9 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     setting = config.getoption("--setting")
     if setting:
-        without = "needs_jit" if setting == "disable_jit" else ""
-        kept = [item for item in items if item.get_closest_marker("core") and not item.get_closest_marker(without)]
+        kept = [item for item in items if item.get_closest_marker("core")]
+        if setting == "disable_jit":
+            kept = [item for item in kept if not item.get_closest_marker("needs_jit")]
     elif not config.option.whole:
         kept = _newcomers(items)
     else:

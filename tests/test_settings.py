@@ -1,6 +1,5 @@
 """JAX's strict settings, which careful people turn on: the core works under each, outside and inside of jit."""
 
-import contextlib
 from typing import Any
 
 import jax
@@ -10,28 +9,9 @@ import pytest
 
 import jattn
 from jattn import biases, masks, scores
+from tests.settings import SETTINGS
 
 B, T, S, H, K, D, E = 2, 10, 12, 4, 2, 8, 6
-
-
-@contextlib.contextmanager
-def enable_checks():
-    jax.config.update("jax_enable_checks", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_checks", False)
-
-
-SETTINGS = {
-    "ranks are not promoted": lambda: jax.numpy_rank_promotion("raise"),
-    "dtypes are not promoted": lambda: jax.numpy_dtype_promotion("strict"),
-    "no NaN": lambda: jax.debug_nans(True),
-    "no infinity": lambda: jax.debug_infs(True),
-    "checks": enable_checks,
-    "no leaks": jax.checking_leaks,
-    "no jit": jax.disable_jit,
-}
 
 
 def numbers(seed: int, *shape: int, dtype: Any = np.float32) -> jax.Array:
@@ -87,7 +67,7 @@ def with_gradients(implementation: str, options: dict[str, Any], query, key, val
 
 # Compiling again or not at all takes long, so these see a few.
 FEW = ("causal and lengths", "segments", "dense", "Gaussian")
-SLOW = dict.fromkeys(("checks", "no leaks", "no jit"), FEW)
+SLOW = dict.fromkeys(("enable_checks", "check_tracer_leaks", "disable_jit"), FEW)
 
 
 @pytest.mark.parametrize(

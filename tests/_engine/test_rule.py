@@ -136,9 +136,8 @@ SCORES = {
 
 @pytest.mark.parametrize(
     "mask",
-    [
-        pytest.param(x, id=n, marks=[pytest.mark.whole] * (n == "lengths")) for n, x in ATTENDED.items()
-    ],  # with all scores
+    # Lengths are tried with all scores, which takes long.
+    [pytest.param(x, id=n, marks=[pytest.mark.whole] * (n == "lengths")) for n, x in ATTENDED.items()],
 )
 def test_what_nobody_attends_to_may_hold_anything(mask):
     """Keys and values that no query may attend to: outputs, gradients, weights and statistics stay the same."""
@@ -178,9 +177,7 @@ def test_positions_with_a_gap():
         (output, pull), (expected, expected_pull) = (
             jax.vjp(f, query, *x) for x in ((bad_key, bad_value), (key, value))
         )
-        for x, y in zip(
-            (output, *pull(expected)), (expected, *expected_pull(expected)), strict=True
-        ):  # fmt: skip
+        for x, y in zip((output, *pull(expected)), (expected, *expected_pull(expected)), strict=True):
             np.testing.assert_allclose(x, y, atol=1e-12)
 
 
