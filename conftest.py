@@ -2,7 +2,7 @@
 
 ``pytest`` runs what a newcomer waits for: of each test the first case, or every case if the test is marked
 ``every_case``, and none of the tests marked ``whole``. ``pytest --whole``, and ``pytest`` with the names of files or
-tests, run every case.
+tests, run every case. ``--resume`` goes on with a run that was stopped.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from tests.resuming import Resuming
 from tests.settings import SETTINGS
 
 # In the tests, and only there, beartype checks every jaxtyping annotation of jattn.
@@ -27,6 +28,7 @@ if jax.__version_info__ < (0, 11):  # newer ones end at an option that they don'
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="run every case of every test")
+    parser.addoption("--resume", action="store_true", help="leave out what passed since a run of all tests began")
     parser.addoption(
         "--setting", choices=list(SETTINGS), help="run the tests marked `core` under this strict setting of JAX's"
     )
@@ -40,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not (config.option.whole or config.option.setting):
         # Compiling is most of the work, and what runs once need not run fast. --whole compiles as users do.
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_COMPILED_FAST])
+    config.pluginmanager.register(Resuming(config))
     config.addinivalue_line("markers", "whole: too long for a newcomer, so run by --whole alone")
     config.addinivalue_line("markers", "every_case: all of its cases are run without --whole, too")
     config.addinivalue_line("markers", "core: of the functions, and also run by --setting")
@@ -68,7 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 # Docstrings that build whole models.
-_LONG_EXAMPLES = ("jattn/models/", "jattn/heads/", "jattn/nn/torch_")
+_LONG_EXAMPLES = ("jattn/models/", "jattn/heads/", "jattn/nn/torch/")
 
 
 def _newcomers(items: list[pytest.Item]) -> list[pytest.Item]:

@@ -43,6 +43,10 @@ from jattn.training import adamw, fit
 
 console = Console()
 LONGEST = 24  # tokens of a sentence
+TITLES = {
+    "digits": "The digits classifier: which heads can go?",
+    "encoder": "MiniLM: which heads can go?",
+}
 CHEAP = ("entropy", "output_variance", "gradient", "taylor")
 
 
@@ -68,14 +72,14 @@ def main() -> None:
             study, extra = digits(arguments) if name == "digits" else encoder(arguments)
         except (ImportError, ValueError) as error:
             parser.exit(1, f"{name}: nothing was found out. {error}\n")
-        path = study.report(arguments.out / name, extra)
-        show(study, extra)
+        path = heads.report(study, arguments.out / name, extra, title=TITLES[name])
+        show(TITLES[name], study, extra)
         console.print(f"The report is {path}. Took {time.perf_counter() - start:.0f} s.\n")
 
 
-def show(study: heads.Study, extra: dict[str, str]) -> None:
+def show(title: str, study: heads.Study, extra: dict[str, str]) -> None:
     """The gist of a study."""
-    console.rule(study.title)
+    console.rule(title)
     print(study.importance)
     for option in (study.whole, *study.options):
         console.print(
@@ -89,7 +93,7 @@ def show(study: heads.Study, extra: dict[str, str]) -> None:
             + ("" if fold.refined is None else f", pruned and tuned {fold.refined:.4f}"),
             highlight=False,
         )
-    for heading, text in {**extra, "Decision": study.decision()}.items():
+    for heading, text in {**extra, "Decision": heads.decision(study)}.items():
         console.print(f"[bold]{heading}.[/bold] {text}", highlight=False)
 
 
@@ -125,10 +129,13 @@ def digits(arguments: argparse.Namespace) -> tuple[heads.Study, dict[str, str]]:
         (train_x, train_y),
         (validation_x, validation_y),
         (test_x, test_y),
-        loss=digits_loss,
-        score=accuracy,
+        task=heads.Task(
+            loss=digits_loss,
+            score=accuracy,
+            score_name="accuracy",
+            batch_size=154,  # 7 equal batches: another size is compiled again
+        ),
         predict=lambda model, data: model(data[0]),
-        batch_size=154,  # 7 equal batches: another size is compiled again
         allowed_drop=0.01,
         share=0.5,
         shares=arguments.shares or [0.125, 0.25, 0.375, 0.5, 0.625, 0.75],
@@ -138,8 +145,6 @@ def digits(arguments: argparse.Namespace) -> tuple[heads.Study, dict[str, str]]:
         folds=arguments.folds,
         fold_rounds=1,
         timing_rounds=arguments.timing_rounds,
-        title="The digits classifier: which heads can go?",
-        score_name="accuracy",
     )
     return study, {"An attention-bound size": attention_bound(arguments.timing_rounds)}
 
@@ -196,22 +201,23 @@ def encoder(arguments: argparse.Namespace) -> tuple[heads.Study, dict[str, str]]
         model.encoder,
         train,
         validation,
-        loss=movement,
-        score=neighbours_kept,
+        task=heads.Task(
+            loss=movement,
+            score=neighbours_kept,
+            score_name="nearest neighbours kept",
+            batch_size=30,
+            random_draws=3,
+        ),
         predict=lambda model, data: embedded(model, data[0][:64], data[1][:64]),
-        batch_size=30,
         allowed_drop=0.05,
         share=0.5,
         shares=arguments.shares or [0.1, 0.3, 0.5],
-        random_draws=3,
         fine_tune=fine_tune,
         rounds=arguments.rounds,
         fresh=(lambda train: model.encoder) if arguments.folds > 1 else None,
         folds=min(arguments.folds, 3),
         fold_metrics=CHEAP,
         timing_rounds=arguments.timing_rounds,
-        title="MiniLM: which heads can go?",
-        score_name="nearest neighbours kept",
     )
     moved = [
         f"{option.name}: moved by {float(moved_by(option.model, validation)):.4f}, "

@@ -14,27 +14,37 @@ Arrays are laid out ``*b t h d``. A mask is ``True`` where a query **may** atten
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jattn import biases as biases
-from jattn import masks as masks
-from jattn import scores as scores
-from jattn.attention import attention as attention
-from jattn.attention import attention_statistics as attention_statistics
-from jattn.attention import attention_weights as attention_weights
-from jattn.attention import bind as bind
-from jattn.attention import explain as explain
-from jattn.drop_in import dot_product_attention as dot_product_attention
-from jattn.kernel_regression import nadaraya_watson as nadaraya_watson
-from jattn.single_head import additive_attention as additive_attention
-from jattn.softmax import masked_softmax as masked_softmax
+from jattn import biases, masks, scores
+from jattn.drop_in import dot_product_attention
+from jattn.kernel_regression import nadaraya_watson
+from jattn.multi_head import attention, attention_statistics, attention_weights, bind, explain
+from jattn.single_head import additive_attention
+from jattn.softmax import masked_softmax
 
 if TYPE_CHECKING:
-    from jattn import heads as heads
-    from jattn import models as models
-    from jattn import nn as nn
-    from jattn import parity as parity
-    from jattn import plots as plots
-    from jattn import training as training
-    from jattn import weights as weights
+    from jattn import heads, models, nn, parity, plots, training, weights
+
+__all__ = [
+    "additive_attention",
+    "attention",
+    "attention_statistics",
+    "attention_weights",
+    "biases",
+    "bind",
+    "dot_product_attention",
+    "explain",
+    "heads",
+    "masked_softmax",
+    "masks",
+    "models",
+    "nadaraya_watson",
+    "nn",
+    "parity",
+    "plots",
+    "scores",
+    "training",
+    "weights",
+]
 
 __version__ = "0.2.0.dev0"
 

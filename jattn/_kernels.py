@@ -11,6 +11,8 @@ from jattn._engine.dtypes import at_least_float32
 from jattn._engine.pairwise import square_of_product, square_of_quotient, sum_over_features
 from jattn._score import Number, Score, heads_first
 
+__all__ = ["Boxcar", "Epanechnikov", "Gaussian", "Given", "Products"]
+
 
 class Products(Score):
     """What `Score.as_products` is scored by: the dot product in full precision, which is not every device's default."""
@@ -44,7 +46,7 @@ class _Kernel(Score):
         if self.bandwidth is not None and self.factor is not None:
             raise ValueError("bandwidth must be None when factor is given, as factor = 1 / bandwidth. Got both.")
         if self.bandwidth is not None:
-            checks.positive("bandwidth", self.bandwidth)
+            checks.positive("bandwidth", self.bandwidth, finite=True)
 
     def squared_distance(
         self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]

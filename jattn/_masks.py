@@ -17,7 +17,29 @@ from jattn._engine.axes import Shape, over
 from jattn._engine.checks import is_concrete
 from jattn._engine.function_rule import FunctionRule
 from jattn._engine.grid import Grid
+from jattn._engine.of_caller import an_array, as_part_of_a_program
 from jattn._engine.rule import Rule
+
+__all__ = [
+    "Allowed",
+    "And",
+    "Causal",
+    "DenseMask",
+    "DilatedWindow",
+    "FunctionMask",
+    "Keys",
+    "Lengths",
+    "LengthsPerQuery",
+    "Mask",
+    "Neighbourhood",
+    "Not",
+    "Or",
+    "Pair",
+    "Segments",
+    "SlidingWindow",
+    "as_mask",
+    "is_among",
+]
 
 Allowed = Bool[Array | np.ndarray, "..."]  # broadcasts to *b h t s; NumPy's where positions are known while tracing
 Keys = bool | Allowed  # *b h 1 s
@@ -37,12 +59,13 @@ class Mask(Rule):
          [0 1 0]]
     """
 
+    argument = "mask"
     gives = ("booleans", jnp.bool_)
     __array_ufunc__ = None  # numpy leaves ``array & mask`` to ``__rand__``
 
     def formula(self, grid: Grid) -> Allowed:
         """Whether each query of the grid may attend to each key; broadcasts to ``*b h t s``."""
-        raise NotImplementedError
+        return super().formula(grid)
 
     def reachable(self, grid: Grid) -> Keys:
         """The keys that some query of the grid may attend to: True too often perhaps, never False wrongly.
@@ -98,6 +121,7 @@ def as_mask(mask: Mask | Bool[Array, "..."]) -> Mask:
     """A mask as it is; a boolean array that broadcasts to ``*b h t s`` as a mask."""
     if isinstance(mask, Mask):
         return mask
+    checks.no_other("mask", mask)
     if callable(mask):
         raise ValueError(
             f"mask must be a mask or a boolean array. Got the function {mask!r}; call it, or pass jattn.masks.where(f)."
@@ -113,7 +137,7 @@ def as_mask(mask: Mask | Bool[Array, "..."]) -> Mask:
             f"mask must have the axes t s, with heads and batch in front where it has them. Got shape "
             f"{array.shape}. For one entry a key, write mask[None, :]."
         )
-    return Dense(array)
+    return DenseMask(array)
 
 
 class Causal(Mask):
@@ -231,7 +255,7 @@ class Segments(Mask):
         return is_among(self.key_ids, self.query_ids) if isinstance(t, int) else super().attended(grid)
 
 
-class Dense(Mask):
+class DenseMask(Mask):
     mask: Array = over(
         "bhts",
         remedy="Insert the axes it lacks: mask[:, None] for a mask *b t s, "
@@ -246,17 +270,36 @@ class Dense(Mask):
         return self.mask.shape[-2] == 1
 
 
-class Where(FunctionRule, Mask):
+class FunctionMask(FunctionRule, Mask):
     span: Callable[..., Any] | None
 
     def formula(self, grid: Grid) -> Allowed:
-        return self.of_rank(self.call(grid.query, grid.key), grid)
+        return self.call(grid, grid.query, grid.key)
 
     def reachable(self, grid: Grid) -> Keys:
         if self.span is None:
             return True
         low, high = self.span(grid.first, grid.last)
         return (low <= grid.key) & (grid.key <= high)
+
+    def check(self, shape: Shape) -> None:
+        super().check(shape)
+        if self.span is not None:
+            ends = jax.eval_shape(self._ends, *2 * [jax.ShapeDtypeStruct((1,) * (len(shape.batch or ()) + 3), int)])
+            if not all(checks.broadcasts_to(end.shape, (*(shape.batch or ()), shape.h or 1, 1, 1)) for end in ends):
+                raise ValueError(
+                    f"span must return one position each for the queries that it is given. Got shapes "
+                    f"{tuple(end.shape for end in ends)}."
+                )
+
+    def _ends(self, first: Array, last: Array) -> tuple[Array, Array]:
+        assert self.span is not None
+        with as_part_of_a_program("span"):
+            ends = self.span(first, last)
+        if not isinstance(ends, tuple | list) or len(ends) != 2:
+            raise ValueError(f"span must return a pair, the first and the last position in reach. Got {ends!r:.80}.")
+        low, high = (jnp.asarray(an_array("span", end, "two positions")) for end in ends)
+        return low, high
 
 
 class Pair(Mask):

@@ -7,6 +7,8 @@ from jaxtyping import Array, Bool, Float
 
 from jattn._engine.pytree import Pytree
 
+__all__ = ["Number", "Score", "heads_first", "is_by_pair"]
+
 Number = float | Float[Array, ""]
 
 
@@ -17,6 +19,7 @@ class Score(Pytree):
     structure, all else is children. It is compiled once for equal structures, so that all it depends on must be fields.
     """
 
+    argument: ClassVar[str] = "score"
     # Whether a logit depends on its query's and its key's features alone, and not on their positions, their head or on
     # others, so that a part of the logits can be computed by itself. Whoever writes ``__call__`` anew says so anew.
     by_pair: ClassVar[bool] = False
@@ -30,7 +33,7 @@ class Score(Pytree):
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         """The logits of every query with every key."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(self, query, key). Got none.")
 
     def prepare(
         self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s k d"]

@@ -31,12 +31,13 @@ class Bias(Rule):
     One of your own is a subclass with a `formula`, whose arrays declare their axes with `jattn.biases.over`.
     """
 
+    argument = "bias"
     gives = ("floating-point numbers", jnp.floating)
     __array_ufunc__ = None  # numpy leaves ``array + bias`` to ``__radd__``
 
     def formula(self, grid: Grid) -> Float[Array, "..."]:
         """What is added to the logit of each query and key of the grid; broadcasts to ``*b h t s``."""
-        raise NotImplementedError
+        return super().formula(grid)
 
     def __add__(self, other: "Bias | Array") -> "Bias":
         return Sum(self, as_bias(other))
@@ -49,6 +50,7 @@ def as_bias(bias: Bias | Float[Array, "..."]) -> Bias:
     """A bias as it is; a floating-point array that broadcasts to ``*b h t s`` as a bias."""
     if isinstance(bias, Bias):
         return bias
+    checks.no_other("bias", bias)
     if callable(bias) and not hasattr(bias, "dtype"):
         raise ValueError(
             f"bias must be a bias or an array. Got the function {bias!r}; call it, or pass jattn.biases.where(f)."
@@ -57,7 +59,7 @@ def as_bias(bias: Bias | Float[Array, "..."]) -> Bias:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         remedy = " Pass a boolean array as mask." if array.dtype == jnp.bool_ else ""
         raise ValueError(f"bias must be floating point. Got {array.dtype}.{remedy}")
-    return Dense(array)
+    return DenseBias(array)
 
 
 def dense(array: Float[Array, "..."]) -> Bias:
@@ -161,14 +163,14 @@ def where(f: Callable[..., Any], /, **arrays: Any) -> Bias:
         <BLANKLINE>
          [[-0.  -0.5 -1. ]]]
     """
-    return Where(*function_and_arrays(f, ("query", "key"), arrays))
+    return FunctionBias(*function_and_arrays(f, ("query", "key"), arrays))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The rules themselves.
 
 
-class Dense(Bias):
+class DenseBias(Bias):
     bias: Array = over("bhts")
 
     def formula(self, grid: Grid) -> Array:
@@ -198,9 +200,9 @@ class Relative(Bias):
         return look_up(by_distance, jnp.clip(grid.key - grid.query, -far, far) + far)
 
 
-class Where(FunctionRule, Bias):
+class FunctionBias(FunctionRule, Bias):
     def formula(self, grid: Grid) -> Array:
-        return self.of_rank(self.call(grid.query, grid.key), grid)
+        return self.call(grid, grid.query, grid.key)
 
 
 class Sum(Bias):

@@ -10,8 +10,10 @@ from jattn import masks
 from jattn._engine import checks
 from jattn._engine.axes import Shape
 from jattn._masks import Lengths, Mask
-from jattn.attention import Bound, Output, bind
+from jattn.multi_head import Bound, Output, bind
 from jattn.scores import Number
+
+__all__ = ["dot_product_attention"]
 
 
 def dot_product_attention(

@@ -10,6 +10,8 @@ from jattn._masks import Mask
 from jattn.scores import Boxcar, Constant, Epanechnikov, Gaussian, Number, Score
 from jattn.single_head import single_head_attention
 
+__all__ = ["KERNELS", "Kernel", "kernel_average", "nadaraya_watson"]
+
 Kernel = Literal["gaussian", "boxcar", "epanechnikov", "constant"]
 KERNELS = {"gaussian": Gaussian, "boxcar": Boxcar, "epanechnikov": Epanechnikov}
 

@@ -25,6 +25,7 @@ from jattn._engine.checks import is_concrete
 from jattn._engine.dtypes import at_least_float32, widest
 from jattn._engine.extents import Extent, slice_along
 from jattn._engine.grid import Grid, grid_of, known_arange
+from jattn._engine.of_caller import an_array, as_part_of_a_program
 from jattn._engine.rule import Rule
 from jattn._kernels import Given
 from jattn._masks import Mask
@@ -80,7 +81,7 @@ class Logits(Rule):
         if isinstance(self.score, Score):
             return self
         batch, h, t, s = self.shape
-        x = self.score(self.query, repeat_heads(self._finite_key(self.attended()), h))
+        x = _called(self.score, self.query, repeat_heads(self._finite_key(self.attended()), h))
         _check_scores(x, (*batch, h, t, s), "*b h t s")
         return dataclasses.replace(self, score=Given(jnp.asarray(x)))
 
@@ -101,7 +102,7 @@ class Logits(Rule):
             key = harmless_key(self.key, attended)
             key = repeat_heads(key, h) if heads is None else key[..., heads // (h // key.shape[-2]), :]
             query = _take(_take(self.query, queries, -3), heads, -2)
-            x = self.score(query, key)
+            x = _called(self.score, query, key)
             _check_scores(x, (*batch, *query.shape[-2:-4:-1], s), "*b h t s")
         else:  # it may depend on positions and heads, so it sees all of them
             x = _take(_take(self._scores(attended), heads, -3), queries, -2)
@@ -121,10 +122,10 @@ class Logits(Rule):
         """
         rules = self.columns(first, width)
         assert isinstance(self.score, Score)
-        x = self.score.pairs(self.query, slice_along(self.key, first, width, -1).T)
+        x = _called(self.score.pairs, self.query, slice_along(self.key, first, width, -1).T)
         _check_scores(x, (rows * g, width), "t s")
-        fit = functools.partial(_side_by_side, g=g, rows=rows)
-        x = rules.after_score(x, rules.grid(rows, width, start, first), fit, functools.partial(_apart, g=g))
+        fit = functools.partial(_in_rows, g=g, rows=rows)
+        x = rules.after_score(x, rules.grid(rows, width, start, first), fit, functools.partial(_by_head, g=g))
         return x, None if rules.sinks is None else fit(rules.sinks)[:, 0]
 
     def after_score(
@@ -220,14 +221,14 @@ class Logits(Rule):
     def _scores(self, attended: Bool[Array, "..."] | None) -> Array:
         batch, h, t, s = self.shape
         if not self.by_pair:
-            x = self.score(self.query, repeat_heads(self._finite_key(attended), h))
+            x = _called(self.score, self.query, repeat_heads(self._finite_key(attended), h))
         # The derivatives of a modification and of the soft cap look at the logits, so these must be numbers.
         elif self.modification is None and self.logits_soft_cap is None:
             if attended is not None:
                 attended = repeat_heads(attended, h) if attended.shape[-2] != 1 else attended
             x = _scores(self.score, self.query, repeat_heads(self.key, h), attended)
         else:
-            x = self.score(self.query, repeat_heads(harmless_key(self.key, attended), h))
+            x = _called(self.score, self.query, repeat_heads(harmless_key(self.key, attended), h))
         _check_scores(x, (*batch, h, t, s), "*b h t s")
         return x
 
@@ -245,7 +246,7 @@ def _scores(score: Score, query: Array, key: Array, attended: Array | None) -> A
 
     Their logits are minus infinity in any case, so that the keys need no pass of their own before the product.
     """
-    return score(query, key)
+    return _called(score, query, key)
 
 
 @_scores.defjvp
@@ -297,7 +298,13 @@ def _replaced_jvp(unless_all: bool, primals: Any, tangents: Any) -> tuple[Array,
     return _replaced(*primals, unless_all), tangents[0]
 
 
+def _called(score: Callable[..., Any], query: Array, key: Array) -> Any:
+    with as_part_of_a_program("score"):
+        return score(query, key)
+
+
 def _check_scores(x: Any, shape: tuple[Any, ...], axes: str) -> None:
+    an_array("score", x, f"an array of the shape {shape}, the axes {axes}")
     if jnp.shape(x) != shape:
         raise ValueError(f"score must return the shape {shape}, the axes {axes}. Got shape {jnp.shape(x)}.")
 
@@ -311,9 +318,9 @@ def _take(x: Array, indices: np.ndarray | None, axis: int) -> Array:
     return x if indices is None else jnp.take(x, indices, axis=axis)
 
 
-def _side_by_side(x: Shaped[Array, "#g #r #w"], g: int, rows: int) -> Shaped[Array, "rg _"]:
+def _in_rows(x: Shaped[Array, "#g #r #w"], g: int, rows: int) -> Shaped[Array, "rg _"]:
     return jnp.swapaxes(jnp.broadcast_to(x, (g, rows, x.shape[-1])), 0, 1).reshape(rows * g, -1)
 
 
-def _apart(x: Float[Array, "rg w"], g: int) -> Float[Array, "g r w"]:
+def _by_head(x: Float[Array, "rg w"], g: int) -> Float[Array, "g r w"]:
     return jnp.swapaxes(x.reshape(-1, g, x.shape[-1]), 0, 1)

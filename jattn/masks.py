@@ -28,6 +28,7 @@ from jattn._engine import checks
 from jattn._engine.axes import over
 from jattn._engine.function_rule import function_and_arrays
 from jattn._engine.grid import Grid
+from jattn._engine.of_caller import takes
 from jattn._masks import Mask, as_mask
 
 __all__ = [
@@ -208,8 +209,8 @@ def neighbourhood(shape: tuple[int, ...], radius: int | tuple[int, ...]) -> Mask
     if not isinstance(shape, tuple | list):
         raise ValueError(f"shape must be a tuple, the lengths of the grid's axes. Got {shape!r}.")
     shape = tuple(checks.number("shape", n, "[1, inf)", integer=True) for n in shape)
-    radius = (radius,) * len(shape) if isinstance(radius, int | np.integer) else tuple(radius)
-    if len(radius) != len(shape) or not all(map(checks.is_count, radius)):
+    radius = (radius,) * len(shape) if isinstance(radius, int | np.integer) else radius
+    if not isinstance(radius, tuple | list) or len(radius) != len(shape) or not all(map(checks.is_count, radius)):
         raise ValueError(f"radius must be a non-negative integer, or one for each axis of {shape}. Got {radius!r}.")
     return _masks.Neighbourhood(shape, tuple(map(int, radius)))
 
@@ -243,9 +244,9 @@ def where(f: Callable[..., Any], /, *, span: Callable[..., Any] | None = None, *
          [[1 0 0 1 0 0 1]]]
     """
     function, given, axes = function_and_arrays(f, ("query", "key"), arrays)
-    if span is not None and not callable(span):
-        raise ValueError(f"span must be a function of the first and the last query's position. Got {span!r}.")
-    return _masks.Where(function, given, axes, span)
+    if span is not None:
+        takes("span", span, ("first", "last"))
+    return _masks.FunctionMask(function, given, axes, span)
 
 
 def dense(array: Bool[Array, "..."]) -> Mask:

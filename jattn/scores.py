@@ -196,8 +196,9 @@ def modified(f: Callable[..., Any], /, score: Score | None = None, **arrays: Any
 class Modification(FunctionRule):
     """What `modified` does to the logits."""
 
-    def check(self, shape: Shape) -> None:
-        super().check(shape)
+    gives = ("floating-point logits", jnp.floating)
+
+    def check_formula(self, name: str, shape: Shape, what: str, dtype: Any) -> None:
         ndim = len(shape.batch) + 3
         part = self.aligned(len(shape.batch)).rows(0, 1).columns(0, 1)
         x = jax.ShapeDtypeStruct((*shape.batch, shape.h, 1, 1), jnp.float32)
@@ -205,7 +206,7 @@ class Modification(FunctionRule):
 
     def formula_of(self, x: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
         """The logits of a grid, modified."""
-        result = self.of_rank(self.call(x, grid.query, grid.key), grid)
+        result = self.call(grid, x, grid.query, grid.key)
         if jnp.shape(result) != x.shape or not jnp.issubdtype(jnp.result_type(result), jnp.floating):
             raise ValueError(
                 f"f must return floating-point logits of the shape {x.shape} that it is given. Got shape "

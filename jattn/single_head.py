@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jattn import masks
 from jattn._engine import checks
 from jattn._masks import Mask, as_mask
-from jattn.attention import attention
+from jattn.multi_head import attention
 from jattn.scores import Additive
 
 __all__ = ["additive_attention", "single_head_attention"]

@@ -50,7 +50,7 @@ def _statistics(logits: Logits) -> AttentionStatistics:
     streaming = Streaming()
 
     def of_platform(platform: Platform, call: Call) -> AttentionStatistics:
-        if streaming.refusal(call, platform):
+        if call.is_empty or streaming.refusal(call, platform):
             return _of_matrix(call.logits)
         return _streamed(call, platform)
 

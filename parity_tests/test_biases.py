@@ -20,8 +20,8 @@ import torch_ref
 from jattn import biases, masks, scores
 from parity_tests.compare import DTYPES
 from parity_tests.conftest import Parity
-from parity_tests.test_attention import B, E, normal
 from parity_tests.test_masks import rules
+from parity_tests.test_multi_head import B, E, normal
 
 H, D = 4, 8
 FLOAT64 = ("float64",)

@@ -9,8 +9,8 @@ import jattn
 import torch_ref
 from parity_tests.compare import DTYPES
 from parity_tests.conftest import Parity
-from parity_tests.test_attention import B, normal
 from parity_tests.test_masks import rules
+from parity_tests.test_multi_head import B, normal
 
 T, S, H, K, D = 5, 7, 3, 1, 4
 

@@ -92,3 +92,15 @@ def test_jit_and_gradient():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_float32_at_least(dtype):
     assert attention_weights(QUERY.astype(dtype), KEY.astype(dtype)).dtype == jnp.float32
+
+
+def test_weights_of_a_score_that_knows_positions():
+    """A function of the caller's sees all heads and queries, whichever are asked for."""
+
+    def distance(query, key):
+        apart = jnp.abs(jnp.arange(T)[:, None] - jnp.arange(S)) * jnp.arange(1.0, H + 1)[:, None, None]
+        return -jnp.broadcast_to(apart, (B, H, T, S))
+
+    weights = attention(QUERY, KEY, VALUE, score=distance, return_weights=True)[1]
+    chosen = attention_weights(QUERY, KEY, score=distance, heads=[1, 3], queries=[4, 0])
+    np.testing.assert_array_equal(chosen, weights[:, [1, 3]][:, :, [4, 0]])

@@ -146,13 +146,16 @@ MODULES = {
     "SinusoidalPositions": module(lambda rngs: nn.SinusoidalPositions(8), X),
     "LearnedPositions": module(lambda rngs: nn.LearnedPositions(64, 8, rngs=rngs), X),
     "GRU": module(lambda rngs: nn.GRU(8, 6, 2, rngs=rngs), X),
-    "TorchMultiheadAttention": module(
-        lambda rngs: nn.TorchMultiheadAttention(8, 2, batch_first=True, rngs=rngs), X | Y | {"z": ("b", "s", 8)}
+    "torch.MultiheadAttention": module(
+        lambda rngs: nn.torch.MultiheadAttention(8, 2, batch_first=True, rngs=rngs), X | Y | {"z": ("b", "s", 8)}
     ),
-    "TransformerEncoder": module(
-        lambda rngs: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, rngs=rngs), 1), X
+    "torch.TransformerEncoder": module(
+        lambda rngs: nn.torch.TransformerEncoder(
+            nn.torch.TransformerEncoderLayer(8, 2, 16, batch_first=True, rngs=rngs), 1
+        ),
+        X,
     ),
-    "Transformer": module(lambda rngs: nn.Transformer(8, 2, 1, 1, 16, batch_first=True, rngs=rngs), Y | X),
+    "torch.Transformer": module(lambda rngs: nn.torch.Transformer(8, 2, 1, 1, 16, batch_first=True, rngs=rngs), Y | X),
     "GPT2": module(tiny(models.GPT2, max_length=64), TOKENS, 11),
     "Llama": module(tiny(models.Llama, feedforward_features=16), TOKENS, 11),
     "TextEncoder": module(tiny(models.TextEncoder, feedforward_features=16, max_length=64), TOKENS, 11),

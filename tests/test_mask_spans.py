@@ -7,37 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jattn._masks import as_mask
 from jattn.logits import Logits
 from jattn.masks import causal, dense, lengths, prefix, segments, sliding_window
-from tests import strategies
+from tests import ingredients, strategies
 
 pytestmark = pytest.mark.core
 
 T, S = 5, 7
-STATIC = {
-    "causal": causal(),
-    "offset": causal(offset=3),
-    "negative offset": causal(offset=-4),
-    "window": sliding_window(1, 0),
-    "window past the keys": sliding_window(1, 1, offset=6),
-    "window before the keys": sliding_window(0, 1, offset=-4),
-    "length": lengths(4),
-    "prefix": prefix(2),
-    "no keys": lengths(0),
-    "and": causal() & sliding_window(1, 5),
-    "or": causal() | prefix(3),
-    "not": ~causal(),
-    "disjoint": prefix(2) & ~prefix(4) & sliding_window(0, 0, offset=3),
-}
-DATA = {
-    "offset": causal(offset=jnp.array([0, 3])),
-    "window": sliding_window(0, 1, offset=jnp.array([0, 3])),
-    "lengths": lengths(jnp.array([2, 5])),
-    "lengths per query": lengths(jnp.array([[0, 3, 1, 0, 0], [2, 2, 6, 0, 0]])),
-    "segments": segments(jnp.array([[0, 0, 1, 2, 2]]), jnp.array([[0, 0, 0, 1, 2, 2, 3]])),
-    "and": causal() & lengths(jnp.array([2, 5])),
-    "or": sliding_window(0, 0) | prefix(jnp.array([1, 2])),
-}
+EACH = {name: as_mask(mask) for name, mask in ingredients.each_mask(2, 3, T, S).items() if mask is not None}
+STATIC = {name: mask for name, mask in EACH.items() if not jax.tree.leaves(mask)}
+DATA = {name: mask for name, mask in EACH.items() if name not in STATIC}
 BLOCKS = [(0, 1), (0, T), (1, 3), (3, T), (4, T)]
 
 
@@ -96,7 +76,7 @@ def test_masks_with_data_have_scalar_arrays_for_spans(mask):
         assert_contains(mask, allowed, start, stop)
 
 
-@pytest.mark.parametrize("mask", [*STATIC.values(), *DATA.values()], ids=[*STATIC, *(f"{name}, data" for name in DATA)])
+@pytest.mark.parametrize("mask", EACH.values(), ids=EACH)
 def test_traced_blocks(mask):
     for rows in (1, 2):
         starts = jnp.arange(T - rows + 1)

@@ -24,18 +24,19 @@ def cosine(query, key):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "given",  # made in the test, when integers are as wide as positions
     [
-        {},
-        dict(mask=masks.causal(offset=-5), scale=0.7),
-        dict(mask=masks.lengths(jnp.array([400, 0])), logits_soft_cap=2.0),
-        dict(mask=masks.segments(jnp.arange(T) // 100, jnp.arange(S) // 100)),
-        dict(score=scores.Gaussian(bandwidth=2.0)),
-        dict(score=cosine),
+        lambda: {},
+        lambda: dict(mask=masks.causal(offset=-5), scale=0.7),
+        lambda: dict(mask=masks.lengths(jnp.array([400, 0])), logits_soft_cap=2.0),
+        lambda: dict(mask=masks.segments(jnp.arange(T) // 100, jnp.arange(S) // 100)),
+        lambda: dict(score=scores.Gaussian(bandwidth=2.0)),
+        lambda: dict(score=cosine),
     ],
     ids=["full", "causal with empty rows", "lengths, one 0", "segments with keys for nobody", "kernel", "own score"],
 )
-def test_those_of_the_weights(arguments):
+def test_those_of_the_weights(given):
+    arguments = given()
     query, key = normal(0, B, T, H, D), normal(1, B, S, K, D)
     statistics = attention_statistics(query, key, **arguments)
     weights = np.asarray(attention_weights(query, key, **arguments))

@@ -20,8 +20,6 @@ from torch_ref import biases as biases
 from torch_ref import masks as masks
 from torch_ref import models as models
 from torch_ref import nn as nn
-from torch_ref.attention import attention as attention
-from torch_ref.attention import attention_weights as attention_weights
 from torch_ref.biases import alibi as alibi
 from torch_ref.biases import alibi_slopes as alibi_slopes
 from torch_ref.biases import relative as relative
@@ -36,6 +34,8 @@ from torch_ref.masks import neighbourhood as neighbourhood
 from torch_ref.masks import prefix as prefix
 from torch_ref.masks import segments as segments
 from torch_ref.masks import sliding_window as sliding_window
+from torch_ref.multi_head import attention as attention
+from torch_ref.multi_head import attention_weights as attention_weights
 from torch_ref.scores import additive as additive
 from torch_ref.scores import boxcar as boxcar
 from torch_ref.scores import constant as constant

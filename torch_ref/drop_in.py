@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from torch_ref.attention import attention
 from torch_ref.logits import logits_of
 from torch_ref.masks import all_of, causal, lengths, sliding_window
+from torch_ref.multi_head import attention
 from torch_ref.softmax import masked_logsumexp
 
 

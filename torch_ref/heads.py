@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_ref.nn.attention import MultiHeadAttention, WideMultiHeadSelfAttention
+from torch_ref.nn.multi_head import MultiHeadAttention, WideMultiHeadSelfAttention
 
 
 def layers(model: nn.Module) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torch_ref.attention import attention
 from torch_ref.logits import Score
+from torch_ref.multi_head import attention
 from torch_ref.scores import additive
 
 

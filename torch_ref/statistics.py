@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch_ref.attention import attention_weights
+from torch_ref.multi_head import attention_weights
 
 
 class AttentionStatistics(NamedTuple):

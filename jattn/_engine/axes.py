@@ -12,6 +12,8 @@ from jaxtyping import Array
 
 from jattn._engine.checks import broadcasts_to
 
+__all__ = ["Shape", "align", "apart", "axis_of", "check_axes", "over"]
+
 
 def over(axes: str, *, remedy: str = "", **options: Any) -> Any:
     """A field whose array has these axes, in this order, such as ``over("bt")``.

@@ -4,13 +4,46 @@ Each error says what the argument must be, what it was, and, where there is one,
 checked always; numbers only where they are known, that is, not while a function is being traced.
 """
 
+import difflib
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+
+__all__ = [
+    "array",
+    "at_most",
+    "broadcasts_to",
+    "check_rng",
+    "count",
+    "divides",
+    "dropout",
+    "flag",
+    "floating",
+    "head_gates",
+    "integer_axis",
+    "integers",
+    "is_concrete",
+    "is_count",
+    "keywords",
+    "no_other",
+    "number",
+    "one_of",
+    "positive",
+    "query_and_key",
+    "query_key_value",
+    "real",
+    "scalar",
+    "score",
+    "selection",
+    "tokens",
+    "width",
+    "window",
+]
 
 
 def is_concrete(x: Any) -> bool:
@@ -46,6 +79,29 @@ def array(name: str, x: Any) -> Array:
         return jnp.asarray(x)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be an array. Got {type(x).__name__}: {x!r:.80}.") from error
+
+
+def no_other(name: str, x: Any) -> None:
+    """Nothing that is made for another argument."""
+    other = getattr(type(x), "argument", "")
+    if other and other != name:
+        raise ValueError(f"{name} must be a {name}. Got a {other}, {x!r:.80}; pass it as {other}=.")
+
+
+def keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """No argument that the function does not have; Python's own error would name the one that it calls."""
+    for name in given:
+        if name not in (known := tuple(known)):
+            near = difflib.get_close_matches(name, known, 1)
+            remedy = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}.{remedy}")
+
+
+def flag(name: str, x: Any) -> bool:
+    """Yes or no."""
+    if not isinstance(x, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False. Got {x!r:.80}.")
+    return bool(x)
 
 
 def floating(name: str, x: Any, axes: str, min_ndim: int) -> Array:
@@ -202,13 +258,13 @@ def number(name: str, x: Any, interval: str = "[0, inf)", *, integer: bool = Fal
     return known
 
 
-def positive(name: str, x: Any, *, finite: bool = False) -> None:
+def positive(name: str, x: Any, *, finite: bool = False, remedy: str = "") -> None:
     """A number, or several, above 0, where they are known."""
     real(name, x)
     if is_concrete(x) and not np.all(np.asarray(x) > 0):
         raise ValueError(f"{name} must be positive. Got {x}.")
     if finite and is_concrete(x) and not np.all(np.isfinite(x)):
-        raise ValueError(f"{name} must be finite. Got {x}. For none, pass None.")
+        raise ValueError(f"{name} must be finite. Got {x}.{remedy}")
 
 
 def divides(name: str, part: int, whole_name: str, whole: int) -> None:
@@ -268,6 +324,7 @@ def selection(name: str, chosen: Any, n: int) -> np.ndarray:
 
 def score(score: Any, query: Array, key: Array) -> None:
     """A function of query and key, for widths that it can compare, where it can say."""
+    no_other("score", score)
     if not callable(score) or isinstance(score, type):
         raise ValueError(
             f"score must be a score, such as jattn.scores.Gaussian(), or a function of query and key. Got {score!r}."

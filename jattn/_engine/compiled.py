@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+__all__ = ["compiled"]
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+__all__ = ["at_least_float32", "in_one_dtype", "widest"]
+
 
 def widest(*dtypes: Any) -> Any:
     """The dtype that holds these dtypes, or those of these arrays."""

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
+__all__ = ["Extent", "clip", "slice_along"]
+
 Extent = int | Int[Array, ""]
 
 

@@ -1,6 +1,5 @@
 """Rules that are functions of the caller's, with the arrays that they are given by name."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,10 @@ import numpy as np
 from jattn._engine import checks
 from jattn._engine.axes import Shape, check_axes
 from jattn._engine.grid import Grid
+from jattn._engine.of_caller import an_array, as_part_of_a_program, takes
 from jattn._engine.rule import Rule
+
+__all__ = ["FunctionRule", "function_and_arrays"]
 
 
 class FunctionRule(Rule):
@@ -21,15 +23,15 @@ class FunctionRule(Rule):
     axes: tuple[tuple[str, str | None], ...]  # of each array, by name
 
     @property
-    def by_caller(self) -> bool:
-        return True
+    def by_caller(self) -> str:
+        return "f"
 
-    def call(self, *positions: Any) -> Any:
-        return self.function(*positions, **self.arrays)
-
-    @staticmethod
-    def of_rank(result: Any, grid: Grid) -> Any:
-        """What the function returned, a single number as one for all."""
+    def call(self, grid: Grid, *arguments: Any) -> Any:
+        """What the function returns, a single number as one for all of the grid."""
+        with as_part_of_a_program("f"):
+            result = self.function(*arguments, **self.arrays)
+        assert self.gives is not None
+        result = an_array("f", result, self.gives[0])
         return jnp.asarray(result).reshape((1,) * grid.row.ndim) if np.ndim(result) == 0 else result
 
     def map_fields(self: Any, f: Callable[[str, str | None, Any], Any]) -> Any:
@@ -46,18 +48,7 @@ def function_and_arrays(
     f: Any, positions: tuple[str, ...], arrays: dict[str, Any]
 ) -> tuple[Any, dict[str, Any], tuple[tuple[str, str | None], ...]]:
     """A function of the caller's, its arrays, and the axes of each that is given as a pair ``(axes, array)``."""
-    wanted = f"a function of {', '.join((*positions, *arrays))}"
-    if not callable(f) or isinstance(f, type):
-        raise ValueError(f"f must be {wanted}. Got {f!r}.")
-    try:
-        signature = inspect.signature(f)
-    except ValueError:  # some functions have none that can be seen
-        signature = None
-    try:
-        if signature is not None:
-            signature.bind(*positions, **arrays)
-    except TypeError as error:
-        raise ValueError(f"f must be {wanted}. Got a function of {signature}: {error}.") from error
+    takes("f", f, positions, tuple(arrays))
     axes: dict[str, str | None] = {}
     for array, x in arrays.items():
         axes[array] = x[0] if isinstance(x, tuple) else None

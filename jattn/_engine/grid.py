@@ -11,6 +11,8 @@ from jaxtyping import Array
 
 from jattn._engine.extents import Extent
 
+__all__ = ["Grid", "grid_of", "known_arange"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Grid:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+__all__ = ["Each", "a_few_at_once", "broadcast_map", "largest_divisor", "largest_of_all", "one_by_one", "side_by_side"]
+
 Each = Callable[[Callable[[Any], Any], Any], Any]  # each(f, xs): f of all, results side by side
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+__all__ = ["square_of_product", "square_of_quotient", "sum_over_features", "tanh_of_sum"]
+
 _CHUNK = 16  # features
 
 

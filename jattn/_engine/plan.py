@@ -14,6 +14,8 @@ from jaxtyping import Array
 from jattn._engine.extents import Extent
 from jattn._engine.platform import Platform
 
+__all__ = ["Block", "Group", "KeyRange", "key_ranges", "plan"]
+
 _ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
 _OVERHEAD = 24  # what a block costs beside its rows, in rows
 _LEAST_WIDTH = 64  # and the first step of rounding up

@@ -14,6 +14,8 @@ from jax import lax
 
 from jattn._engine.loops import Each, one_by_one, side_by_side
 
+__all__ = ["ACCELERATOR", "CPU", "Platform", "platform_of", "platforms", "where_lowered"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Platform:

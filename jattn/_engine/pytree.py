@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, dataclass_transform
+from typing import Any, ClassVar, dataclass_transform
 
 import jax
 import numpy as np
+
+__all__ = ["Known", "Pytree", "is_structure"]
 
 _Structure = tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]
 
@@ -31,6 +33,8 @@ class Pytree:
     ``__init__``, since JAX also puts gradients, batches and the axes for ``vmap`` in the place of its fields, which
     checks would reject.
     """
+
+    argument: ClassVar[str] = ""  # of `jattn.attention`, which it is made for
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True, eq=False)(cls)

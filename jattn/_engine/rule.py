@@ -23,14 +23,18 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Shaped
 
+from jattn._engine import checks
 from jattn._engine.axes import Shape, align, apart, axis_of, check_axes, over
-from jattn._engine.checks import broadcasts_to
 from jattn._engine.extents import Extent, slice_along
 from jattn._engine.grid import Grid, grid_of
+from jattn._engine.of_caller import an_array, as_part_of_a_program
 from jattn._engine.pytree import Pytree
+
+__all__ = ["OF_POSITIONS", "Rule"]
 
 Self = TypeVar("Self", bound="Rule")
 
@@ -48,13 +52,16 @@ class Rule(Pytree):
     gives: ClassVar[tuple[str, Any] | None] = None
 
     @property
-    def by_caller(self) -> bool:
-        """Whether the formula is not jattn's own, and may return anything."""
-        return type(self).__module__.partition(".")[0] != __name__.partition(".")[0]
+    def by_caller(self) -> str | None:
+        """What the caller knows the formula as, if it is not jattn's own, and may return anything."""
+        own = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
+        return None if own else f"formula of {type(self).__name__}"
 
     def formula(self, grid: Grid) -> Any:
         """What the rule says about every query and key of the grid; broadcasts to ``*b h t s``."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} must define formula(self, grid), of grid.query and grid.key. Got none."
+        )
 
     def map_fields(self: Self, f: Callable[[str, str | None, Any], Any]) -> Self:
         """With ``f(name, axes, array)`` in place of each array, also of rules in it; axes are None if undeclared."""
@@ -85,6 +92,9 @@ class Rule(Pytree):
              [1 1 1 0]
              [1 1 1 1]]
         """
+        for name, n in (("t", t), ("s", s)):
+            if not is_symbolic_dim(n):
+                checks.count(name, n)
         self.check(Shape(None, None, t, s))
         lead = self.lead()
         x = jnp.asarray(self.aligned(lead).formula(grid_of(t, s, ndim=lead + 3)))
@@ -101,28 +111,30 @@ class Rule(Pytree):
                 for part in filter(_is_rule, jax.tree.leaves(value, is_leaf=_is_rule)):
                     part.check(shape)
         self.check_values(shape)
-        if self.gives is not None and self.by_caller:
-            self.check_formula(shape, *self.gives)
+        if self.gives is not None and self.by_caller is not None:
+            self.check_formula(self.by_caller, shape, *self.gives)
 
     def check_values(self, shape: Shape) -> None:
         """Raise ValueError for numbers that make no sense, where they are known."""
 
-    def check_formula(self, shape: Shape, what: str, dtype: Any) -> None:
-        """Raise ValueError where the formula gives something else, for all pairs or for a single one."""
+    def check_formula(self, name: str, shape: Shape, what: str, dtype: Any) -> None:
+        """Raise ValueError where the formula gives something else, for a single pair or for all of them."""
         batch = (1,) * self.lead() if shape.batch is None else shape.batch
-        for t, s in ((shape.t, shape.s), (1, 1)):
+        for t, s in ((1, 1), (shape.t, shape.s)):
 
             def formula(rule: Rule, t: Any = t, s: Any = s) -> Any:
                 part = rule.aligned(len(batch)).rows(0, t).columns(0, s)
-                return part.formula(grid_of(t, s, ndim=len(batch) + 3))
+                with as_part_of_a_program(name):
+                    result = part.formula(grid_of(t, s, ndim=len(batch) + 3))
+                return an_array(name, result, what)
 
             result = jax.eval_shape(formula, self)
             full = (*batch, shape.h, t, s)
             known = shape.batch is not None and shape.h is not None
-            fits = len(result.shape) >= 2 and (not known or broadcasts_to(result.shape, full))
+            fits = len(result.shape) >= 2 and (not known or checks.broadcasts_to(result.shape, full))
             if not jnp.issubdtype(result.dtype, dtype) or not fits:
                 raise ValueError(
-                    f"{type(self).__name__} must return {what} that broadcast to {full}, the axes *b h t s. "
+                    f"{name} must return {what} that broadcast to {full}, the axes *b h t s. "
                     f"Got {result.dtype}, shape {result.shape}. {OF_POSITIONS}"
                 )
 

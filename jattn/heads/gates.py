@@ -8,18 +8,21 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jattn._engine import checks
-from jattn.nn.attention import MultiHeadAttention
-from jattn.nn.torch_modules import TorchMultiheadAttention
+from jattn.nn import MultiHeadAttention
+from jattn.nn.torch import MultiheadAttention as TorchMultiheadAttention
 
-Layer = MultiHeadAttention | TorchMultiheadAttention
-Module = TypeVar("Module", bound=nnx.Module)
+__all__ = ["AttentionLayer", "Model", "check_paths", "counts", "gated", "layers", "output_projection"]
+
+AttentionLayer = MultiHeadAttention | TorchMultiheadAttention
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 def layers(model: nnx.Module) -> dict[str, Any]:
     """The layers with heads, by the path of attributes that leads to each.
 
-    They are the `MultiHeadAttention`, `WideMultiHeadSelfAttention` and `TorchMultiheadAttention` within the model, at
-    any depth; one that is in several places counts once. A model that is itself such a layer has the path ``""``.
+    They are the `MultiHeadAttention`, `WideMultiHeadSelfAttention` and `jattn.nn.torch.MultiheadAttention` within the
+    model, at any depth; one that is in several places counts once. A model that is itself such a layer has the path
+    ``""``.
 
     Raises:
         ValueError: if there are none.
@@ -32,11 +35,11 @@ def layers(model: nnx.Module) -> dict[str, Any]:
     """
     if not isinstance(model, nnx.Module):
         raise ValueError(f"model must be a flax.nnx.Module. Got {type(model).__name__}.")
-    found = {".".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, Layer)}
+    found = {".".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, AttentionLayer)}
     if not found:
         raise ValueError(
             "model must have heads: jattn.nn's MultiHeadAttention, WideMultiHeadSelfAttention or "
-            f"TorchMultiheadAttention somewhere in it. Got a {type(model).__name__} without any."
+            f"torch.MultiheadAttention somewhere in it. Got a {type(model).__name__} without any."
         )
     for path, layer in found.items():
         if layer.query.kernel.ndim != 3:
@@ -59,7 +62,7 @@ def counts(model: nnx.Module) -> dict[str, int]:
     return {path: layer.query.kernel.shape[1] for path, layer in layers(model).items()}
 
 
-def gated(model: Module, gates: Mapping[str, Float[Array, "h"]]) -> Module:
+def gated(model: Model, gates: Mapping[str, Float[Array, "h"]]) -> Model:
     """A copy of the model in which each head's output has a factor: 1 leaves it, 0 switches it off.
 
     The factor is put into the head's slice of the output projection, ``out.kernel[h]``, so that no layer need know of
@@ -68,9 +71,6 @@ def gated(model: Module, gates: Mapping[str, Float[Array, "h"]]) -> Module:
     Args:
         model: any with heads; it is left as it is.
         gates: by the layer's path (see `layers`), one number for each head. Other layers have gates of 1.
-
-    Raises:
-        ValueError: if a path is not a layer's, or the gates are not as many as its heads.
 
     Example:
 
@@ -96,7 +96,7 @@ def gated(model: Module, gates: Mapping[str, Float[Array, "h"]]) -> Module:
     return copy
 
 
-def output_projection(layer: Layer) -> Any:
+def output_projection(layer: AttentionLayer) -> Any:
     """The linear layer whose kernel's first axes are the heads, h e m or (h e) m."""
     return layer.out_proj if isinstance(layer, TorchMultiheadAttention) else layer.out
 

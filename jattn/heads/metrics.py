@@ -8,8 +8,10 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+__all__ = ["METRICS", "HeadMetric", "asked_for", "table"]
 
-class Metric(NamedTuple):
+
+class HeadMetric(NamedTuple):
     """A measure of a head, as `METRICS` describes it."""
 
     meaning: str
@@ -25,7 +27,7 @@ _NOTES = "a usual answer to exercise 2 of Dive into Deep Learning, section 11.5"
 
 METRICS = MappingProxyType(
     {
-        "l1": Metric(
+        "l1": HeadMetric(
             "mean over queries of the sum of the absolute weights",
             "1, always",
             "everywhere: the weights of a softmax add up to 1, so it ranks nothing",
@@ -33,7 +35,7 @@ METRICS = MappingProxyType(
             "high",
             _WEIGHTS,
         ),
-        "l2": Metric(
+        "l2": HeadMetric(
             "mean over queries of the root of the sum of the squared weights",
             "[1 / sqrt(s), 1] for s keys",
             "a sharp head need not matter: many look at a separator or the first token, and add next to nothing there",
@@ -41,7 +43,7 @@ METRICS = MappingProxyType(
             "high",
             _WEIGHTS,
         ),
-        "entropy": Metric(
+        "entropy": HeadMetric(
             "mean over queries of -sum w log w, in nats",
             "[0, log s]",
             "as l2, of which it is nearly the mirror image; a head that averages can be what the model needs; it grows "
@@ -50,7 +52,7 @@ METRICS = MappingProxyType(
             "low",
             _WEIGHTS,
         ),
-        "variance": Metric(
+        "variance": HeadMetric(
             "E |w - E w|^2 over all queries and inputs of a batch, w being a query's row of weights: how much the "
             "weights that a key position receives change from query to query and from input to input",
             "[0, 1)",
@@ -59,7 +61,7 @@ METRICS = MappingProxyType(
             "high",
             _WEIGHTS,
         ),
-        "output_variance": Metric(
+        "output_variance": HeadMetric(
             "E |y - E y|^2 over all queries and inputs of a batch, y being what the head adds to the layer's output "
             "(after the output projection)",
             "[0, inf)",
@@ -68,7 +70,7 @@ METRICS = MappingProxyType(
             "high",
             _WEIGHTS,
         ),
-        "confidence": Metric(
+        "confidence": HeadMetric(
             "mean over queries of the largest weight",
             "[1 / s, 1] for s keys",
             "as l2",
@@ -76,7 +78,7 @@ METRICS = MappingProxyType(
             "high",
             _WEIGHTS,
         ),
-        "gradient": Metric(
+        "gradient": HeadMetric(
             "mean over examples of |d loss / d gate| at gate 1, the loss of each example by itself",
             "[0, inf)",
             "a slope at the whole model: no word on what is left when the gate is at 0, nor when several heads go. Of "
@@ -86,7 +88,7 @@ METRICS = MappingProxyType(
             "high",
             _GRADIENT,
         ),
-        "taylor": Metric(
+        "taylor": HeadMetric(
             "mean over examples of (d loss / d gate)^2",
             "[0, inf)",
             "as gradient; a few examples with a large loss decide",
@@ -94,7 +96,7 @@ METRICS = MappingProxyType(
             "high",
             _GRADIENT,
         ),
-        "leave_one_out": Metric(
+        "leave_one_out": HeadMetric(
             "the loss with this head's gate at 0, minus the loss",
             "(-inf, inf); below 0 the model is better without the head",
             "exact for one head: of two heads that do the same, either looks dispensable, and both together are not. A "

@@ -6,17 +6,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jattn.heads.metrics import METRICS
-from jattn.heads.result import Importance
-from jattn.heads.trials import RANDOM, Candidate, Round
+from jattn.heads.records import RANDOM, Candidate, Importance, Round, Study, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from jattn.heads.study import Study
+__all__ = [
+    "importance_scatter",
+    "plot_importance",
+    "rounds_of_refinement",
+    "score_bars",
+    "score_curves",
+    "trade_off",
+]
 
 
-def importance_maps(measured: Importance) -> "Figure":
-    """Each metric as a map of layers and heads, on its own colour scale; a head that a layer lacks is white."""
+def plot_importance(measured: Importance) -> "Figure":
+    """Each metric as a map of layers and heads, on its own colour scale; a head that a layer lacks is white.
+
+    Needs matplotlib.
+
+    Example:
+
+        >>> from jattn.heads.records import Row
+        >>> rows = [Row("a", i, "entropy", value, 0.0) for i, value in enumerate([0.5, 1.5, 1.0])]
+        >>> figure = plot_importance(Importance(tuple(rows), examples=8, batches=1))
+        >>> figure.axes[0].get_title()
+        'entropy'
+    """
     layers = list(dict.fromkeys(layer for layer, _ in measured.heads))
     rows = max(head for _, head in measured.heads) + 1
     metrics = measured.metrics
@@ -69,7 +86,7 @@ def importance_scatter(measured: Importance) -> "Figure":
     return figure
 
 
-def curves(candidates: Sequence[Candidate], whole: float, score_name: str) -> "Figure":
+def score_curves(candidates: Sequence[Candidate], whole: float, score_name: str) -> "Figure":
     """The score as more heads go, by each metric, and the range and mean of the random sets."""
     figure = _figure(7.0, 4.2)
     axis = figure.subplots()
@@ -91,7 +108,7 @@ def curves(candidates: Sequence[Candidate], whole: float, score_name: str) -> "F
     return figure
 
 
-def bars(candidates: Sequence[Candidate], share: float, whole: float, score_name: str) -> "Figure":
+def score_bars(candidates: Sequence[Candidate], share: float, whole: float, score_name: str) -> "Figure":
     """What the model is worth without this share of its heads, by each metric and at random."""
     here = [c for c in candidates if c.share == share]
     names = list(dict.fromkeys(c.by for c in here))
@@ -112,7 +129,7 @@ def bars(candidates: Sequence[Candidate], share: float, whole: float, score_name
     return figure
 
 
-def trade_off(study: "Study") -> "Figure":
+def trade_off(study: Study) -> "Figure":
     """How fast each smaller model is, and what it is worth."""
     figure = _figure(6.5, 4.0)
     axis = figure.subplots()
@@ -151,15 +168,6 @@ def rounds_of_refinement(rounds: Sequence[Round], whole: float, score_name: str)
     axis.xaxis.set_major_formatter("{x:.0%}")
     axis.set(xlabel="share of the heads that are gone", ylabel=score_name)
     return figure
-
-
-def percent(share: float) -> str:
-    """A share in per cent, three digits.
-
-    >>> percent(0.125)
-    '12.5 %'
-    """
-    return f"{100 * share:.3g} %"
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -1,19 +1,19 @@
 """Heads removed for good: the same model with smaller layers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from jattn._engine import checks
-from jattn.heads.gates import check_paths, counts, layers
-from jattn.nn.torch_modules import TorchMultiheadAttention
+from jattn.heads.gates import Model, check_paths, counts, layers
+from jattn.nn.torch import MultiheadAttention as TorchMultiheadAttention
 
-Module = TypeVar("Module", bound=nnx.Module)
+__all__ = ["number_of_heads", "numbers_of_heads", "prune"]
 
 
-def prune(model: Module, heads: Mapping[str, Sequence[int]]) -> Module:
+def prune(model: Model, heads: Mapping[str, Sequence[int]]) -> Model:
     """A smaller copy of the model, without these heads: their query, key, value and output parameters are gone.
 
     Its outputs are those with the heads' gates at 0 (`gated`), to rounding; with dropout, in eval mode, as a weight's
@@ -32,8 +32,8 @@ def prune(model: Module, heads: Mapping[str, Sequence[int]]) -> Module:
         The smaller model, in the mode (training or eval) of the one given.
 
     Raises:
-        ValueError: if a path is not a layer's, a head is not in the layer or named twice, a layer would lose all of its
-            heads, or the layer is a `TorchMultiheadAttention`, which cannot hold fewer heads of the same width.
+        ValueError: if a layer would lose all of its heads, or is a `jattn.nn.torch.MultiheadAttention`, which cannot
+            hold fewer heads of the same width.
 
     Example:
 
@@ -56,9 +56,9 @@ def prune(model: Module, heads: Mapping[str, Sequence[int]]) -> Module:
             continue
         if isinstance(layer, TorchMultiheadAttention):
             raise ValueError(
-                f"heads must name layers that can lose heads. Got {path!r}, a TorchMultiheadAttention: in PyTorch's "
-                "module the heads together are as wide as the input, so it cannot hold fewer of them. Switch them off "
-                "with jattn.heads.gated, or build the layer from jattn.nn.MultiHeadAttention."
+                f"heads must name layers that can lose heads. Got {path!r}, a jattn.nn.torch.MultiheadAttention: in "
+                "PyTorch's module the heads together are as wide as the input, so it cannot hold fewer of them. Switch "
+                "them off with jattn.heads.gated, or build the layer from jattn.nn.MultiHeadAttention."
             )
         _shrink(layer, kept)
     return copy

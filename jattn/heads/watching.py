@@ -7,11 +7,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jattn._engine.dtypes import at_least_float32
-from jattn.attention import attention_statistics
 from jattn.heads.gates import layers, output_projection
 from jattn.masks import Mask, all_of, lengths
-from jattn.nn.attention import attend
+from jattn.multi_head import attention_statistics
+from jattn.nn.multi_head import attend_per_head
 from jattn.nn.weights import as_pair
+
+__all__ = ["Watch", "figures", "watched"]
 
 Figures = dict[str, Float[Array, "h"]]
 
@@ -33,11 +35,11 @@ class Watch(nnx.Module):
         bias: Float[Array, "..."] | None = None,
         **options: Any,
     ) -> Any:
-        """As `jattn.nn.attention.attend`."""
-        attended = attend(query, key, value, real_queries=real_queries, mask=mask, bias=bias, **options)
+        """As `jattn.nn.multi_head.attend_per_head`."""
+        attended = attend_per_head(query, key, value, real_queries=real_queries, mask=mask, bias=bias, **options)
         output, _ = as_pair(attended, options.get("return_weights", False))
         # A padding query may attend to nothing, here, and such queries don't count.
-        real = None if real_queries is None else _rows(jnp.asarray(real_queries), query.shape, key.shape[-3])
+        real = None if real_queries is None else _mask_of_padding(jnp.asarray(real_queries), query.shape, key.shape[-3])
         statistics = attention_statistics(query, key, mask=all_of(mask, real), bias=bias)
         counted = statistics.largest > 0
         n = _sum(counted)
@@ -97,7 +99,7 @@ def figures(model: nnx.Module, watches: dict[str, Watch]) -> dict[str, Figures]:
     return result
 
 
-def _rows(real: Array, shape: tuple[int, ...], s: int) -> Mask:
+def _mask_of_padding(real: Array, shape: tuple[int, ...], s: int) -> Mask:
     """No key for the queries that are padding, all for the others; ``real`` counts them, or says which they are."""
     *batch, t, _, _ = shape
     if real.dtype != jnp.bool_:

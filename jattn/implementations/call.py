@@ -9,6 +9,8 @@ from jattn._engine.platform import Platform
 from jattn._engine.pytree import Known, Pytree
 from jattn.logits import Logits
 
+__all__ = ["Call", "Implementation", "Result"]
+
 
 class Call(Pytree):
     """The checked arguments of `jattn.attention`."""
@@ -21,6 +23,12 @@ class Call(Pytree):
     return_weights: bool = False
     return_log_sum_exp: bool = False
     xla_only: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether an axis has length 0, so that there is nothing to cut into blocks."""
+        arrays = (self.logits.query, self.logits.key, *(() if self.value is None else (self.value,)))
+        return any(isinstance(n, int) and n == 0 for x in arrays for n in x.shape)
 
 
 class Result(NamedTuple):

@@ -13,6 +13,8 @@ from jattn.implementations.cudnn import Cudnn
 from jattn.implementations.dense import Dense
 from jattn.implementations.streaming import Streaming
 
+__all__ = ["Explanation", "ImplementationName", "decide", "run"]
+
 ImplementationName = Literal["dense", "streaming", "cudnn"]
 
 _BY_NAME: dict[str, Implementation] = {one.name: one for one in (Dense(), Streaming(), Cudnn())}
@@ -30,7 +32,7 @@ class Explanation(NamedTuple):
         return "\n".join(lines + [f"not {name}: {reason}." for name, reason in self.refused.items()])
 
 
-def explain(call: Call, name: str | None, platform: Platform) -> Explanation:
+def decide(call: Call, name: str | None, platform: Platform) -> Explanation:
     """Which implementation runs on a platform, and why; raises ValueError for one that cannot honour the arguments."""
     checks.one_of("implementation", name, (None, *_BY_NAME))
     refused = {other: reason for other, one in _BY_NAME.items() if (reason := one.refusal(call, platform))}
@@ -48,14 +50,14 @@ def explain(call: Call, name: str | None, platform: Platform) -> Explanation:
 def run(call: Call, name: str | None) -> Result:
     """The result of the implementation of that name, or of the one that fits best on the platform of the program."""
     if name is not None:
-        explain(call, name, platform_of(call.logits.query))  # raises where the one asked for can't
+        decide(call, name, platform_of(call.logits.query))  # raises where the one asked for can't
     return _run(dataclasses.replace(call, logits=call.logits.called()), name)
 
 
 @compiled("name")
 def _run(call: Call, name: str | None) -> Result:
     def chosen(platform: Platform) -> Implementation:
-        return _BY_NAME[name or explain(call, None, platform).implementation]
+        return _BY_NAME[name or decide(call, None, platform).implementation]
 
     def run_on(platform: Platform, call: Call) -> Result:
         return chosen(platform).run(call, platform)

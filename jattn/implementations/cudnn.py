@@ -25,12 +25,14 @@ from jattn.implementations.call import Call, Implementation, Result
 from jattn.logits import Logits
 from jattn.scores import DotProduct
 
+__all__ = ["Cudnn", "KernelArguments"]
+
 _SMALL = 2**24  # entries of a mask up to which the whole takes no longer than blocks
 _AT_ONCE = 2**27  # entries of masks, and of keys and values taken out for blocks, that are in memory at a time
 _FEW = 4  # blocks that a key is in; beyond it their gradients are added up in float32
 _TILE = 128  # keys that the kernel takes at a time
 
-Arguments = dict[str, Any]  # of jax.nn.dot_product_attention
+KernelArguments = dict[str, Any]  # of jax.nn.dot_product_attention
 
 
 class Cudnn(Implementation):
@@ -95,13 +97,13 @@ class Cudnn(Implementation):
 # Masks that the kernel knows by name.
 
 
-def _arguments(logits: Logits) -> Arguments | None:
+def _arguments(logits: Logits) -> KernelArguments | None:
     """The mask in the kernel's own arguments, if it has them."""
     batch, _, t, s = logits.shape
     if logits.mask is None:
         return {}
     at_indices = logits.query_positions is None and logits.key_positions is None
-    arguments: Arguments = {}
+    arguments: KernelArguments = {}
     for mask in _conjuncts(logits.mask):
         own = _arguments_of(mask, batch or (), t, s, at_indices)
         if own is None or arguments.keys() & own.keys() - {"is_causal"}:
@@ -114,7 +116,7 @@ def _conjuncts(mask: Mask) -> list[Mask]:
     return [*_conjuncts(mask.a), *_conjuncts(mask.b)] if isinstance(mask, And) else [mask]
 
 
-def _arguments_of(mask: Mask, batch: tuple[int, ...], t: int, s: int, at_indices: bool) -> Arguments | None:
+def _arguments_of(mask: Mask, batch: tuple[int, ...], t: int, s: int, at_indices: bool) -> KernelArguments | None:
     square = at_indices and t == s
     if type(mask) is Causal and _is_zero(mask.offset) and square:
         return {"is_causal": True}

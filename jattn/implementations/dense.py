@@ -10,6 +10,8 @@ from jattn.implementations.call import Call, Implementation, Result
 from jattn.logits import harmless_value, repeat_heads
 from jattn.softmax import average
 
+__all__ = ["SMALL", "Dense"]
+
 SMALL = 256 * 256  # logits of a head; measured with `python -m benchmarks attention`
 
 

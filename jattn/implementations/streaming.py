@@ -27,8 +27,11 @@ from jattn._engine.platform import Platform
 from jattn._kernels import Products
 from jattn._score import Score
 from jattn.implementations.call import Call, Implementation, Result
+from jattn.implementations.dense import Dense
 from jattn.logits import Logits, harmless_key, harmless_value
 from jattn.softmax import Pooled, average
+
+__all__ = ["Streaming", "output", "output_and_log_sum_exp", "stream"]
 
 # Entries of queries, keys and values that are copied at a time, heads first: up to the first number all, which is
 # faster; beyond it as many heads as fit into the second, and at least one.
@@ -42,14 +45,11 @@ class Streaming(Implementation):
     name = "streaming"
 
     def refusal(self, call: Call, platform: Platform) -> str | None:
-        query, key, value = call.logits.query, call.logits.key, call.value
-        assert value is not None
+        query, key = call.logits.query, call.logits.key
         if call.return_weights:
             return "return_weights=True asks for the whole matrix; attention_weights computes chosen rows of it"
         if not all(isinstance(n, int) for n in (query.shape[-3], key.shape[-3])):
             return "blocks are cut while tracing, so it needs lengths that are known then"
-        if 0 in (*query.shape, *key.shape, *value.shape):
-            return "there is nothing to compute: an axis has length 0"
         if not call.logits.by_pair:
             return "a score that is not one of jattn.scores may depend on positions, unless it says by_pair = True"
         return None
@@ -61,6 +61,8 @@ class Streaming(Implementation):
         return platform.is_cpu
 
     def run(self, call: Call, platform: Platform) -> Result:
+        if call.is_empty:
+            return Dense().run(call, platform)
         of = output_and_log_sum_exp if call.return_log_sum_exp else output
         result = stream(call, platform, of)
         return Result(result[0], log_sum_exp=result[1]) if call.return_log_sum_exp else Result(result)

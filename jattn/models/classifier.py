@@ -11,6 +11,8 @@ from jattn.nn import LayerNorm, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.dropout import split
 from jattn.nn.weights import in_turn
 
+__all__ = ["DigitsClassifier", "to_patches"]
+
 
 class DigitsClassifier(nnx.Module):
     """A small vision transformer: patches, positions, pre-norm blocks, the mean over tokens, a class.

@@ -21,6 +21,8 @@ from jattn._engine.dtypes import at_least_float32
 from jattn.masks import lengths
 from jattn.models.translation import DecoderState, Seq2Seq
 
+__all__ = ["Beams", "Decoded", "beam_search", "greedy"]
+
 
 class Decoded(NamedTuple):
     """What a search found, for each example or for each beam of each example."""
@@ -70,9 +72,6 @@ def greedy(
     Returns:
         `Decoded`: ``tokens`` ``b t``, ``lengths`` ``b``, ``log_probability`` ``b`` and ``weights`` ``b t s``.
 
-    Raises:
-        ValueError: naming the argument that doesn't fit.
-
     Example:
 
         >>> model = Seq2Seq(10, 12, rngs=nnx.Rngs(0))
@@ -113,9 +112,6 @@ def beam_search(
         `Beams`: the best hypothesis like `greedy`'s, and ``beams``, the same of all hypotheses, ``b beams ...``, best
         score first. Where there are fewer targets than beams, the rest have log-probability minus infinity and no
         tokens.
-
-    Raises:
-        ValueError: naming the argument that doesn't fit.
 
     Source: Graves, Sequence Transduction with Recurrent Neural Networks, 2012, for the search.
 
@@ -176,7 +172,7 @@ def _search(
     _check_at_least_one("max_length", max_length)
     graphdef, state = nnx.split(model)
     tokens = jnp.array([bos, eos, eos if pad is None else pad], jnp.int32)
-    return _compiled(graphdef, state, source, source_valid_lens, tokens, length_penalty, max_length, beam_size)
+    return _compiled_search(graphdef, state, source, source_valid_lens, tokens, length_penalty, max_length, beam_size)
 
 
 def _check_token(name: str, token: Any, vocab_size: int) -> None:
@@ -211,7 +207,7 @@ class _Steps(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7))
-def _compiled(
+def _compiled_search(
     graphdef: Any,
     state: Any,
     source: Int[Array, "b s"],
@@ -236,9 +232,9 @@ def _compiled(
         logits, state, weights = model.decoder.step(before.tokens.reshape(-1), memory._replace(hidden=before.hidden))
         logits, weights = (x.reshape(*before.tokens.shape, -1) for x in (logits, weights))
         hypotheses, parents = _continue(before, logits, state.hidden, eos, length_penalty)
-        ended = _take(before.ended, parents)
+        ended = _select_beams(before.ended, parents)
         tokens = jnp.where(ended, pad, hypotheses.tokens)
-        weights = jnp.where(ended[..., None], 0, _take(weights, parents))
+        weights = jnp.where(ended[..., None], 0, _select_beams(weights, parents))
         written = _Steps(tokens, parents, weights)
         return i + 1, hypotheses, jax.tree.map(lambda all_steps, x: all_steps.at[i].set(x), steps, written)
 
@@ -286,14 +282,14 @@ def _continue(
     score = log_probability / lengths[..., None].astype(wide.dtype) ** penalty
     _, best = jax.lax.top_k(score.reshape(b, k * v), k)
     parents, tokens = best // v, (best % v).astype(before.tokens.dtype)
-    chosen = _take(log_probability.reshape(b, k * v), best)
+    chosen = _select_beams(log_probability.reshape(b, k * v), best)
     states = hidden.reshape(-1, b, k, hidden.shape[-1])
     return _Hypotheses(
         tokens,
         jnp.take_along_axis(states, parents[None, :, :, None], 2).reshape(hidden.shape),
         chosen,
-        _take(lengths, parents),
-        _take(before.ended, parents) | (tokens == eos) | (chosen == -jnp.inf),
+        _select_beams(lengths, parents),
+        _select_beams(before.ended, parents) | (tokens == eos) | (chosen == -jnp.inf),
     ), parents
 
 
@@ -301,7 +297,7 @@ def _read(hypotheses: _Hypotheses, steps: _Steps, pad: Array) -> Decoded:
     """Follow every hypothesis from its last token back to its first."""
 
     def back(beam: Array, step: _Steps) -> tuple[Array, tuple[Array, Array]]:
-        return _take(step.parents, beam), (_take(step.tokens, beam), _take(step.weights, beam))
+        return _select_beams(step.parents, beam), (_select_beams(step.tokens, beam), _select_beams(step.weights, beam))
 
     last = jnp.broadcast_to(jnp.arange(hypotheses.tokens.shape[1], dtype=jnp.int32), hypotheses.tokens.shape)
     _, (tokens, weights) = jax.lax.scan(back, last, steps, reverse=True)
@@ -314,6 +310,6 @@ def _read(hypotheses: _Hypotheses, steps: _Steps, pad: Array) -> Decoded:
     )
 
 
-def _take(x: Shaped[Array, "b k ..."], beams: Int[Array, "b j"]) -> Shaped[Array, "b j ..."]:
+def _select_beams(x: Shaped[Array, "b k ..."], beams: Int[Array, "b j"]) -> Shaped[Array, "b j ..."]:
     """Of each example these beams."""
     return jax.vmap(lambda row, chosen: row[chosen])(x, beams)

@@ -12,6 +12,8 @@ from jattn.nn import FeedForward, LayerNorm, LearnedPositions, MultiHeadAttentio
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.weights import as_pair, in_turn
 
+__all__ = ["EncoderBlock", "TextEncoder"]
+
 
 class EncoderBlock(nnx.Module):
     """Self-attention and a feed-forward network f, each with a residual: ``x = norm(x + dropout(f(x)))``.
@@ -69,7 +71,7 @@ class EncoderBlock(nnx.Module):
         return (x, weights) if return_weights else x
 
 
-class TextEncoder(hugging_face.Model):
+class TextEncoder(hugging_face.PretrainedModel):
     """BERT's encoder: the sum of word, position and token type embeddings, normed, then post-norm blocks.
 
     Without the pooler, a layer on the first token that BERT's next-sentence task was trained with. Dropout is on at
@@ -103,7 +105,7 @@ class TextEncoder(hugging_face.Model):
         ((2, 5, 12), 2, (2, 3, 5, 5))
     """
 
-    hugging_face = encoder_weights.FORMAT
+    hugging_face = encoder_weights.BERT_FAMILY
 
     def __init__(
         self,
@@ -166,9 +168,6 @@ class TextEncoder(hugging_face.Model):
 
         Returns:
             The last block's output ``b t m``; with return_weights also the list.
-
-        Raises:
-            ValueError: naming the argument that doesn't fit.
         """
         tokens = checks.tokens("tokens", tokens, self.words.num_embeddings, "b t", 2)
         checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)

@@ -16,6 +16,8 @@ from jattn.masks import lengths
 from jattn.models.gpt2 import GPT2
 from jattn.models.llama import Llama
 
+__all__ = ["Continuation", "greedy_continuation"]
+
 
 class Continuation(NamedTuple):
     """The new tokens of each example."""
@@ -50,9 +52,6 @@ def greedy_continuation(
 
     Returns:
         `Continuation`: ``tokens`` ``b n`` and ``lengths`` ``b``.
-
-    Raises:
-        ValueError: naming the argument that doesn't fit.
 
     Example:
 
@@ -94,7 +93,7 @@ def greedy_continuation(
     graphdef, state = nnx.split(model)
     first = ends[0] if ends else 0  # where nothing ends, nothing is padded
     special = jnp.array([first if pad is None else pad, *ends], jnp.int32)
-    return _compiled(graphdef, state, prompt, jnp.broadcast_to(lens, (b,)), special, max_new_tokens)
+    return _compiled_continuation(graphdef, state, prompt, jnp.broadcast_to(lens, (b,)), special, max_new_tokens)
 
 
 class _Loop(NamedTuple):
@@ -108,7 +107,7 @@ class _Loop(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
-def _compiled(
+def _compiled_continuation(
     graphdef: Any,
     state: Any,
     prompt: Int[Array, "b t"],

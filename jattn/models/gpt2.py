@@ -13,6 +13,8 @@ from jattn.nn import FeedForward, LayerNorm, LearnedPositions, MultiHeadAttentio
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.weights import as_pair, in_turn
 
+__all__ = ["GPT2", "GPT2Block"]
+
 
 class GPT2Block(nnx.Module):
     """Causal self-attention and a tanh-GELU network f, each with a residual: ``x = x + dropout(f(norm(x)))``."""
@@ -55,7 +57,7 @@ class GPT2Block(nnx.Module):
         return (x, weights) if return_weights else x
 
 
-class GPT2(hugging_face.Model):
+class GPT2(hugging_face.PretrainedModel):
     """Token and position embeddings, pre-norm blocks, a norm, and logits by the token embedding, which is tied.
 
     Args:
@@ -82,7 +84,7 @@ class GPT2(hugging_face.Model):
         ((2, 5, 50), 2, (2, 3, 5, 5))
     """
 
-    hugging_face = gpt2_weights.FORMAT
+    hugging_face = gpt2_weights.GPT2_FAMILY
 
     def __init__(
         self,
@@ -133,9 +135,6 @@ class GPT2(hugging_face.Model):
             valid_lens: how many tokens of each sequence are real; what follows them is not attended to.
             return_weights: also return the list of each block's weights ``b h t t``.
             rng: a ``jax.random.key`` for dropout in training.
-
-        Raises:
-            ValueError: naming the argument that doesn't fit.
         """
         tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
         checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)

@@ -1,10 +1,11 @@
 """Models that come from Hugging Face and go back: their settings, and their names for the weights."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +14,55 @@ from flax import nnx
 
 from jattn import weights
 from jattn._engine import checks
-from jattn.nn.attention import MultiHeadAttention
+from jattn.nn import MultiHeadAttention
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = [
+    "Family",
+    "PretrainedModel",
+    "count_setting",
+    "optional_count_setting",
+    "parameters",
+    "read_json",
+    "real_setting",
+    "renames",
+]
 
-M = TypeVar("M", bound="Model")
+M = TypeVar("M", bound="PretrainedModel")
 
 
-class Format(NamedTuple):
-    """How Hugging Face stores a model."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """How Hugging Face stores the models of a family.
 
-    names: Mapping[str, str]  # of its parts there and here, # for a number
-    options: Callable[[Mapping[str, Any]], dict[str, Any]]  # the arguments of our model, from their settings
-    take: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, np.ndarray]]  # their entries, ready for our names
-    give: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]  # and back
-    any_head_features: bool = False  # whether heads may be wider or narrower than m / h
+    Attributes:
+        names: its name of each part, and the name here; ``#`` stands for a number.
+        implemented: the values of a setting that are, the default first.
+        options: from its settings to the arguments of the model here.
+        import_entries: from its state dict, and the arguments, to entries that only need the names here.
+        export_entries: and back.
+        any_head_features: whether heads may be wider or narrower than m / h.
+    """
+
+    names: Mapping[str, str]
+    implemented: Mapping[str, tuple[Any, ...]]
+    options: Callable[[Mapping[str, Any]], dict[str, Any]]
+    import_entries: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, np.ndarray]]
+    export_entries: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+    any_head_features: bool = False
+
+    def arguments(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the model here, for settings that are found to be implemented."""
+        _check_settings(config, self.implemented)
+        return self.options(config)
 
 
-class Model(nnx.Module):
+class PretrainedModel(nnx.Module):
     """A model that `transformers` has too: from its folder or its weights, and back."""
 
-    hugging_face: ClassVar[Format]
+    hugging_face: ClassVar[Family]
 
     @classmethod
     def from_folder(cls: type[M], path: str | Path, *, param_dtype: Any = None) -> M:
@@ -72,8 +99,8 @@ class Model(nnx.Module):
         Raises:
             ValueError: if a setting is not implemented here, or the state dict doesn't fit the settings.
         """
-        names, options = renames(cls.hugging_face.names), cls.hugging_face.options(config)
-        arrays = cls.hugging_face.take(state_dict, options)
+        names, options = renames(cls.hugging_face.names), cls.hugging_face.arguments(config)
+        arrays = cls.hugging_face.import_entries(state_dict, options)
         if param_dtype is not None:
             arrays = {name: x.astype(jnp.dtype(param_dtype)) for name, x in arrays.items()}
         # The initial numbers are all replaced, so they are not drawn.
@@ -96,7 +123,7 @@ class Model(nnx.Module):
             for pattern, theirs in renames(self.hugging_face.names, back=True).items():
                 name = re.sub(pattern, theirs, name)
             arrays[name] = weights.files.to_numpy(tensor)
-        return {name: weights.files.to_tensor(x) for name, x in self.hugging_face.give(arrays).items()}
+        return {name: weights.files.to_tensor(x) for name, x in self.hugging_face.export_entries(arrays).items()}
 
     def _check_heads(self) -> None:
         """Hugging Face's settings have one number of heads for all layers, and equal groups."""
@@ -135,7 +162,7 @@ def read_json(folder: Path, name: str, kind: type = dict, *, default: Any = None
     return content
 
 
-def check_settings(config: Mapping[str, Any], implemented: Mapping[str, tuple[Any, ...]]) -> None:
+def _check_settings(config: Mapping[str, Any], implemented: Mapping[str, tuple[Any, ...]]) -> None:
     """One error that names every setting with a value that is not implemented; the first one is the default."""
     problems = [
         f"{name} must be {' or '.join(map(repr, values))}. Got {config.get(name, values[0])!r}."
@@ -146,26 +173,26 @@ def check_settings(config: Mapping[str, Any], implemented: Mapping[str, tuple[An
         raise ValueError("\n  ".join(["config must have settings that are implemented here.", *problems]))
 
 
-def setting(config: Mapping[str, Any], name: str) -> Any:
+def _setting(config: Mapping[str, Any], name: str) -> Any:
     """A setting without a default."""
     if config.get(name) is None:
         raise ValueError(f"config must have {name}. Got the settings {', '.join(sorted(config))}.")
     return config[name]
 
 
-def count(config: Mapping[str, Any], name: str) -> int:
+def count_setting(config: Mapping[str, Any], name: str) -> int:
     """A setting without a default that is a positive integer."""
-    return checks.number(f"config's {name}", setting(config, name), "[1, inf)", integer=True)
+    return checks.number(f"config's {name}", _setting(config, name), "[1, inf)", integer=True)
 
 
-def optional_count(config: Mapping[str, Any], name: str) -> int | None:
+def optional_count_setting(config: Mapping[str, Any], name: str) -> int | None:
     """One that may be left out."""
-    return None if config.get(name) is None else count(config, name)
+    return None if config.get(name) is None else count_setting(config, name)
 
 
-def real(config: Mapping[str, Any], name: str, interval: str, default: float | None = None) -> float:
+def real_setting(config: Mapping[str, Any], name: str, interval: str, default: float | None = None) -> float:
     """A setting that is a number in an interval."""
-    value = setting(config, name) if default is None else config.get(name, default)
+    value = _setting(config, name) if default is None else config.get(name, default)
     return checks.number(f"config's {name}", value, interval)
 
 

@@ -14,6 +14,8 @@ from jattn.nn import Linear, MultiHeadAttention, RMSNorm, embedding
 from jattn.nn.dropout import split
 from jattn.nn.weights import as_pair, in_turn
 
+__all__ = ["Llama", "LlamaBlock", "SwiGLU"]
+
 
 class SwiGLU(nnx.Module):
     """A gated network on each position: ``W_down (silu(W_gate x) * W_up x)``, without biases.
@@ -58,7 +60,7 @@ class LlamaBlock(nnx.Module):
         return (x, weights) if return_weights else x
 
 
-class Llama(hugging_face.Model):
+class Llama(hugging_face.PretrainedModel):
     """Token embeddings, pre-norm blocks without biases, a norm, and logits.
 
     Args:
@@ -87,7 +89,7 @@ class Llama(hugging_face.Model):
         ((2, 5, 50), 2, (2, 4, 5, 5))
     """
 
-    hugging_face = llama_weights.FORMAT
+    hugging_face = llama_weights.LLAMA_FAMILY
     max_length = None  # rotary positions have none
 
     def __init__(

@@ -11,6 +11,8 @@ from jattn.nn import LearnedPositions, Linear, TransformerBlock, embedding
 from jattn.nn.dropout import split
 from jattn.nn.weights import in_turn
 
+__all__ = ["RecallClassifier"]
+
 
 class RecallClassifier(nnx.Module):
     """Embedding, post-norm transformer blocks, and a class for each token, read from the last position.

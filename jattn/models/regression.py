@@ -10,6 +10,8 @@ from jattn._engine import checks
 from jattn.nn import DotProductAttention, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.weights import as_pair
 
+__all__ = ["AttentionRegressor", "TransformerRegressor"]
+
 xavier = nnx.initializers.xavier_uniform()
 
 

@@ -19,6 +19,8 @@ from jattn._engine import checks
 from jattn.models.encoder import TextEncoder
 from jattn.models.hugging_face import read_json
 
+__all__ = ["TOKENS_PER_BATCH", "Batch", "SentenceEncoder", "bucket", "plan_batches", "pool"]
+
 POOLINGS = ("mean", "cls", "max")
 # More in one batch gains nothing on a CPU, and one batch too large is padding.
 TOKENS_PER_BATCH = 512
@@ -35,9 +37,6 @@ def pool(
         hidden: ``b t m``.
         valid_lens: how many tokens of each sequence are real, at least 1.
         mode: their mean, their maximum in each feature, or the first of them (BERT's ``[CLS]``).
-
-    Raises:
-        ValueError: naming the argument that doesn't fit.
 
     Example:
 
@@ -70,9 +69,6 @@ class SentenceEncoder:
             by default.
         pooling: ``"mean"``, ``"cls"`` or ``"max"``, see `pool`.
         normalize: whether the vectors have the Euclidean length 1.
-
-    Raises:
-        ValueError: naming the argument that doesn't fit.
 
     Source: Reimers and Gurevych, Sentence-BERT, 2019.
     """
@@ -167,7 +163,7 @@ class SentenceEncoder:
         """
         ids = self._tokenize(sentences)
         graph, parameters = nnx.split(self.encoder)
-        batches = list(plan(np.array([len(row) for row in ids], int), self.max_length))
+        batches = list(plan_batches(np.array([len(row) for row in ids], int), self.max_length))
         embedded = []
         for batch in batches:  # none is waited for: the next is filled while the last one runs
             tokens, valid_lens = np.zeros((batch.rows, batch.length), np.int32), np.ones(batch.rows, np.int32)
@@ -203,7 +199,7 @@ class Batch(NamedTuple):
     length: int
 
 
-def plan(lengths: Int[np.ndarray, "n"], max_length: int) -> Iterator[Batch]:
+def plan_batches(lengths: Int[np.ndarray, "n"], max_length: int) -> Iterator[Batch]:
     """Batches of at most `TOKENS_PER_BATCH`, from the longest sentences to the shortest; none for those of length 0.
 
     A batch that isn't full is filled with shorter sentences, and the last one has as many rows as the next power of
@@ -211,7 +207,7 @@ def plan(lengths: Int[np.ndarray, "n"], max_length: int) -> Iterator[Batch]:
 
     Example:
 
-        >>> list(plan(np.array([3, 300, 9, 5]), 512))
+        >>> list(plan_batches(np.array([3, 300, 9, 5]), 512))
         [Batch(indices=array([1]), rows=1, length=320), Batch(indices=array([2, 3, 0]), rows=4, length=10)]
     """
     order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]

@@ -16,6 +16,8 @@ from jattn._engine import checks
 from jattn.nn import GRU, AdditiveAttention, DotProductAttention, Linear, embedding
 from jattn.nn.dropout import split
 
+__all__ = ["Decoder", "DecoderState", "Encoder", "Seq2Seq"]
+
 
 class DecoderState(NamedTuple):
     """What the decoder knows before a step."""

@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jattn._engine import checks
 from jattn._engine.dropout import dropout_keep
 
+__all__ = ["Dropout", "split"]
+
 
 class Dropout(nnx.Dropout):
     """`flax.nnx.Dropout` that is handed its randomness at the call and says so when it lacks it."""

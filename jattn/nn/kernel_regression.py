@@ -10,6 +10,8 @@ from jattn._engine import checks
 from jattn.kernel_regression import KERNELS, kernel_average
 from jattn.masks import sliding_window
 
+__all__ = ["NadarayaWatson"]
+
 
 class NadarayaWatson(nnx.Module):
     """Parametric attention pooling: kernel regression whose ``factor`` on the difference is learned.

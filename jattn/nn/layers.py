@@ -12,6 +12,17 @@ from jaxtyping import Array, Float, Int
 from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32
 
+__all__ = [
+    "Initializer",
+    "LayerNorm",
+    "Linear",
+    "LinearGeneral",
+    "RMSNorm",
+    "default_bias_init",
+    "default_kernel_init",
+    "embedding",
+]
+
 Initializer = Callable[..., Array]
 default_kernel_init = nnx.initializers.lecun_normal()
 default_bias_init = nnx.initializers.zeros_init()

@@ -10,6 +10,8 @@ from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32
 from jattn.nn.layers import embedding
 
+__all__ = ["LearnedPositions", "SinusoidalPositions", "rotary", "sinusoidal_positions"]
+
 
 class LearnedPositions(nnx.Module):
     """Adds a learned vector for each position.

@@ -14,6 +14,8 @@ from jattn.masks import lengths
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.layers import Initializer, Linear, default_bias_init, default_kernel_init
 
+__all__ = ["GRU", "GRUCell"]
+
 
 class GRUCell(nnx.Module):
     """One layer's step, with a bias on the input's side and one on the state's, as PyTorch and cuDNN have it.
@@ -98,9 +100,6 @@ class GRU(nnx.Module):
 
         Returns:
             The top layer's outputs ``b t n``, and each layer's last state ``l b n``.
-
-        Raises:
-            ValueError: naming the argument that doesn't fit.
         """
         x = checks.floating("x", x, "b t m", 3)
         checks.width("x", x, self.in_features)

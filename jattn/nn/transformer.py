@@ -10,13 +10,15 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jattn._engine import checks
 from jattn.masks import Mask, all_of
 from jattn.masks import causal as causal_mask
-from jattn.nn.attention import MultiHeadAttention
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.layers import Initializer, LayerNorm, Linear, default_bias_init, default_kernel_init
+from jattn.nn.multi_head import MultiHeadAttention
 from jattn.nn.weights import as_pair
 
+__all__ = ["ACTIVATION_FUNCTIONS", "Activation", "FeedForward", "TransformerBlock"]
+
 Activation = Literal["relu", "gelu", "gelu_tanh"]
-ACTIVATIONS = {
+ACTIVATION_FUNCTIONS = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -53,7 +55,7 @@ class FeedForward(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        checks.one_of("activation", activation, tuple(ACTIVATIONS))
+        checks.one_of("activation", activation, tuple(ACTIVATION_FUNCTIONS))
         options: dict[str, Any] = dict(
             kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
@@ -67,7 +69,7 @@ class FeedForward(nnx.Module):
         x = checks.floating("x", x, "*b t m", 1)
         checks.width("x", x, self.linear1.in_features)
         inner, outer = split(rng, 2)
-        x = self.dropout(ACTIVATIONS[self.activation](self.linear1(x)), inner)
+        x = self.dropout(ACTIVATION_FUNCTIONS[self.activation](self.linear1(x)), inner)
         return self.dropout(self.linear2(x), outer)
 
 
@@ -178,9 +180,6 @@ class TransformerBlock(nnx.Module):
 
         Returns:
             ``*b t m``; with return_weights also the weights.
-
-        Raises:
-            ValueError: naming the argument that doesn't fit.
         """
         x = checks.floating("x", x, "*b t m", 2)
         checks.width("x", x, self.norm1.num_features)

@@ -5,6 +5,8 @@ from typing import Any
 
 from jaxtyping import Array, PRNGKeyArray
 
+__all__ = ["as_pair", "in_turn"]
+
 
 def as_pair(result: Any, return_weights: bool) -> tuple[Array, Any]:
     """What a layer called with this ``return_weights`` returned, as output and weights, None if not asked for."""

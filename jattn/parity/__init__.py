@@ -6,9 +6,9 @@ JSON, and is an assertion in a test. The causes that are tried are listed in `ja
 PyTorch is imported when a comparison runs, not before.
 """
 
-from jattn.parity.catalogue import CAUSES as CAUSES
-from jattn.parity.catalogue import Cause as Cause
-from jattn.parity.report import Report as Report
-from jattn.parity.run import compare as compare
-from jattn.parity.training import TrajectoryReport as TrajectoryReport
-from jattn.parity.training import trajectory as trajectory
+from jattn.parity.catalogue import CAUSES, Cause
+from jattn.parity.report import Report
+from jattn.parity.run import compare
+from jattn.parity.training import TrajectoryReport, trajectory
+
+__all__ = ["CAUSES", "Cause", "Report", "TrajectoryReport", "compare", "trajectory"]

@@ -9,6 +9,8 @@ import numpy as np
 
 from jattn.weights import to_numpy
 
+__all__ = ["FLOAT64", "aligned", "error", "is_floating", "largest", "leaves", "limit", "numbers", "scales"]
+
 FLOAT64 = 1e-10
 # In lower precision the error against PyTorch in float64 on the same rounded numbers may be FACTOR times PyTorch's own
 # plus ULPS. That is wide, since a port may add up in another order and both errors are luck; what is wrong with the
@@ -37,10 +39,10 @@ def leaves(nest: Any) -> Iterator[Any]:
 def numbers(x: Any) -> np.ndarray:
     """A copy as float64; integers and booleans stay as they are."""
     array = to_numpy(x)
-    return np.array(array, np.float64 if floating(array) else None)
+    return np.array(array, np.float64 if is_floating(array) else None)
 
 
-def floating(x: Any) -> bool:
+def is_floating(x: Any) -> bool:
     """Whether an array or a tensor holds floating-point numbers, bfloat16 among them."""
     return x.is_floating_point() if hasattr(x, "is_floating_point") else bool(jnp.issubdtype(x.dtype, jnp.floating))
 

@@ -8,6 +8,22 @@ from typing import Any
 from jattn.parity.attention_recipe import found_at, gives
 from jattn.parity.locate import Site
 
+__all__ = [
+    "causality",
+    "empty_rows",
+    "head_count",
+    "heads_for_time",
+    "heads_of_weights",
+    "inverted_mask",
+    "missing_biases",
+    "missing_mask",
+    "order_of_groups",
+    "order_of_heads",
+    "query_for_key",
+    "scale",
+    "softmax_axis",
+]
+
 
 def _altered(site: Site, *alterations: dict[str, Any]) -> bool:
     """Whether one of these changes to PyTorch's recipe gives Flax's numbers."""
@@ -38,7 +54,7 @@ def scale(site: Site) -> str | None:
     return None if ours is None else f"The products are multiplied by {ours} in the port, by {theirs} in PyTorch."
 
 
-def heads(site: Site) -> str | None:
+def head_count(site: Site) -> str | None:
     found = found_at(site)
     if found is None or found.inputs.key.shape != found.inputs.query.shape:
         return None

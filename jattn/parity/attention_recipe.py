@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jattn.parity.arrays import floating
+from jattn.parity.arrays import is_floating
 from jattn.parity.locate import Site
+
+__all__ = ["AttentionRecipe", "Found", "Inputs", "found_at", "gives"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class AttentionRecipe:
     """How attention is made from query, key and value ``b t m``."""
 
     heads: int
@@ -42,7 +44,7 @@ class Inputs(NamedTuple):
     time_first: bool = False  # whether the output is t b m
 
 
-def attend(x: Inputs, recipe: Recipe, masks: dict[str, np.ndarray]) -> np.ndarray:
+def recompute_attention(x: Inputs, recipe: AttentionRecipe, masks: dict[str, np.ndarray]) -> np.ndarray:
     """Attention, plainly."""
     query, key, value = x[:3] if recipe.biases or x.without_bias is None else x.without_bias
     d = query.shape[-1] // recipe.heads
@@ -57,12 +59,12 @@ def attend(x: Inputs, recipe: Recipe, masks: dict[str, np.ndarray]) -> np.ndarra
     allowed = np.ones((t, s), bool) if recipe.causal is None else np.tri(t, s, recipe.causal, bool)
     if recipe.mask is not None:
         mask = masks[recipe.mask]
-        if floating(mask):
+        if is_floating(mask):
             logits = logits + mask
         else:
             allowed = allowed & (mask ^ recipe.inverted)
     logits = np.where(allowed ^ recipe.turned, logits, -np.inf)
-    weights = _softmax(logits, {"keys": -1, "queries": -2, "heads": 1}[recipe.axis], recipe.empty)
+    weights = _softmax_along(logits, {"keys": -1, "queries": -2, "heads": 1}[recipe.axis], recipe.empty)
     if recipe.weights != "no":
         return weights if recipe.weights == "each" else weights.mean(1)
     merged = _merge(weights @ v, recipe.merged)
@@ -96,7 +98,7 @@ def _share(x: np.ndarray, heads: int, how: str) -> np.ndarray:
     return np.repeat(x, times, 1) if how == "repeat" else np.tile(x, (1, times, 1, 1))
 
 
-def _softmax(logits: np.ndarray, axis: int, empty: str) -> np.ndarray:
+def _softmax_along(logits: np.ndarray, axis: int, empty: str) -> np.ndarray:
     top = logits.max(axis, keepdims=True)
     e = np.exp(logits - np.where(np.isfinite(top), top, 0))
     weights = e / e.sum(axis, keepdims=True)
@@ -116,26 +118,26 @@ class Found(NamedTuple):
     """Attention as PyTorch has it."""
 
     inputs: Inputs
-    recipe: Recipe
+    recipe: AttentionRecipe
     masks: dict[str, np.ndarray]
 
 
 def found_at(site: Site) -> Found | None:
     """The recipe that gives PyTorch's numbers; remembered at the site, as every cause here asks for it."""
     if "_attention" not in vars(site):
-        vars(site)["_attention"] = next(_search(site), None)
+        vars(site)["_attention"] = next(_fitting_recipes(site), None)
     return vars(site)["_attention"]
 
 
-def gives(found: Found, recipe: Recipe, site: Site, wanted: np.ndarray) -> bool:
+def gives(found: Found, recipe: AttentionRecipe, site: Site, wanted: np.ndarray) -> bool:
     """Whether a recipe gives these numbers."""
-    made = attend(found.inputs, recipe, found.masks)
+    made = recompute_attention(found.inputs, recipe, found.masks)
     if found.inputs.time_first:
         return site.same(made, wanted[:, : made.shape[1]])
     return site.same(made, wanted[: len(made)] if wanted.ndim > 2 else wanted)
 
 
-def _search(site: Site) -> Iterator[Found]:
+def _fitting_recipes(site: Site) -> Iterator[Found]:
     for inputs in _inputs(site):
         b, t, m = inputs.query.shape
         s = inputs.key.shape[1]
@@ -147,9 +149,9 @@ def _search(site: Site) -> Iterator[Found]:
             for scale, (mask, inverted), causal, seen in itertools.product(
                 scales, _uses(masks), dict.fromkeys([None, 0, s - t]), observed
             ):
-                recipe = Recipe(h, scale, causal, mask, inverted, weights=seen)
+                recipe = AttentionRecipe(h, scale, causal, mask, inverted, weights=seen)
                 found = Found(inputs, recipe, masks)
-                holes = bool(np.isnan(attend(inputs, recipe, masks)).any())
+                holes = bool(np.isnan(recompute_attention(inputs, recipe, masks)).any())
                 for empty in ("nan", "zeros", "mean") if holes else ("nan",):
                     recipe = dataclasses.replace(recipe, empty=empty)
                     if gives(found, recipe, site, site.torch):
@@ -167,7 +169,7 @@ def _divides(h: int, x: Inputs) -> bool:
 
 
 def _uses(masks: dict[str, np.ndarray]) -> list[tuple[str | None, bool]]:
-    return [(None, False)] + [(n, i) for n, x in masks.items() for i in ([False] if floating(x) else [False, True])]
+    return [(None, False)] + [(n, i) for n, x in masks.items() for i in ([False] if is_floating(x) else [False, True])]
 
 
 def _masks(site: Site, b: int, h: int, t: int, s: int) -> dict[str, np.ndarray]:
@@ -216,7 +218,7 @@ def _inputs(site: Site) -> Iterator[Inputs]:
     for call in site.torch_calls:
         own = layers.get(call.path, {})
         if "in_proj_weight" in own:
-            yield from _of_multihead_attention([x for x in call.inputs if floating(x)], own)
+            yield from _of_multihead_attention([x for x in call.inputs if is_floating(x)], own)
 
 
 def _of_multihead_attention(given: list[np.ndarray], own: dict[str, np.ndarray]) -> Iterator[Inputs]:

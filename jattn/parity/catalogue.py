@@ -12,6 +12,8 @@ import numpy as np
 from jattn.parity import attention_causes, layer_causes
 from jattn.parity.locate import Site
 
+__all__ = ["CAUSES", "Cause", "Diagnosis", "diagnose"]
+
 
 class Cause(NamedTuple):
     """A way in which ports go wrong."""
@@ -147,7 +149,7 @@ CAUSES = [
         "number of heads",
         "The same projections are split into another number of heads, which fits without an error.",
         "Give the port PyTorch's number of heads; the weights don't tell it.",
-        attention_causes.heads,
+        attention_causes.head_count,
     ),
     Cause(
         "inverted mask",

@@ -9,8 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from jattn.parity.arrays import error
-from jattn.parity.locate import Known, Layer, Site
-from jattn.parity.trace import Call
+from jattn.parity.locate import NamedArray, Site, TorchLayer
+from jattn.parity.trace import ModuleCall
+
+__all__ = [
+    "activation",
+    "constant_factor",
+    "dropped",
+    "embedding_scale",
+    "gelu_form",
+    "left_out",
+    "low_precision",
+    "missing_bias",
+    "missing_residual",
+    "norm_after",
+    "norm_before",
+    "norm_epsilon",
+    "norm_kind",
+    "swapped_weights",
+    "transposed_kernel",
+    "unbiased_variance",
+]
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Norms.
@@ -98,7 +117,7 @@ def transposed_kernel(site: Site) -> str | None:
         weight = layer.parameters.get("weight")
         if weight is None or weight.ndim != 2 or weight.shape[0] != weight.shape[1]:
             continue
-        if _is_linear(site, layer, x) and site.is_flax(_linear(x.array, weight.T, layer)):
+        if _is_linear(site, layer, x) and site.is_flax(_linear_output(x.array, weight.T, layer)):
             return f"{layer.name or 'It'} computes with the transpose of its weight in the port."
     return None
 
@@ -110,20 +129,20 @@ def swapped_weights(site: Site) -> str | None:
         for other in (*site.layers, *site.others):
             weight = other.parameters.get("weight")
             if weight is not None and weight.shape == layer.parameters["weight"].shape:
-                if site.is_flax(_linear(x.array, weight, other)):
+                if site.is_flax(_linear_output(x.array, weight, other)):
                     return f"{layer.name} has the weights of {other.name} in the port."
-                if site.is_flax(_linear(x.array, weight, layer)):
+                if site.is_flax(_linear_output(x.array, weight, layer)):
                     return f"{layer.name} has the weight of {other.name}, with its own bias, in the port."
     return None
 
 
-def _is_linear(site: Site, layer: Layer, x: Known) -> bool:
+def _is_linear(site: Site, layer: TorchLayer, x: NamedArray) -> bool:
     weight = layer.parameters.get("weight")
     fits = weight is not None and weight.ndim == 2 and x.array.shape[-1:] == weight.shape[1:]
-    return fits and site.is_torch(_linear(x.array, layer.parameters["weight"], layer))
+    return fits and site.is_torch(_linear_output(x.array, layer.parameters["weight"], layer))
 
 
-def _linear(x: np.ndarray, weight: np.ndarray, layer: Layer) -> np.ndarray:
+def _linear_output(x: np.ndarray, weight: np.ndarray, layer: TorchLayer) -> np.ndarray:
     return x @ weight.T + layer.parameters.get("bias", 0.0)
 
 
@@ -132,7 +151,7 @@ def _linear(x: np.ndarray, weight: np.ndarray, layer: Layer) -> np.ndarray:
 
 _erf = np.vectorize(math.erf, otypes=[float])
 
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+ACTIVATION_FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "the exact GELU": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
     "the tanh GELU": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
     "ReLU": lambda x: np.maximum(x, 0),
@@ -166,7 +185,7 @@ def _activations(site: Site) -> tuple[str, str] | None:
         if x.array.shape != site.torch.shape:
             continue
         theirs, ours = (
-            next((name for name, f in ACTIVATIONS.items() if site.same(f(x.array), y)), None)
+            next((name for name, f in ACTIVATION_FORMULAS.items() if site.same(f(x.array), y)), None)
             for y in (site.torch, site.flax)
         )
         # That PyTorch has none would say only that it goes on with known numbers; more is known then of residuals.
@@ -182,7 +201,7 @@ def _activations(site: Site) -> tuple[str, str] | None:
 def embedding_scale(site: Site) -> str | None:
     tables = [x for x in (*site.layers, *site.others) if x.parameters.get("weight", np.ones(1)).ndim == 2]
     outputs = [
-        Known(call.path, call.outputs[0])
+        NamedArray(call.path, call.outputs[0])
         for call in site.torch_calls
         if call.outputs and "embed" in call.kind.lower() and any(layer.name == call.path for layer in tables)
     ]
@@ -214,7 +233,7 @@ def norm_after(site: Site) -> str | None:
     return None
 
 
-def _normed_later(site: Site) -> list[Known]:
+def _normed_later(site: Site) -> list[NamedArray]:
     """What PyTorch goes on with unchanged, in a module that has norms."""
     return [x for x in site.before if site.is_torch(x.array)] if any(map(_is_norm, site.torch_calls)) else []
 
@@ -234,7 +253,7 @@ def left_out(site: Site) -> str | None:
     return None
 
 
-def _is_norm(call: Call) -> bool:
+def _is_norm(call: ModuleCall) -> bool:
     return "norm" in f"{call.kind} {call.path.rpartition('.')[2]}".lower()
 
 
@@ -244,17 +263,19 @@ def _is_norm(call: Call) -> bool:
 
 def low_precision(site: Site) -> str | None:
     for dtype in ("bfloat16", "float16", "float32"):
-        kept = functools.partial(_rounded, dtype=dtype)
+        kept = functools.partial(_cast_and_back, dtype=dtype)
         few, many = (np.array_equal(kept(x), x) for x in (site.flax, site.torch))
         if few and not many and error(site.flax, site.torch) < 64 * float(jnp.finfo(dtype).eps):
             return f"{site.where} has the digits of {dtype} in the port."
         for layer, x in itertools.product(site.layers, site.inputs):
-            if _is_linear(site, layer, x) and site.is_flax(_linear(kept(x.array), layer.parameters["weight"], layer)):
+            if _is_linear(site, layer, x) and site.is_flax(
+                _linear_output(kept(x.array), layer.parameters["weight"], layer)
+            ):
                 return f"{layer.name or 'It'} computes from {x.name} rounded to {dtype} in the port."
     return None
 
 
-def _rounded(x: np.ndarray, dtype: str) -> np.ndarray:
+def _cast_and_back(x: np.ndarray, dtype: str) -> np.ndarray:
     return x.astype(jnp.dtype(dtype)).astype(np.float64)
 
 

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from jattn.parity.arrays import aligned, error, floating, limit, numbers
-from jattn.parity.trace import Call, Trace
+from jattn.parity.arrays import aligned, error, is_floating, limit, numbers
+from jattn.parity.trace import ModuleCall, Trace
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["NamedArray", "Site", "Step", "TorchLayer", "Traces", "first_parting"]
 
 
 class Step(NamedTuple):
@@ -25,14 +27,14 @@ class Step(NamedTuple):
     limit: float
 
 
-class Layer(NamedTuple):
+class TorchLayer(NamedTuple):
     """A submodule of PyTorch's with parameters of its own."""
 
     name: str
     parameters: dict[str, np.ndarray]
 
 
-class Known(NamedTuple):
+class NamedArray(NamedTuple):
     """Numbers on which both sides agree, or that only one side has."""
 
     name: str
@@ -47,12 +49,12 @@ class Site:
     flax_name: str
     torch: np.ndarray  # the first numbers that differ, on PyTorch's side
     flax: np.ndarray  # and on Flax's, in PyTorch's layout if there is a way
-    inputs: list[Known]  # of the module
-    before: list[Known]  # what agreed in it before: its inputs, and those and outputs of its submodules
-    torch_calls: list[Call]  # the calls in it, itself the last
-    flax_calls: list[Call]
-    layers: list[Layer]  # itself and the submodules in it
-    others: list[Layer]  # all other submodules of PyTorch's
+    inputs: list[NamedArray]  # of the module
+    before: list[NamedArray]  # what agreed in it before: its inputs, and those and outputs of its submodules
+    torch_calls: list[ModuleCall]  # the calls in it, itself the last
+    flax_calls: list[ModuleCall]
+    layers: list[TorchLayer]  # itself and the submodules in it
+    others: list[TorchLayer]  # all other submodules of PyTorch's
     heads: list[int]  # how many there may be, as its attributes say
     arguments: list[np.ndarray]  # what it and the calls around it were given: masks, lengths, biases
     where: str  # "its output", or what follows which submodule
@@ -85,7 +87,7 @@ class Traces:
     pairs: Mapping[str, str]
 
 
-def walk(traces: Traces) -> Iterator[tuple[Step, Call, Call]]:
+def walk(traces: Traces) -> Iterator[tuple[Step, ModuleCall, ModuleCall]]:
     """All calls that have a match, in the order in which they ended on PyTorch's side."""
     for theirs in traces.torch.calls:
         ours = traces.flax.find(traces.pairs[theirs.path], theirs.number) if theirs.path in traces.pairs else None
@@ -93,13 +95,13 @@ def walk(traces: Traces) -> Iterator[tuple[Step, Call, Call]]:
         if ours is None or true is None or not ours.outputs or not theirs.outputs:
             continue
         outputs = zip(theirs.outputs, ours.outputs, true.outputs, strict=False)
-        apart = [_apart(traces.dtype, *arrays) for arrays in outputs]
+        apart = [_error_and_limit(traces.dtype, *arrays) for arrays in outputs]
         e, allowed = max(apart, key=lambda pair: pair[0] - pair[1])
         shapes = theirs.outputs[0].shape, ours.outputs[0].shape
         yield Step(theirs.path, ours.path, theirs.number, *shapes, e, allowed), theirs, ours
 
 
-def _apart(dtype: str, theirs: np.ndarray, ours: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+def _error_and_limit(dtype: str, theirs: np.ndarray, ours: np.ndarray, true: np.ndarray) -> tuple[float, float]:
     """Error and limit."""
     return error(ours, true), limit(dtype, error(theirs, true))
 
@@ -114,7 +116,7 @@ def first_parting(traces: Traces, module: "torch.nn.Module") -> tuple[list[Step]
     return None
 
 
-def _site(traces: Traces, module: "torch.nn.Module", theirs: Call, ours: Call) -> Site:
+def _site(traces: Traces, module: "torch.nn.Module", theirs: ModuleCall, ours: ModuleCall) -> Site:
     """From the call whose output differs, out to the innermost one whose inputs agree."""
     inside = None  # the outermost call whose inputs differ already
     while not _inputs_agree(traces, theirs, ours) and theirs.parent is not None:
@@ -141,9 +143,9 @@ def _site(traces: Traces, module: "torch.nn.Module", theirs: Call, ours: Call) -
         after = f", after {_name(done[-1], theirs)}" if done else ""
         where = f"the input of {_name(inside[0], theirs)}{after}"
 
-    layers = [Layer(path, parameters) for path, m in module.named_modules() if (parameters := _own(m))]
+    layers = [TorchLayer(path, parameters) for path, m in module.named_modules() if (parameters := _own(m))]
     inner = {call.path for call in in_torch}
-    inputs = [Known("its input", x) for x in theirs.inputs if floating(x)]
+    inputs = [NamedArray("its input", x) for x in theirs.inputs if is_floating(x)]
     return Site(
         torch_name=theirs.path,
         flax_name=ours.path,
@@ -152,8 +154,8 @@ def _site(traces: Traces, module: "torch.nn.Module", theirs: Call, ours: Call) -
         inputs=inputs,
         before=[
             *inputs,
-            *[Known(f"the input of {call.path}", x) for call, _ in agreed for x in call.inputs if floating(x)],
-            *[Known(call.path, x) for call, _ in agreed for x in call.outputs if floating(x)],
+            *[NamedArray(f"the input of {call.path}", x) for call, _ in agreed for x in call.inputs if is_floating(x)],
+            *[NamedArray(call.path, x) for call, _ in agreed for x in call.outputs if is_floating(x)],
         ],
         torch_calls=in_torch,
         flax_calls=in_flax,
@@ -166,7 +168,7 @@ def _site(traces: Traces, module: "torch.nn.Module", theirs: Call, ours: Call) -
     )
 
 
-def _name(call: Call, outer: Call) -> str:
+def _name(call: ModuleCall, outer: ModuleCall) -> str:
     """Within that call, and which one it is if there are several."""
     return call.path.removeprefix(f"{outer.path}.") + (f" (call {call.number + 1})" if call.number else "")
 
@@ -181,13 +183,13 @@ def _fits(traces: Traces, theirs: np.ndarray, ours: np.ndarray) -> bool:
     return error(ours, theirs) <= (1 if traces.dtype == "float64" else 8) * limit(traces.dtype, 0.0)
 
 
-def _input_pairs(theirs: Call, ours: Call) -> list[tuple[np.ndarray, np.ndarray]]:
+def _input_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[np.ndarray, np.ndarray]]:
     """Inputs that belong together: each of PyTorch's with the one of Flax's that is nearest of those that fit it.
 
     Only integers (tokens) are compared where there is nothing else; masks may well have another form or polarity.
     """
     pairs = []
-    for wanted in (floating, lambda x: np.issubdtype(x.dtype, np.integer)):
+    for wanted in (is_floating, lambda x: np.issubdtype(x.dtype, np.integer)):
         for x in (x for x in theirs.inputs if wanted(x)):
             fitting = [y for y in ours.inputs if wanted(y) and aligned(y, x) is not None]
             if fitting:
@@ -197,7 +199,7 @@ def _input_pairs(theirs: Call, ours: Call) -> list[tuple[np.ndarray, np.ndarray]
     return pairs
 
 
-def _inputs_agree(traces: Traces, theirs: Call, ours: Call) -> bool:
+def _inputs_agree(traces: Traces, theirs: ModuleCall, ours: ModuleCall) -> bool:
     return all(_fits(traces, *pair) for pair in _input_pairs(theirs, ours))
 
 
@@ -209,7 +211,7 @@ def _own(module: "torch.nn.Module") -> dict[str, np.ndarray]:
     return parameters
 
 
-def _heads(module: "torch.nn.Module", call: Call) -> list[int]:
+def _heads(module: "torch.nn.Module", call: ModuleCall) -> list[int]:
     """The numbers of heads that the module, the modules around it and those in it have as an attribute."""
     around = [call.path, *[outer.path for outer in call.ancestors()]]
     inside = [path for path, _ in module.named_modules() if path.startswith(call.path)]

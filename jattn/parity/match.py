@@ -10,11 +10,13 @@ import numpy as np
 from flax import nnx
 
 from jattn.parity.arrays import numbers
-from jattn.parity.trace import Call, Trace, submodules
+from jattn.parity.trace import ModuleCall, Trace, submodules
 from jattn.weights.names import new_name
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["apply_renames", "pair_modules"]
 
 T = TypeVar("T")
 
@@ -28,7 +30,7 @@ def pair_modules(
     names: Mapping[str, str],
 ) -> dict[str, str]:
     """Path on PyTorch's side to path on Flax's, of modules that were called."""
-    theirs, ours = _called(torch_trace), _called(flax_trace)
+    theirs, ours = _first_calls(torch_trace), _first_calls(flax_trace)
     pairs = {"": ""}
 
     def add(path: str, to: str) -> None:
@@ -46,31 +48,31 @@ def pair_modules(
     their_kinds, our_kinds = _kinds_of_torch(torch_module, theirs), _kinds_of_flax(flax_module, ours)
     for path in theirs:  # from the outside in: the children of a pair, in their order
         if path in pairs:
-            children = [child for child in _children(theirs, path) if child not in pairs]
-            our_children = [child for child in _children(ours, pairs[path]) if child not in pairs.values()]
-            for child, to in _in_order(children, our_children, their_kinds, our_kinds):
+            children = [child for child in _child_paths(theirs, path) if child not in pairs]
+            our_children = [child for child in _child_paths(ours, pairs[path]) if child not in pairs.values()]
+            for child, to in _matching_runs(children, our_children, their_kinds, our_kinds):
                 add(child, to)
     return pairs
 
 
-def renamed(entries: Mapping[str, T], rename: Mapping[str, str | None]) -> dict[str, T]:
+def apply_renames(entries: Mapping[str, T], rename: Mapping[str, str | None]) -> dict[str, T]:
     """As `jattn.weights.load_state_dict` renames them, but not all patterns need to match."""
     return {new: x for name, x in entries.items() if (new := new_name(name, rename)) is not None}
 
 
-def _called(trace: Trace) -> dict[str, Call]:
+def _first_calls(trace: Trace) -> dict[str, ModuleCall]:
     """Each module's first call, the outer before the inner and otherwise in the order in which they ended."""
-    first: dict[str, Call] = {}
+    first: dict[str, ModuleCall] = {}
     for call in trace.calls:
         first.setdefault(call.path, call)
     return dict(sorted(first.items(), key=lambda item: len(list(item[1].ancestors()))))
 
 
-def _children(calls: Mapping[str, Call], path: str) -> list[str]:
+def _child_paths(calls: Mapping[str, ModuleCall], path: str) -> list[str]:
     return [child for child, call in calls.items() if call.parent is not None and call.parent.path == path]
 
 
-def _in_order(
+def _matching_runs(
     theirs: Sequence[str],
     ours: Sequence[str],
     their_kinds: Mapping[str, Hashable],
@@ -83,8 +85,8 @@ def _in_order(
 
 
 def _same_numbers(
-    theirs: Mapping[str, Call],
-    ours: Mapping[str, Call],
+    theirs: Mapping[str, ModuleCall],
+    ours: Mapping[str, ModuleCall],
     pairs: Mapping[str, str],
     torch_module: "torch.nn.Module",
     flax_module: nnx.Module,
@@ -97,7 +99,7 @@ def _same_numbers(
             groups[_fingerprint(list(torch_module.get_submodule(path).parameters()))][0].append(path)
     for path in ours:
         if path not in pairs.values():
-            groups[_fingerprint(_parameters(modules[path]))][1].append(path)
+            groups[_fingerprint(_param_leaves(modules[path]))][1].append(path)
     return [
         pair
         for key, group in groups.items()
@@ -112,21 +114,21 @@ def _fingerprint(parameters: list[Any]) -> bytes:
     return np.sort(np.concatenate([numbers(x).astype(np.float64).ravel() for x in parameters])).tobytes()
 
 
-def _parameters(module: nnx.Module) -> list[Any]:
+def _param_leaves(module: nnx.Module) -> list[Any]:
     return jax.tree.leaves(nnx.state(module, nnx.Param))
 
 
-def _kinds_of_torch(module: "torch.nn.Module", paths: Mapping[str, Call]) -> dict[str, Hashable]:
+def _kinds_of_torch(module: "torch.nn.Module", paths: Mapping[str, ModuleCall]) -> dict[str, Hashable]:
     return {
         path: _kind(call, [x.numel() for x in module.get_submodule(path).parameters()]) for path, call in paths.items()
     }
 
 
-def _kinds_of_flax(module: nnx.Module, paths: Mapping[str, Call]) -> dict[str, Hashable]:
+def _kinds_of_flax(module: nnx.Module, paths: Mapping[str, ModuleCall]) -> dict[str, Hashable]:
     modules = dict(submodules(module))
-    return {path: _kind(call, [x.size for x in _parameters(modules[path])]) for path, call in paths.items()}
+    return {path: _kind(call, [x.size for x in _param_leaves(modules[path])]) for path, call in paths.items()}
 
 
-def _kind(call: Call, sizes: list[int]) -> Hashable:
+def _kind(call: ModuleCall, sizes: list[int]) -> Hashable:
     """How many numbers a module holds; of one that holds none, what it is called."""
     return sum(sizes) if sizes else call.kind.lower()

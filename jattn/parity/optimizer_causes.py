@@ -9,22 +9,24 @@ import numpy as np
 from jattn.parity.arrays import error
 from jattn.parity.catalogue import Diagnosis
 
-Arrays = Mapping[str, np.ndarray]
+__all__ = ["Replay", "diagnose_update"]
+
+Parameters = Mapping[str, np.ndarray]
 TOLERANCE = 1e-8  # of a recomputation, relative to the largest step
 
 
 class Replay(NamedTuple):
     """The first steps, up to the one at which the parameters part."""
 
-    start: Arrays
-    gradients: Sequence[Arrays]
-    torch: Sequence[Arrays]  # the parameters after each
-    flax: Sequence[Arrays]
+    start: Parameters
+    gradients: Sequence[Parameters]
+    torch: Sequence[Parameters]  # the parameters after each
+    flax: Sequence[Parameters]
     names: Sequence[str]  # of the parameters to look at
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class UpdateRule:
     """How a step is made of a gradient: Adam's, or with b2 None that of gradient descent with momentum b1."""
 
     rate: float
@@ -37,7 +39,7 @@ class Recipe:
     inside: bool = False  # whether epsilon is under the root
 
 
-def diagnose(replay: Replay, settings: Mapping[str, Any]) -> Diagnosis | None:
+def diagnose_update(replay: Replay, settings: Mapping[str, Any]) -> Diagnosis | None:
     """The alteration that gives the port's steps, where the unaltered recipe gives PyTorch's."""
     recipe = _recipe(settings)
     if recipe is None or not _gives(recipe, replay, replay.torch):
@@ -49,7 +51,7 @@ def diagnose(replay: Replay, settings: Mapping[str, Any]) -> Diagnosis | None:
     return None
 
 
-def _recipe(settings: Mapping[str, Any]) -> Recipe | None:
+def _recipe(settings: Mapping[str, Any]) -> UpdateRule | None:
     """Of PyTorch's optimiser; None for one that isn't known here."""
     kind, unusual = settings["optimizer"], ("amsgrad", "maximize", "nesterov", "dampening")
     if any(settings.get(name) for name in unusual):
@@ -58,15 +60,15 @@ def _recipe(settings: Mapping[str, Any]) -> Recipe | None:
     if kind in ("Adam", "AdamW"):
         b1, b2 = settings["betas"]
         decoupled = kind == "AdamW" or bool(settings.get("decoupled_weight_decay"))
-        return Recipe(rate, float(b1), float(b2), float(settings["eps"]), decay, decoupled)
-    return Recipe(rate, float(settings["momentum"]), None, decay=decay) if kind == "SGD" else None
+        return UpdateRule(rate, float(b1), float(b2), float(settings["eps"]), decay, decoupled)
+    return UpdateRule(rate, float(settings["momentum"]), None, decay=decay) if kind == "SGD" else None
 
 
-def _gives(recipe: Recipe, replay: Replay, wanted: Sequence[Arrays]) -> bool:
+def _gives(recipe: UpdateRule, replay: Replay, wanted: Sequence[Parameters]) -> bool:
     return all(_parameter_gives(recipe, replay, wanted, name) for name in replay.names)
 
 
-def _parameter_gives(recipe: Recipe, replay: Replay, wanted: Sequence[Arrays], name: str) -> bool:
+def _parameter_gives(recipe: UpdateRule, replay: Replay, wanted: Sequence[Parameters], name: str) -> bool:
     x = replay.start[name]
     first, second = np.zeros_like(x), np.zeros_like(x)
     for i, (gradients, after) in enumerate(zip(replay.gradients, wanted, strict=True), 1):

@@ -13,6 +13,8 @@ from rich.text import Text
 from jattn.parity.catalogue import Diagnosis
 from jattn.parity.locate import Step
 
+__all__ = ["Entry", "Findings", "Parting", "Report", "RunErrors"]
+
 SHOWN_BEFORE = 6  # steps in the table, of those before the parting
 
 
@@ -31,7 +33,7 @@ class Entry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunErrors:
     """One dtype: each output, and the gradients under a random cotangent."""
 
     dtype: str
@@ -118,7 +120,7 @@ class Findings:
 class Report(Findings):
     """A PyTorch module and its port on the same numbers. ``print`` it, or ``assert_equal()`` it."""
 
-    runs: list[Run]
+    runs: list[RunErrors]
     parting: Parting | None
     only_in_torch: list[str]  # submodules that were called and have no match
     only_in_flax: list[str]

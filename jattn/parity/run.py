@@ -8,10 +8,10 @@ import numpy as np
 from flax import nnx
 
 from jattn.parity import locate
-from jattn.parity.arrays import FLOAT64, error, floating, leaves, limit, numbers, scales
+from jattn.parity.arrays import FLOAT64, error, is_floating, leaves, limit, numbers, scales
 from jattn.parity.catalogue import diagnose
-from jattn.parity.match import pair_modules, renamed
-from jattn.parity.report import Entry, Parting, Report, Run
+from jattn.parity.match import apply_renames, pair_modules
+from jattn.parity.report import Entry, Parting, Report, RunErrors
 from jattn.parity.sides import (
     DTYPES,
     Arguments,
@@ -29,6 +29,8 @@ from jattn.weights import state_dict
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["compare"]
 
 
 def compare(
@@ -69,8 +71,7 @@ def compare(
         The report: print it, or call its ``assert_equal()``.
 
     Raises:
-        ValueError: if the arguments aren't modules, the inputs hold NaN or don't fit them, or the weights can't be
-            loaded.
+        ValueError: if the inputs hold NaN or don't fit both modules, or the weights can't be loaded.
 
     Example:
 
@@ -94,7 +95,7 @@ def compare(
     given = arguments(inputs)
     flax_given = given if flax_inputs is None else arguments(flax_inputs, "flax_inputs")
     for name, each in (("inputs", given), ("flax_inputs", flax_given)):
-        if any(np.isnan(numbers(x)).any() for x in leaves(each) if floating(x)):
+        if any(np.isnan(numbers(x)).any() for x in leaves(each) if is_floating(x)):
             raise ValueError(f"{name} must hold no NaN, which hides every difference. Got some.")
     comparison = _Comparison(torch_module, flax_module, gradients, load, rename or {}, names or {}, seed)
     for dtype in dtypes:
@@ -118,7 +119,7 @@ class _Comparison:
         self.torch_module, self.flax_module = torch_module, flax_module
         self.load, self.rename, self.names = load, rename, names
         self.options: Any = {"gradients": gradients, "seed": seed}
-        self.runs: list[Run] = []
+        self.runs: list[RunErrors] = []
         self.parting: Parting | None = None
         self.only: tuple[list[str], list[str]] = [], []
         self.notes: list[str] = _constant_parameters(torch_module)
@@ -151,14 +152,16 @@ class _Comparison:
             same_function = any(run.dtype == "float64" and run.equal for run in self.runs)
             self.parting = _parting(traces, low, name_cause=not same_function)
 
-    def _entries(self, dtype: str, theirs: Side, ours: Side, truth: Side, why: str | None) -> Run:
+    def _entries(self, dtype: str, theirs: Side, ours: Side, truth: Side, why: str | None) -> RunErrors:
         kinds = []
         for kind in ("outputs", "input_gradients", "parameter_gradients"):
             a, b, true = getattr(theirs, kind), getattr(ours, kind), getattr(truth, kind)
             if kind == "input_gradients":  # by their order, as the port may name them otherwise
                 b = dict(zip([*a, *[f"{name} of the port" for name in b][len(a) :]], b.values(), strict=False))
             if kind == "parameter_gradients":
-                a, true = (renamed({name: y[name] for name in _in_order(theirs)}, self.rename) for y in (a, true))
+                a, true = (
+                    apply_renames({name: y[name] for name in _in_call_order(theirs)}, self.rename) for y in (a, true)
+                )
                 if a and not b:
                     self._note(f"gradients of parameters are not compared: {why or 'the port has none by name.'}")
                     a = {}
@@ -166,7 +169,7 @@ class _Comparison:
                     self._note_names(set(a), set(b))
                     a, b = ({name: x for name, x in y.items() if name in a and name in b} for y in (a, b))
             kinds.append(_compared(dtype, a, b, true, outputs=kind == "outputs"))
-        return Run(dtype, *kinds)
+        return RunErrors(dtype, *kinds)
 
     def _note_names(self, theirs: set[str], ours: set[str]) -> None:
         if theirs != ours:
@@ -177,7 +180,7 @@ class _Comparison:
             ours = {name: numbers(x) for name, x in state_dict(port).items()}
         except ValueError:  # layers without a map have no names to compare by
             return
-        theirs = renamed(low.state_dict(), self.rename)
+        theirs = apply_renames(low.state_dict(), self.rename)
         other = [name for name, x in theirs.items() if name in ours and error(ours[name], numbers(x)) > FLOAT64]
         if other:
             self._note(f"the port's weights are not PyTorch's: {', '.join(other)}.")
@@ -190,7 +193,7 @@ class _Comparison:
         return Report(self.runs, self.parting, *self.only, self.notes)
 
 
-def _in_order(side: Side) -> list[str]:
+def _in_call_order(side: Side) -> list[str]:
     """The parameters that have gradients, as their modules were called."""
     places = {call.path: place for place, call in enumerate(side.trace.calls)}
     return sorted(side.parameter_gradients, key=lambda name: places.get(name.rpartition(".")[0], len(places)))

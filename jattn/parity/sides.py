@@ -11,12 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jattn.parity.arrays import floating, leaves, numbers
+from jattn.parity.arrays import is_floating, leaves, numbers
 from jattn.parity.trace import Trace, submodules, trace_flax, trace_torch
 from jattn.weights import load_state_dict, state_dict, to_numpy, to_tensor
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = [
+    "DTYPES",
+    "Arguments",
+    "Side",
+    "arguments",
+    "check_modules",
+    "flax_copy",
+    "rounded",
+    "run_flax",
+    "run_torch",
+    "torch_copy",
+]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -54,7 +67,7 @@ def arguments(inputs: Any, name: str = "inputs") -> Arguments:
 
 def rounded(nest: Any, dtype: str) -> Any:
     """The arrays of a nest as NumPy's, floating-point ones in ``dtype``, 64-bit ones otherwise kept."""
-    return _map(nest, lambda x: x.astype(jnp.dtype(dtype)) if floating(x) else x)
+    return _map(nest, lambda x: x.astype(jnp.dtype(dtype)) if is_floating(x) else x)
 
 
 def _map(nest: Any, f: Any) -> Any:
@@ -84,8 +97,8 @@ def run_torch(module: "torch.nn.Module", given: Arguments, *, gradients: bool, s
     """Run a copy made by `torch_copy`."""
     import torch
 
-    args, kwargs = _map(given, lambda x: to_tensor(x).requires_grad_(floating(x)))
-    with _called("PyTorch's module"), torch.enable_grad(), _plain_layers():
+    args, kwargs = _map(given, lambda x: to_tensor(x).requires_grad_(is_floating(x)))
+    with _explaining_errors("PyTorch's module"), torch.enable_grad(), _plain_layers():
         result, trace = trace_torch(module, lambda: module(*args, **kwargs))
     outputs = {f"output {i}": x for i, x in enumerate(leaves(result))}
     arrays = {name: numbers(x) for name, x in outputs.items()}
@@ -130,7 +143,7 @@ def flax_copy(
     module = nnx.clone(module)
     module.eval()
     for _, variable in nnx.iter_graph(module):
-        if isinstance(variable, nnx.Variable) and isinstance(variable[...], jax.Array) and floating(variable[...]):
+        if isinstance(variable, nnx.Variable) and isinstance(variable[...], jax.Array) and is_floating(variable[...]):
             variable.set_value(variable[...].astype(dtype))
     if dtype == "float64":
         for _, layer in submodules(module):  # nnx.Embed among others keeps the dtype that it was made with
@@ -142,14 +155,14 @@ def flax_copy(
 def run_flax(module: nnx.Module, given: Arguments, *, gradients: bool, seed: int) -> tuple[Side, str | None]:
     """Run a copy made by `flax_copy`; also, why there are no gradients of parameters, if there are none."""
     args, kwargs = _map(given, jnp.asarray)
-    with _called("the port"):
+    with _explaining_errors("the port"):
         result, trace = trace_flax(module, lambda: module(*args, **kwargs))
     outputs = {f"output {i}": numbers(x) for i, x in enumerate(leaves(result))}
     if not gradients:
         return Side(outputs, {}, {}, trace), None
 
     flat, tree = jax.tree.flatten((args, kwargs))
-    places = [i for i, x in enumerate(flat) if isinstance(x, jax.Array) and floating(x)]
+    places = [i for i, x in enumerate(flat) if isinstance(x, jax.Array) and is_floating(x)]
     graph, parameters, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
 
     def run(parameters: Any, inputs: list[Any]) -> dict[str, Any]:
@@ -158,14 +171,14 @@ def run_flax(module: nnx.Module, given: Arguments, *, gradients: bool, seed: int
             everything[i] = x
         args, kwargs = jax.tree.unflatten(tree, everything)
         result = nnx.merge(graph, parameters, rest, copy=True)(*args, **kwargs)
-        return {f"output {i}": x for i, x in enumerate(leaves(result)) if floating(x)}
+        return {f"output {i}": x for i, x in enumerate(leaves(result)) if is_floating(x)}
 
     @jax.jit
     def pull(parameters: Any, inputs: list[Any]) -> Any:
         outputs, back = jax.vjp(run, parameters, inputs)
         return back({name: jnp.asarray(cotangent(name, x.shape, seed), x.dtype) for name, x in outputs.items()})
 
-    with _called("the gradient of the port"):
+    with _explaining_errors("the gradient of the port"):
         gradient, input_gradients = pull(parameters, [flat[i] for i in places])
     names = _named_inputs((args, kwargs))
     side = Side(outputs, dict(zip(names, map(numbers, input_gradients), strict=True)), {}, trace)
@@ -192,13 +205,13 @@ def _named_inputs(given: Arguments) -> dict[str, Any]:
     named = [(f"input {i}", arg) for i, arg in enumerate(args)] + list(kwargs.items())
     found: dict[str, Any] = {}
     for name, nest in named:
-        arrays = [x for x in leaves(nest) if floating(x)]
+        arrays = [x for x in leaves(nest) if is_floating(x)]
         found |= {name if len(arrays) == 1 else f"{name}[{i}]": x for i, x in enumerate(arrays)}
     return found
 
 
 @contextmanager
-def _called(side: str) -> Iterator[None]:
+def _explaining_errors(side: str) -> Iterator[None]:
     try:
         yield
     except Exception as problem:

@@ -14,23 +14,25 @@ from jattn.parity.arrays import leaves, numbers
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["ModuleCall", "Trace", "submodules", "trace_flax", "trace_torch"]
+
 
 @dataclasses.dataclass(eq=False)
-class Call:
+class ModuleCall:
     """One call of one module."""
 
     path: str  # of the module, dotted; "" is the whole
     kind: str  # its class
     number: int  # 0 for the first call of this module
-    parent: "Call | None"  # the call in which it happened
+    parent: "ModuleCall | None"  # the call in which it happened
     inputs: list[np.ndarray]
     outputs: list[np.ndarray] = dataclasses.field(default_factory=list)
 
-    def within(self, other: "Call") -> bool:
+    def within(self, other: "ModuleCall") -> bool:
         """Whether this happened in that call."""
         return any(call is other for call in self.ancestors())
 
-    def ancestors(self) -> "Iterator[Call]":
+    def ancestors(self) -> "Iterator[ModuleCall]":
         """The calls that this one happened in, the innermost first."""
         if self.parent is not None:
             yield self.parent
@@ -41,19 +43,21 @@ class Trace:
     """The calls of a run, as they ended."""
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self._open: list[tuple[Call, Any]] = []
+        self.calls: list[ModuleCall] = []
+        self._open: list[tuple[ModuleCall, Any]] = []
         self._counts: dict[str, int] = {}
 
     def begin(self, path: str, module: Any, arguments: Any) -> None:
         parent = self._open[-1][0] if self._open else None
         number = self._counts.get(path, 0)
         self._counts[path] = number + 1
-        self._open.append((Call(path, type(module).__name__, number, parent, _arrays(arguments) or []), module))
+        self._open.append(
+            (ModuleCall(path, type(module).__name__, number, parent, _arrays_in(arguments) or []), module)
+        )
 
     def end(self, result: Any) -> None:
         call, _ = self._open.pop()
-        outputs = _arrays(result)
+        outputs = _arrays_in(result)
         if outputs is not None:  # what was inside a compiled function or a scan has no numbers to show
             call.outputs = outputs
             self.calls.append(call)
@@ -62,11 +66,11 @@ class Trace:
         """Whether the innermost open call is one of this module."""
         return bool(self._open) and self._open[-1][1] is module
 
-    def find(self, path: str, number: int) -> Call | None:
+    def find(self, path: str, number: int) -> ModuleCall | None:
         return next((call for call in self.calls if call.path == path and call.number == number), None)
 
 
-def _arrays(nest: Any) -> list[np.ndarray] | None:
+def _arrays_in(nest: Any) -> list[np.ndarray] | None:
     try:
         return [numbers(x) for x in leaves(nest) if not _is_rng(x)]
     except jax.errors.TracerArrayConversionError:

@@ -14,16 +14,18 @@ from rich.table import Table
 from rich.text import Text
 
 from jattn._engine import checks
-from jattn.parity.arrays import error, floating, largest, limit, numbers, scales
+from jattn.parity.arrays import error, is_floating, largest, limit, numbers, scales
 from jattn.parity.catalogue import Diagnosis
-from jattn.parity.match import renamed
-from jattn.parity.optimizer_causes import Replay, diagnose
+from jattn.parity.match import apply_renames
+from jattn.parity.optimizer_causes import Replay, diagnose_update
 from jattn.parity.report import Entry, Findings
 from jattn.parity.sides import DTYPES, check_modules, flax_copy, rounded, torch_copy
 from jattn.weights import state_dict, to_tensor
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["StepErrors", "TrajectoryReport", "trajectory"]
 
 PHASES = ("loss", "gradient", "update")
 
@@ -134,7 +136,7 @@ def trajectory(
         The report: print it, or call its ``assert_equal()``.
 
     Raises:
-        ValueError: if the arguments aren't modules, optimisers or losses, or the weights can't be loaded.
+        ValueError: if the weights can't be loaded.
     """
     rename = rename or {}
     check_modules(torch_module, flax_module)
@@ -172,7 +174,7 @@ def _train_torch(
     steps: int,
     rename: Mapping[str, str | None],
 ) -> _Course:
-    named = renamed(dict(module.named_parameters(remove_duplicate=False)), rename)
+    named = apply_renames(dict(module.named_parameters(remove_duplicate=False)), rename)
     optimizer = _torch_optimizer(make, module)
     course = _Course({name: numbers(p) for name, p in named.items()})
     course.settings = {
@@ -208,7 +210,7 @@ def _torch_optimizer(make: Any, module: "torch.nn.Module") -> "torch.optim.Optim
 def _check_loss(name: str, value: Any) -> None:
     """One floating-point number on either side."""
     array = hasattr(value, "shape") and hasattr(value, "dtype")
-    if not array or tuple(value.shape) != () or not floating(value):
+    if not array or tuple(value.shape) != () or not is_floating(value):
         fact = f"shape {tuple(value.shape)} in {value.dtype}" if array else type(value).__name__
         raise ValueError(f"{name} must give one floating-point number. Got {fact}. Take the mean of an array.")
 
@@ -272,7 +274,7 @@ def _report(dtype: str, theirs: _Course, ours: _Course) -> TrajectoryReport:
         return report
     end = report.first[0]
     replay = Replay(theirs.start, theirs.gradients[:end], theirs.parameters[:end], ours.parameters[:end], moved)
-    return dataclasses.replace(report, diagnosis=diagnose(replay, theirs.settings))
+    return dataclasses.replace(report, diagnosis=diagnose_update(replay, theirs.settings))
 
 
 def _worst(

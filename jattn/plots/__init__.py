@@ -3,7 +3,8 @@
 Nothing here needs a display, and importing it does not import matplotlib.
 """
 
-from jattn.plots.curves import curves as curves
-from jattn.plots.heatmaps import heatmaps as heatmaps
-from jattn.plots.view import AttentionView as AttentionView
-from jattn.plots.view import attention_view as attention_view
+from jattn.plots.grids import heatmaps
+from jattn.plots.lines import curves
+from jattn.plots.view import AttentionView, attention_view
+
+__all__ = ["AttentionView", "attention_view", "curves", "heatmaps"]

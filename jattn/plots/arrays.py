@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+__all__ = ["named", "real_numbers"]
 
-def real(name: str, x: Any, dtype: type[np.floating], fill: str = "0") -> np.ndarray:
+
+def real_numbers(name: str, x: Any, dtype: type[np.floating], fill: str = "0") -> np.ndarray:
     """Real numbers, from NumPy, JAX, lists or a tensor in PyTorch's CPU memory, without importing either.
 
     ``fill`` is what the error suggests in place of what a mask hides.

@@ -8,6 +8,8 @@ import numpy as np
 from jattn._engine import checks
 from jattn.plots import arrays
 
+__all__ = ["Kind", "head_weights", "kinds"]
+
 # Which tokens the queries and the keys of a kind of attention are: 0 are the keys' tokens, 1 the queries' own.
 SELF, CROSS = "decoder self-attention", "cross-attention"
 SIDES = {"encoder self-attention": (0, 0), SELF: (1, 1), CROSS: (1, 0)}
@@ -66,7 +68,7 @@ def _layers(name: str, weights: Any) -> list[Any]:
     return list(array) if array.ndim > 3 else [array]
 
 
-def heads(name: str, layer: Any, t: int, s: int, example: int | None) -> np.ndarray:
+def head_weights(name: str, layer: Any, t: int, s: int, example: int | None) -> np.ndarray:
     """One layer's weights ``h t s`` in float32, of one example, found to be weights of so many tokens."""
     array = as_array(name, layer)
     if not 2 <= array.ndim <= 4:
@@ -102,4 +104,4 @@ def as_array(name: str, x: Any) -> np.ndarray:
         raise ValueError(f"{name} must be an array. Got None. {ASK}")
     if isinstance(x, (list, tuple)):
         raise ValueError(f"{name} must be an array. Got a {type(x).__name__} of {len(x)}.")
-    return arrays.real(name, x, np.float32)
+    return arrays.real_numbers(name, x, np.float32)

@@ -4,6 +4,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+__all__ = ["check_tokens", "visible"]
+
 _SIGNS = {" ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥"}
 # What is not seen, or moves what stands beside it: controls, formats (such as a change of direction), halves of a
 # surrogate pair, private characters, separators of lines and paragraphs, spaces of other widths.
@@ -37,7 +39,7 @@ def _sign(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩" if unicodedata.category(character) in _HIDDEN else character
 
 
-def check(name: str, tokens: Sequence[Any], n: int | None = None, axis: str = "") -> list[str]:
+def check_tokens(name: str, tokens: Sequence[Any], n: int | None = None, axis: str = "") -> list[str]:
     """Strings, ``n`` of them if that is known, as visible text."""
     no_sequence = isinstance(tokens, (str, set, frozenset, Mapping))
     if no_sequence or not hasattr(tokens, "__len__") or getattr(tokens, "ndim", 1) != 1:

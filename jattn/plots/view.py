@@ -17,6 +17,8 @@ import numpy as np
 from jattn.plots import layers as layers_of
 from jattn.plots import tokens as token_text
 
+__all__ = ["AttentionView", "attention_view"]
+
 # A browser holds a page's text in one string, and this is about half of what Chromium's can be.
 MOST_WEIGHTS = 2**28
 SCRIPTS = ("weights.js", "state.js", "lines.js", "matrix.js", "heads.js", "main.js")
@@ -84,9 +86,6 @@ def attention_view(
     Returns:
         The page. ``save(path)`` writes it; as the last line of a notebook's cell it is shown.
 
-    Raises:
-        ValueError: naming the argument that doesn't fit.
-
     Example:
 
         >>> view = attention_view(["the", "cat"], [np.array([[[1.0, 0.0], [0.5, 0.5]]])])
@@ -95,8 +94,8 @@ def attention_view(
     """
     if not isinstance(title, str):
         raise ValueError(f"title must be a string. Got {title!r:.60}.")
-    keys = token_text.check("tokens", tokens)
-    queries = keys if query_tokens is None else token_text.check("query_tokens", query_tokens)
+    keys = token_text.check_tokens("tokens", tokens)
+    queries = keys if query_tokens is None else token_text.check_tokens("query_tokens", query_tokens)
     for name, side in (("tokens", keys), ("query_tokens", queries)):
         if not side:
             raise ValueError(f"{name} must have at least one token. Got none.")
@@ -107,7 +106,7 @@ def attention_view(
         t, s = len(sides[kind.queries]), len(sides[kind.keys])
         heads = []
         for i, layer in enumerate(kind.layers):
-            array = layers_of.heads(f"weights of {kind.name}, layer {i},", layer, t, s, example)
+            array = layers_of.head_weights(f"weights of {kind.name}, layer {i},", layer, t, s, example)
             total += array.size
             if total > MOST_WEIGHTS:
                 raise ValueError(

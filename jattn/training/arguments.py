@@ -12,6 +12,8 @@ from jaxtyping import Array, PyTree
 
 from jattn._engine import checks
 
+__all__ = ["examples", "function", "functions", "not_traced", "predicate", "trainable"]
+
 
 def not_traced(model: nnx.Module, *data: PyTree, name: str = "fit") -> None:
     """Within a function that JAX transforms, neither the model nor the data nor new arrays are numbers."""
@@ -96,7 +98,7 @@ def predicate(wrt: Any) -> Any:
         raise ValueError(f"wrt must be a Flax filter, such as nnx.Param. Got {wrt!r:.80}.") from error
 
 
-def parameters(selected: Any, wrt: Any) -> None:
+def trainable(selected: Any, wrt: Any) -> None:
     """The variables that are to be trained."""
     if not jax.tree.leaves(selected):
         raise ValueError(f"wrt must select some of the model's variables. Got {wrt!r:.80}, which selects none.")

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Arrays = dict[str, dict[str, np.ndarray]]  # by group and name
+__all__ = ["CheckpointError", "Checkpoints", "SavedArrays", "checksum", "numbered_leaves", "with_leaves"]
+
+SavedArrays = dict[str, dict[str, np.ndarray]]  # by group and name
 
 
 class CheckpointError(ValueError):
@@ -46,7 +48,7 @@ class Checkpoints:
             raise CheckpointError(message) from error
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-    def save(self, epoch: int, arrays: Arrays, numbers: dict[str, Any]) -> None:
+    def save(self, epoch: int, arrays: SavedArrays, numbers: dict[str, Any]) -> None:
         """Write what there is after ``epoch`` epochs."""
         kept = {group: {name: x for name, x in named.items() if x.size} for group, named in arrays.items()}
         kept = {group: named for group, named in kept.items() if named}  # orbax takes no empty arrays
@@ -56,7 +58,7 @@ class Checkpoints:
             self._manager.delete(epoch)
         self._manager.save(epoch, args=args, force=True)
 
-    def restore(self) -> tuple[Arrays, dict[str, Any]] | None:
+    def restore(self) -> tuple[SavedArrays, dict[str, Any]] | None:
         """What the last sound checkpoint holds; None if there is none at all. Nothing is deleted.
 
         Raises:
@@ -121,13 +123,13 @@ def _make_own(folder: Path) -> None:
     mark.touch()
 
 
-def to_arrays(tree: Any) -> dict[str, np.ndarray]:
+def numbered_leaves(tree: Any) -> dict[str, np.ndarray]:
     """The leaves of a tree as they can be saved, by number."""
     return {str(i): _to_numpy(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
-def with_arrays(tree: Any, saved: dict[str, np.ndarray]) -> Any:
-    """The tree with other leaves: what `to_arrays` gave for one whose leaves had these shapes and dtypes."""
+def with_leaves(tree: Any, saved: dict[str, np.ndarray]) -> Any:
+    """The tree with other leaves: what `numbered_leaves` gave for one whose leaves had these shapes and dtypes."""
     leaves, structure = jax.tree.flatten(tree)
     return jax.tree.unflatten(structure, [_from_numpy(saved.get(str(i)), leaf) for i, leaf in enumerate(leaves)])
 
@@ -146,7 +148,7 @@ def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def checksum(arrays: Arrays) -> str:
+def checksum(arrays: SavedArrays) -> str:
     """Equal for equal names, shapes, types and bits."""
     digest = hashlib.sha256()
     for group, named in sorted(arrays.items()):

@@ -1,6 +1,5 @@
 """`fit`: train a Flax module on arrays."""
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +13,14 @@ from jaxtyping import Array, PyTree
 from rich.errors import LiveError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jattn._engine import checks
 from jattn.training import arguments
-from jattn.training.checkpoints import CheckpointError, Checkpoints, checksum, to_arrays
-from jattn.training.optimizers import clip_grad_norm
+from jattn.training.checkpoints import CheckpointError, Checkpoints, checksum, numbered_leaves
 from jattn.training.run import History, Run
 from jattn.training.schedules import ReduceLROnPlateau
+from jattn.training.settings import Settings
 from jattn.training.steps import Loss, Metric, Recipe, State, evaluate
+
+__all__ = ["fit", "progress_bar"]
 
 
 def fit(
@@ -87,7 +87,6 @@ def fit(
         The `History`.
 
     Raises:
-        ValueError: naming the argument that doesn't fit.
         NonFiniteError: if a loss or gradient is not finite.
         CheckpointError: if the folder's checkpoints are all damaged, or of another run.
 
@@ -111,74 +110,40 @@ def fit(
     validation_data, validation_n = None, 0
     if validation is not None:
         validation_data, validation_n = arguments.examples("validation", validation, data)
-    epochs = checks.number("epochs", epochs, "[1, inf)", integer=True)
-    batch_size = checks.number("batch_size", batch_size, "[1, inf)", integer=True)
-    seed = checks.number("seed", seed, "[0, 4294967296)", integer=True)  # JAX would cut off what is above
-    for name, flag in (("shuffle", shuffle), ("drop_last", drop_last), ("progress", progress)):
-        checks.one_of(name, flag, (True, False))
-    if drop_last and batch_size > n:
-        raise ValueError(f"batch_size must be at most the {n} examples when drop_last=True. Got {batch_size}.")
-    metrics = {} if metrics is None else metrics
-    arguments.functions(loss, metrics, optimizer)
-    if clip_norm is not None:
-        clip_norm = float(checks.number("clip_norm", clip_norm, "(0, inf)"))
-        optimizer = _clipped(optimizer, clip_norm)
-    if patience is not None:
-        patience = checks.number("patience", patience, "[1, inf)", integer=True)
-    if validation is None and (patience is not None or metrics):
-        raise ValueError("validation must be given when patience or metrics are. Got None.")
-    if not isinstance(plateau, ReduceLROnPlateau | None):
-        raise ValueError(f"plateau must be a ReduceLROnPlateau. Got {plateau!r:.80}.")
-    checks.one_of("nonfinite", nonfinite, ("raise", "skip"))
-    if checkpoints is not None and (not isinstance(checkpoints, str | Path) or checkpoints == ""):
-        raise ValueError(f"checkpoints must be the path of a folder. Got {checkpoints!r:.80}.")
+    settings = Settings(
+        loss=loss,
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        metrics=metrics,
+        clip_norm=clip_norm,
+        plateau=plateau,
+        patience=patience,
+        nonfinite=nonfinite,
+        wrt=wrt,
+        checkpoints=checkpoints,
+        progress=progress,
+    ).checked(n, validates=validation is not None)
 
-    wrt = arguments.predicate(wrt)
-    model.train()
-    train_graph, parameters, rest = nnx.split(model, wrt, ...)  # type: ignore[misc]
-    model.eval()
-    arguments.parameters(parameters, wrt)
-    skip = nonfinite == "skip"
-    recipe = Recipe(train_graph, nnx.graphdef(model), wrt, loss, tuple(metrics.items()), optimizer, skip)
-    state = State((parameters, rest), optimizer.init(parameters), jnp.int32(0), jnp.bool_(False))
-    state = jax.tree.map(jnp.copy, state)  # some of it is donated, and the model's own arrays must live
-    run = Run(state, patience, plateau, tuple(metrics))
-    rng = jax.random.key(seed)
+    rng = jax.random.key(settings.seed)
+    run = _start(model, settings)
     validation_rng = jax.random.fold_in(rng, 2**32 - 1)  # of no step
-    validation_batches = _batches(np.arange(validation_n), batch_size)
+    validation_batches = _batches(np.arange(validation_n), settings.batch_size)
     for indices in validation_batches:  # a mistake shows now, not after an epoch
-        evaluate.eval_shape(state.variables, validation_data, indices, validation_rng, recipe)
+        evaluate.eval_shape(run.state.variables, validation_data, indices, validation_rng, run.recipe)
+    saved = _resumed(run, settings, {"train": data, "validation": validation_data})
 
-    saved = None
-    if checkpoints is not None:
-        settings = {
-            "batch_size": batch_size,
-            "seed": seed,
-            "shuffle": bool(shuffle),
-            "drop_last": bool(drop_last),
-            "clip_norm": clip_norm,
-            "plateau": repr(plateau),
-            "patience": patience,
-            "nonfinite": nonfinite,
-            "metrics": list(metrics),
-            "data": checksum({"train": to_arrays(data), "validation": to_arrays(validation_data)}),
-            "model": checksum({"variables": to_arrays(state.variables)}),
-            "optimizer": checksum({"state": to_arrays(state.opt_state)}),
-        }
-        saved = Checkpoints(Path(checkpoints).expanduser(), settings)
-        if found := saved.restore():
-            run.resume(*found)
-        if run.epoch > epochs:
-            raise CheckpointError(f"epochs must be at least the {run.epoch} of the checkpoint. Got {epochs}.")
-
-    with progress_bar(progress) as bar:
-        task = bar.add_task("fit", total=epochs, completed=run.epoch, figures=run.figures())
+    with progress_bar(settings.progress) as bar:
+        task = bar.add_task("fit", total=settings.epochs, completed=run.epoch, figures=run.figures())
         try:
-            while run.epoch < epochs and not run.stopped_early:
-                order = np.random.default_rng((seed, run.epoch)).permutation(n) if shuffle else np.arange(n)
-                run.train(recipe, data, _batches(order, batch_size, drop_last), rng)
+            while run.epoch < settings.epochs and not run.stopped_early:
+                order = _order(n, run.epoch, settings)
+                run.train(data, _batches(order, settings.batch_size, settings.drop_last), rng)
                 if validation is not None:
-                    run.validate(recipe, validation_data, validation_batches, validation_rng)
+                    run.validate(validation_data, validation_batches, validation_rng)
                 run.lower_rate()
                 run.epoch += 1
                 if saved is not None:
@@ -189,6 +154,56 @@ def fit(
             if saved is not None:
                 saved.close()
     return run.history()
+
+
+def _start(model: nnx.Module, settings: Settings) -> Run:
+    """The run before its first step; the model is left in eval mode."""
+    model.train()
+    train_graph, parameters, rest = nnx.split(model, settings.wrt, ...)  # type: ignore[misc]
+    model.eval()
+    arguments.trainable(parameters, settings.wrt)
+    recipe = Recipe(
+        train_graph=train_graph,
+        eval_graph=nnx.graphdef(model),
+        wrt=settings.wrt,
+        loss=settings.loss,
+        metrics=tuple((settings.metrics or {}).items()),
+        optimizer=settings.optimizer,
+        skip=settings.nonfinite == "skip",
+    )
+    state = State((parameters, rest), settings.optimizer.init(parameters), jnp.int32(0), jnp.bool_(False))
+    state = jax.tree.map(jnp.copy, state)  # some of it is donated, and the model's own arrays must live
+    return Run(state, recipe, settings)
+
+
+def _resumed(run: Run, settings: Settings, data: dict[str, PyTree]) -> Checkpoints | None:
+    """The run's checkpoints, from the last of which it goes on; None without a folder."""
+    if settings.checkpoints is None:
+        return None
+    kept = {
+        **settings.kept(),
+        "data": checksum({name: numbered_leaves(arrays) for name, arrays in data.items()}),
+        "model": checksum({"variables": numbered_leaves(run.state.variables)}),
+        "optimizer": checksum({"state": numbered_leaves(run.state.opt_state)}),
+    }
+    saved = Checkpoints(Path(settings.checkpoints).expanduser(), kept)
+    if found := saved.restore():
+        run.resume(*found)
+    if run.epoch > settings.epochs:
+        raise CheckpointError(f"epochs must be at least the {run.epoch} of the checkpoint. Got {settings.epochs}.")
+    return saved
+
+
+def _order(n: int, epoch: int, settings: Settings) -> np.ndarray:
+    """In which an epoch sees the examples."""
+    return np.random.default_rng((settings.seed, epoch)).permutation(n) if settings.shuffle else np.arange(n)
+
+
+def _batches(order: np.ndarray, batch_size: int, drop_last: bool = False) -> list[Array]:
+    """The order's full batches, "n b", and what is left over, "1 b"."""
+    full = len(order) // batch_size * batch_size
+    parts = [order[:full].reshape(-1, batch_size), order[None, full:]]
+    return [jnp.asarray(part) for part in parts[: 1 if drop_last else 2] if part.size]
 
 
 _COLUMNS = (
@@ -208,16 +223,3 @@ def progress_bar(shown: bool) -> Progress:
     except LiveError:  # before its version 14.1, rich shows one thing at a time
         bar = Progress(disable=True)
     return bar
-
-
-def _batches(order: np.ndarray, batch_size: int, drop_last: bool = False) -> list[Array]:
-    """The order's full batches, "n b", and what is left over, "1 b"."""
-    full = len(order) // batch_size * batch_size
-    parts = [order[:full].reshape(-1, batch_size), order[None, full:]]
-    return [jnp.asarray(part) for part in parts[: 1 if drop_last else 2] if part.size]
-
-
-@functools.lru_cache(maxsize=64)
-def _clipped(optimizer: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
-    """One object for equal arguments, so that a second run compiles nothing."""
-    return optax.chain(clip_grad_norm(clip_norm), optimizer)

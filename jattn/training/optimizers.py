@@ -15,6 +15,8 @@ import optax
 
 from jattn._engine import checks
 
+__all__ = ["Schedule", "adam", "adamw", "clip_grad_norm", "sgd"]
+
 Schedule = Callable[[Any], Any]
 
 

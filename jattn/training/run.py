@@ -8,9 +8,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from jattn.training.checkpoints import Arrays, to_arrays, with_arrays
-from jattn.training.schedules import PlateauState, ReduceLROnPlateau
+from jattn.training.checkpoints import SavedArrays, numbered_leaves, with_leaves
+from jattn.training.schedules import PlateauState
+from jattn.training.settings import Settings
 from jattn.training.steps import Recipe, State, evaluate, learning_rates, run_steps, with_learning_rate
+
+__all__ = ["History", "NonFiniteError", "Run"]
 
 
 class NonFiniteError(FloatingPointError):
@@ -45,34 +48,33 @@ class History:
 class Run:
     """A run between two epochs: all that must be known, and saved, to go on."""
 
-    def __init__(
-        self, state: State, patience: int | None, plateau: ReduceLROnPlateau | None, metrics: tuple[str, ...]
-    ) -> None:
-        self.state, self.patience, self.plateau = state, patience, plateau
+    def __init__(self, state: State, recipe: Recipe, settings: Settings) -> None:
+        self.state, self.recipe = state, recipe
+        self.patience, self.plateau = settings.patience, settings.plateau
         self.best: tuple[Any, Any] | None = None  # variables, kept if patience is given
         self.best_loss = math.inf
         self.epoch = self.bad_epochs = 0
         self.best_epoch: int | None = None
         self.plateau_state = PlateauState()
-        if plateau is not None:
+        if self.plateau is not None:
             _check_rate_can_be_set(state.opt_state)
         series = ("step_losses", "learning_rates", "losses", "validation_losses", "skipped_steps")
         self.log: dict[str, list[float]] = {name: [] for name in series}
-        self.metrics: dict[str, list[float]] = {name: [] for name in metrics}
+        self.metrics: dict[str, list[float]] = {name: [] for name, _ in recipe.metrics}
 
     @property
     def stopped_early(self) -> bool:
         """Whether patience has run out."""
         return self.patience is not None and self.bad_epochs >= self.patience
 
-    def train(self, recipe: Recipe, data: PyTree, orders: list[Array], rng: PRNGKeyArray) -> None:
+    def train(self, data: PyTree, orders: list[Array], rng: PRNGKeyArray) -> None:
         """Take an epoch's steps."""
         state, total, examples = self.state, 0.0, 0
         for order in orders:
             first = int(state.step)
-            state, steps = run_steps(state, data, order, rng, recipe)
+            state, steps = run_steps(state, data, order, rng, self.recipe)
             losses, finite = np.asarray(steps.loss), np.asarray(steps.finite)  # an error shows here at the latest
-            if not recipe.skip and not finite.all():
+            if not self.recipe.skip and not finite.all():
                 self.state = state
                 bad = int(np.argmin(finite))
                 loss = f"loss {losses[bad]:.6g}"
@@ -92,9 +94,9 @@ class Run:
         self.state = state
         self.log["losses"].append(total / examples if examples else math.nan)
 
-    def validate(self, recipe: Recipe, data: PyTree, orders: list[Array], rng: PRNGKeyArray) -> None:
+    def validate(self, data: PyTree, orders: list[Array], rng: PRNGKeyArray) -> None:
         """Take the validation data's loss and metrics, and note whether the loss is the lowest so far."""
-        means = [np.asarray(evaluate(self.state.variables, data, order, rng, recipe)) for order in orders]
+        means = [np.asarray(evaluate(self.state.variables, data, order, rng, self.recipe)) for order in orders]
         loss, *values = np.average(means, axis=0, weights=[order.size for order in orders]).tolist()
         self.log["validation_losses"].append(loss)
         for series, value in zip(self.metrics.values(), values, strict=True):
@@ -138,21 +140,21 @@ class Run:
             stopped_early=self.stopped_early,
         )
 
-    def contents(self) -> tuple[Arrays, dict[str, Any]]:
+    def contents(self) -> tuple[SavedArrays, dict[str, Any]]:
         """What a checkpoint holds."""
         arrays = {
-            "state": to_arrays(self.state),
-            "best": to_arrays(self.best),
+            "state": numbered_leaves(self.state),
+            "best": numbered_leaves(self.best),
             "log": {name: np.array(series, np.float64) for name, series in self.log.items()},
             "metrics": {str(i): np.array(series, np.float64) for i, series in enumerate(self.metrics.values())},
         }
         return arrays, {name: getattr(self, name) for name in _NUMBERS}
 
-    def resume(self, arrays: Arrays, numbers: dict[str, Any]) -> None:
+    def resume(self, arrays: SavedArrays, numbers: dict[str, Any]) -> None:
         """Go on from what a checkpoint holds."""
-        self.state = with_arrays(self.state, arrays["state"])
+        self.state = with_leaves(self.state, arrays["state"])
         if "best" in arrays:
-            self.best = with_arrays(self.state.variables, arrays["best"])
+            self.best = with_leaves(self.state.variables, arrays["best"])
         self.log = {name: arrays["log"].get(name, np.array([])).tolist() for name in self.log}
         self.metrics = {name: arrays["metrics"][str(i)].tolist() for i, name in enumerate(self.metrics)}
         for name in _NUMBERS:

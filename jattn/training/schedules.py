@@ -16,6 +16,18 @@ import optax
 from jattn._engine import checks
 from jattn.training.optimizers import Schedule
 
+__all__ = [
+    "PlateauState",
+    "ReduceLROnPlateau",
+    "cosine_annealing_lr",
+    "exponential_lr",
+    "multi_step_lr",
+    "one_cycle_lr",
+    "one_cycle_momentum",
+    "per_epoch",
+    "step_lr",
+]
+
 
 def step_lr(learning_rate: float, step_size: int, gamma: float = 0.1) -> Schedule:
     """Multiplied by gamma every ``step_size`` steps, as ``StepLR``.

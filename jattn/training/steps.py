@@ -13,6 +13,20 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jattn._engine.dtypes import at_least_float32
 
+__all__ = [
+    "Loss",
+    "Metric",
+    "Recipe",
+    "State",
+    "Steps",
+    "evaluate",
+    "learning_rates",
+    "run_steps",
+    "scalar_result",
+    "select",
+    "with_learning_rate",
+]
+
 Loss = Callable[[Any, Any, PRNGKeyArray], Array]
 Metric = Callable[[Any, Any], Array]
 
@@ -68,7 +82,7 @@ def _run_steps(variables: Any, others: Any, data: Any, order: Any, rng: Any, rec
             value = recipe.loss(model, batch, jax.random.fold_in(rng, state.step))
             _, _, changed = nnx.split(model, recipe.wrt, ...)  # type: ignore[misc]
             _check_same_variables(rest, changed)
-            return number("loss", value), changed
+            return scalar_result("loss", value), changed
 
         (value, changed), gradients = _value_and_grad(loss, parameters)
         updates, opt_state = optimizer.update(gradients, state.opt_state, parameters, value=value)
@@ -121,8 +135,8 @@ def evaluate(
     def one(indices: Array) -> Array:
         batch = select(data, indices)
         model = nnx.merge(recipe.eval_graph, *variables, copy=True)
-        values = [number("loss", recipe.loss(model, batch, rng))]
-        values += [number(f"metrics[{name!r}]", metric(model, batch)) for name, metric in recipe.metrics]
+        values = [scalar_result("loss", recipe.loss(model, batch, rng))]
+        values += [scalar_result(f"metrics[{name!r}]", metric(model, batch)) for name, metric in recipe.metrics]
         return jnp.stack(values)
 
     return jax.lax.map(one, order).mean(axis=0)
@@ -148,7 +162,7 @@ def select(data: PyTree, indices: Int[Array, "b"]) -> PyTree:
     return jax.tree.map(lambda x: x[indices], data)
 
 
-def number(name: str, x: Any) -> Float[Array, ""]:
+def scalar_result(name: str, x: Any) -> Float[Array, ""]:
     """What a loss or metric returned, in float32 or wider, so that a mean over many keeps its digits."""
     if not isinstance(x, jax.Array | np.ndarray | np.number | float | int) or jnp.shape(x) != ():
         fact = f"an array of shape {jnp.shape(x)}" if isinstance(x, jax.Array) else f"{type(x).__name__}"

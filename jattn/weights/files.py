@@ -21,6 +21,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["load", "save", "to_arrays", "to_numpy", "to_tensor"]
+
 BFLOAT16 = np.dtype(jnp.bfloat16)  # NumPy knows it, PyTorch's numpy() does not
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 NUMPY_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64", "C64")

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = ["check_entries", "new_name", "renamed"]
+
 LINES = 30  # of a kind in one error; beyond that nobody reads
 _INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # the 3 of layers.3.weight
-
-Shape = tuple[int, ...]
 
 
 def renamed(entries: Mapping[str, Any], rename: Mapping[str, str | None]) -> dict[str, Any]:
@@ -66,7 +66,9 @@ def new_name(name: str, rename: Mapping[str, str | None], matched: set[str] | No
     return name
 
 
-def check(subject: str, kind: str, expected: Mapping[str, Shape], given: Mapping[str, np.ndarray]) -> None:
+def check_entries(
+    subject: str, kind: str, expected: Mapping[str, tuple[int, ...]], given: Mapping[str, np.ndarray]
+) -> None:
     """Refuse arrays that aren't exactly those expected, in one error that names all that differs.
 
     Args:
@@ -81,7 +83,7 @@ def check(subject: str, kind: str, expected: Mapping[str, Shape], given: Mapping
 
     Example:
 
-        >>> check("state_dict", "Stack", {"0.weight": (2,), "1.weight": (2,)}, {"0.weigth": np.ones(2)})
+        >>> check_entries("state_dict", "Stack", {"0.weight": (2,), "1.weight": (2,)}, {"0.weigth": np.ones(2)})
         Traceback (most recent call last):
         ValueError: state_dict must fit this Stack, entry for entry.
           unknown: 0.weigth, shape (2,); nearest missing: {0,1}.weight

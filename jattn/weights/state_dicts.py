@@ -1,22 +1,4 @@
-"""PyTorch state dicts in and out: strict, lossless, one explicit map for each kind of module.
-
-A module's entries are named by the path of its attributes (``blocks.0.attention.query.weight``), and each kind of leaf
-has a map between its parameters and PyTorch's:
-
-    flax.nnx.Linear         kernel (in, out)                 weight (out, in)          bias (out)
-    flax.nnx.LinearGeneral  kernel (m, h, d) or (h, e, m)    weight (h d, m), (m, h e) bias (h d), (m)
-    flax.nnx.LayerNorm      scale, bias                      weight, bias
-    flax.nnx.RMSNorm        scale                            weight
-    flax.nnx.Embed          embedding                        weight
-    GRU                     layers.i.input, layers.i.hidden  weight_ih_li, weight_hh_li, bias_ih_li, bias_hh_li
-    TorchMultiheadAttention query, key, value kernels        in_proj_weight (3 m, m), or q_proj_weight, ...
-    Wide...SelfAttention    query kernel (m, h, m)           query.i.weight (m, m), one Linear for each head i
-    an nnx.Param of yours   itself                           the same name
-
-Nothing is dropped, cast or guessed: an entry that has no place, a place that has no entry and a shape that doesn't fit
-are one error that lists them all, and a parameter takes the dtype of its entry. Fixed observations of `NadarayaWatson`
-are data, not parameters, and stay where they are.
-"""
+"""PyTorch state dicts in and out: one explicit map for each kind of module, which `jattn.weights` lists."""
 
 import math
 import os
@@ -27,18 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jattn.nn.attention import WideMultiHeadSelfAttention
+from jattn.nn.multi_head import WideMultiHeadSelfAttention
 from jattn.nn.recurrent import GRU
-from jattn.nn.torch_modules import TorchMultiheadAttention
+from jattn.nn.torch import MultiheadAttention as TorchMultiheadAttention
 from jattn.weights import files, names
-from jattn.weights.files import to_numpy as to_numpy
-from jattn.weights.files import to_tensor as to_tensor
+from jattn.weights.files import to_tensor
 
 if TYPE_CHECKING:
     import torch
 
-Arrays = Sequence[np.ndarray]
-Module = TypeVar("Module", bound=nnx.Module)
+__all__ = ["load_state_dict", "save", "state_dict"]
+
+Conversion = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
+LoadedModule = TypeVar("LoadedModule", bound=nnx.Module)
 
 
 class Map(NamedTuple):
@@ -46,8 +29,8 @@ class Map(NamedTuple):
 
     parameters: tuple[nnx.Param, ...]
     names: tuple[str, ...]
-    to_torch: Callable[[Arrays], Arrays]
-    from_torch: Callable[[Arrays], Arrays]
+    to_torch: Conversion
+    from_torch: Conversion
 
     def entries(self) -> dict[str, np.ndarray]:
         """The state dict's entries for the present numbers."""
@@ -56,11 +39,11 @@ class Map(NamedTuple):
 
 
 def load_state_dict(
-    module: Module,
+    module: LoadedModule,
     state_dict: Mapping[str, Any] | str | os.PathLike[str],
     *,
     rename: Mapping[str, str | None] | None = None,
-) -> Module:
+) -> LoadedModule:
     """Put the numbers of a PyTorch state dict into ``module``, in place.
 
     Args:
@@ -103,7 +86,7 @@ def load_state_dict(
     arrays = files.to_arrays(subject, names.renamed(state_dict, {} if rename is None else rename))
     maps = _without_aliases(_all_maps(module), arrays)
     shapes = {name: array.shape for m in maps for name, array in m.entries().items()}
-    names.check(subject, type(module).__name__, shapes, arrays)
+    names.check_entries(subject, type(module).__name__, shapes, arrays)
     loaded: dict[int, tuple[nnx.Param, np.ndarray]] = {}
     for m in maps:
         for parameter, value in zip(m.parameters, m.from_torch([arrays[name] for name in m.names]), strict=True):
@@ -127,7 +110,7 @@ def state_dict(module: nnx.Module) -> "dict[str, torch.Tensor]":
         >>> {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         {'weight': (3, 2), 'bias': (3,)}
     """
-    return {name: to_tensor(array) for name, array in _arrays(module).items()}
+    return {name: to_tensor(array) for name, array in _all_entries(module).items()}
 
 
 def save(module: nnx.Module, path: str | os.PathLike[str]) -> None:
@@ -145,14 +128,14 @@ def save(module: nnx.Module, path: str | os.PathLike[str]) -> None:
         >>> load_state_dict(nnx.Linear(2, 3, rngs=nnx.Rngs(1)), path)(jnp.zeros(2))
         Array([0., 0., 0.], dtype=float32)
     """
-    files.save(path, _arrays(module), metadata={"format": "pt"})  # which Hugging Face's loaders look for
+    files.save(path, _all_entries(module), metadata={"format": "pt"})  # which Hugging Face's loaders look for
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The maps, one for each kind of module.
 
 
-def _arrays(module: nnx.Module) -> dict[str, np.ndarray]:
+def _all_entries(module: nnx.Module) -> dict[str, np.ndarray]:
     return {name: array for m in _all_maps(module) for name, array in m.entries().items()}
 
 
@@ -213,7 +196,7 @@ def _one_to_one(
     return Map((parameter,), (name,), lambda xs: [to_torch(xs[0])], lambda xs: [from_torch(xs[0])])
 
 
-def _linear(module: Any, weight: str, bias: str) -> Iterator[Map]:
+def _kernel_and_bias(module: Any, weight: str, bias: str) -> Iterator[Map]:
     """A kernel of any axes, flattened to (in, out) and transposed; PyTorch's Linear computes x W^T."""
     shape = module.kernel.shape
     inner = tuple(np.atleast_1d(module.in_features).tolist())
@@ -228,7 +211,7 @@ def _linear(module: Any, weight: str, bias: str) -> Iterator[Map]:
 
 
 def _linear_maps(module: Any, path: str) -> Iterator[Map]:
-    return _linear(module, f"{path}weight", f"{path}bias")
+    return _kernel_and_bias(module, f"{path}weight", f"{path}bias")
 
 
 def _norm_maps(module: Any, path: str) -> Iterator[Map]:
@@ -243,8 +226,8 @@ def _embed_maps(module: nnx.Embed, path: str) -> Iterator[Map]:
 
 def _gru_maps(module: GRU, path: str) -> Iterator[Map]:
     for i, layer in enumerate(module.layers):
-        yield from _linear(layer.input, f"{path}weight_ih_l{i}", f"{path}bias_ih_l{i}")
-        yield from _linear(layer.hidden, f"{path}weight_hh_l{i}", f"{path}bias_hh_l{i}")
+        yield from _kernel_and_bias(layer.input, f"{path}weight_ih_l{i}", f"{path}bias_ih_l{i}")
+        yield from _kernel_and_bias(layer.hidden, f"{path}weight_hh_l{i}", f"{path}bias_hh_l{i}")
 
 
 def _wide_maps(module: WideMultiHeadSelfAttention, path: str) -> Iterator[Map]:
@@ -271,10 +254,10 @@ def _torch_attention_maps(module: TorchMultiheadAttention, path: str) -> Iterato
     kernels = tuple(p.kernel for p in projections)
     shapes = [kernel.shape for kernel in kernels]
 
-    def matrices(xs: Arrays) -> Arrays:
+    def matrices(xs: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [x.reshape(x.shape[0], -1).T for x in xs]
 
-    def unpacked(xs: Arrays) -> Arrays:
+    def unpacked(xs: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [x.T.reshape(shape) for x, shape in zip(xs, shapes, strict=True)]
 
     if len({shape[0] for shape in shapes}) == 1:

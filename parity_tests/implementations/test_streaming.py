@@ -6,8 +6,8 @@ import pytest
 
 from parity_tests.compare import DTYPES
 from parity_tests.conftest import Parity
-from parity_tests.test_attention import arrays, normal, ours, theirs
 from parity_tests.test_masks import rules
+from parity_tests.test_multi_head import arrays, normal, ours, theirs
 
 T, S = 150, 280
 streamed = functools.partial(ours, implementation="streaming")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jattn import heads, models
-from jattn.heads.result import Importance, Row
-from jattn.nn import MultiHeadAttention, TorchMultiheadAttention
+from jattn import heads, models, nn
+from jattn.heads import Importance, Row
+from jattn.nn import MultiHeadAttention
 from jattn.training import NonFiniteError
 
 rng = np.random.default_rng(0)
@@ -135,7 +135,7 @@ def test_padding_queries_count_where_nothing_tells_which_they_are() -> None:
 
 
 def test_pytorchs_module_and_its_padding() -> None:
-    attend = TorchMultiheadAttention(12, 3, batch_first=True, rngs=nnx.Rngs(0))
+    attend = nn.torch.MultiheadAttention(12, 3, batch_first=True, rngs=nnx.Rngs(0))
     padding = jnp.arange(5) >= LENS[:, None]
 
     def loss(model: Any, batch: Any, rng: Any) -> jax.Array:
@@ -186,7 +186,7 @@ def test_the_model_is_left_as_it_is_and_dropout_is_off() -> None:
 
 def test_memory_is_linear_in_the_sequence() -> None:
     """8,192 positions, whose matrix of weights would take 256 MiB a head: less than a tenth of it as scratch."""
-    from jattn.heads.importance import _of_weights
+    from jattn.heads.measure import _of_weights
 
     attend = MultiHeadAttention(2, 8, rngs=nnx.Rngs(0))
     graph, state = nnx.split(attend)

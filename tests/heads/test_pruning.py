@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jattn import heads, models
-from jattn.nn import MultiHeadAttention, TorchMultiheadAttention, TransformerBlock, WideMultiHeadSelfAttention
+from jattn import heads, models, nn
+from jattn.nn import MultiHeadAttention, TransformerBlock, WideMultiHeadSelfAttention
 from jattn.training import adam, fit
 
 rng = np.random.default_rng(0)
@@ -151,7 +151,7 @@ def test_gates_are_those_of_the_call() -> None:
 
 
 def test_gates_of_pytorchs_module() -> None:
-    attend = TorchMultiheadAttention(12, 3, batch_first=True, rngs=nnx.Rngs(0))
+    attend = nn.torch.MultiheadAttention(12, 3, batch_first=True, rngs=nnx.Rngs(0))
     x = jnp.asarray(QUERIES, jnp.float32)
     parts = [heads.gated(attend, {"": jnp.eye(3)[i]})(x, x, x)[0] for i in range(3)]
     np.testing.assert_allclose(sum(parts), attend(x, x, x)[0], rtol=1e-5, atol=1e-6)
@@ -210,8 +210,8 @@ def test_heads_that_are_refused(removed: Any, message: str) -> None:
 
 
 def test_pytorchs_module_cannot_lose_heads() -> None:
-    attend = TorchMultiheadAttention(12, 3, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"Got '', a TorchMultiheadAttention.*jattn\.heads\.gated"):
+    attend = nn.torch.MultiheadAttention(12, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"Got '', a jattn\.nn\.torch\.MultiheadAttention.*jattn\.heads\.gated"):
         heads.prune(attend, {"": [0]})
     assert heads.counts(heads.prune(attend, {"": []})) == {"": 3}
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import jattn
-from jattn import attention, bind, masks
+from jattn import attention, bind, masks, scores
 from jattn._engine.platform import ACCELERATOR, platforms
-from jattn.attention import Bound
 from jattn.implementations import cudnn
-from jattn.masks import Mask
+from jattn.multi_head import Bound
+from tests import ingredients
+from tests.ingredients import integers
 
 HOPPER = dataclasses.replace(ACCELERATOR, name="cuda", capability=9.0)
 
@@ -21,54 +22,27 @@ B, T, H, K, D = 2, 700, 4, 2, 8
 own_kernel = jax.nn.dot_product_attention
 
 
-class Checkered(Mask):
-    """A user's own, which has nothing but its formula."""
-
-    def formula(self, grid):
-        return (grid.query + grid.key) % 2 == 0
-
-
-def integers(seed: int, high: int, *shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).integers(0, high, shape))
-
-
 def packed(seed: int, count: int, t: int) -> jax.Array:
     return jnp.sort(integers(seed, count, B, t))
 
 
-def named(t: int) -> dict[str, Mask | None]:
-    """Masks that the kernel has arguments for."""
-    return {
-        "none": None,
-        "causal": masks.causal(),
-        "window": masks.sliding_window(30, 0),
-        "lengths": masks.lengths(jnp.array([t - 10, t // 4])),
-        "no keys": masks.lengths(jnp.array([0, t])),
-        "one length": masks.lengths(t - 1),
-        "causal and lengths": masks.causal() & masks.lengths(jnp.array([t - 10, t // 4])),
-        "window and lengths": masks.lengths(jnp.array([t - 10, t // 4])) & masks.sliding_window(30, 0),
-    }
+def each_mask(t: int) -> ingredients.Masks:
+    return ingredients.each_mask(B, H, t, t)
 
 
-def others(t: int) -> dict[str, Mask]:
-    """Masks that it is given as arrays."""
-    return {
-        "offset": masks.causal(offset=-7),
-        "two sides": masks.sliding_window(30, 5),
-        "prefix": masks.causal() | masks.prefix(20),
-        "not": ~masks.sliding_window(10, 10),
-        "lengths per query": masks.lengths(integers(3, t + 1, B, t)),
-        "offsets": masks.causal(offset=jnp.array([10, 200])),
-        "segments": masks.segments(packed(4, 40, t)),
-        "wide segments": masks.segments(packed(4, 2, t)),
-        "causal segments": masks.causal() & masks.segments(packed(5, 20, t)),
-        "two windows": masks.sliding_window(30, 0) & masks.sliding_window(20, 0),
-        "array": integers(6, 2, B, 1, t, t) > 0,
-        "array of heads": integers(7, 2, H, t, t) > 0,
-        "array of keys": integers(8, 2, B, 1, 1, t) > 0,
-        "array for all": integers(9, 2, t, t) > 0,
-        "own": Checkered(),
-    }
+NAMED = {  # what the kernel has arguments for; the others it is given as arrays
+    "none",
+    "causal",
+    "lower right",
+    "window of the past",
+    "lengths",
+    "one length",
+    "no keys",
+    "an example without keys",
+    "causal and lengths",
+    "window and lengths",
+}
+OTHERS = [name for name in each_mask(T) if name not in NAMED]
 
 
 @pytest.fixture
@@ -138,29 +112,46 @@ def assert_same(mask, arguments) -> None:
 
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("t", [T, 77])
-@pytest.mark.parametrize("name", named(T))
+@pytest.mark.parametrize("name", sorted(NAMED))
 def test_masks_that_it_has_arguments_for(name, t):
-    assert arguments_of(named(t)[name], t) is not None
-    assert_same(named(t)[name], inputs(t))
+    assert arguments_of(each_mask(t)[name], t) is not None
+    assert_same(each_mask(t)[name], inputs(t))
 
 
 # 77 is less than a block, and odd.
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize(
-    ("t", "name"), [*((T, name) for name in others(T)), *((77, name) for name in ("offset", "segments", "array"))]
+    ("t", "name"), [*((T, name) for name in OTHERS), *((77, name) for name in ("offset", "segments", "array"))]
 )
 def test_masks_that_it_is_given_as_arrays(t, name):
-    mask = others(t)[name]
+    mask = each_mask(t)[name]
     assert arguments_of(mask, t) is None
     assert_same(mask, inputs(t))
 
 
+@pytest.mark.parametrize("name", ingredients.each_bias(B, H, T, T))
+def test_no_bias(name):
+    call = bind(*half_inputs(), bias=ingredients.each_bias(B, H, T, T)[name]).call
+    assert cudnn.Cudnn().refusal(call, HOPPER) == "it takes a bias of minus infinity for a number"
+
+
+@pytest.mark.parametrize("name", ingredients.each_score(D))
+def test_no_score_but_the_dot_product(name):
+    score = ingredients.each_score(D)[name]
+    refusal = cudnn.Cudnn().refusal(bind(*half_inputs(), score=score).call, HOPPER)
+    assert (refusal is None) == (type(score) is scores.DotProduct)
+
+
+def half_inputs():
+    return inputs(T, jnp.bfloat16)[:3]
+
+
 @pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize("name", ["offset", "two sides", "segments", "wide segments", "array of heads"])
+@pytest.mark.parametrize("name", ["offset", "window", "segments", "two segments", "array of heads"])
 def test_a_few_blocks_at_a_time(monkeypatch, name):
     """As where masks and keys of all blocks would take much memory."""
     monkeypatch.setattr(cudnn, "_AT_ONCE", B * 512 * 512)
-    assert_same(others(1024)[name], inputs(1024))
+    assert_same(each_mask(1024)[name], inputs(1024))
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -212,12 +203,12 @@ on_gpu = pytest.mark.skipif(platforms()["cuda"].capability < 8, reason="it needs
 @on_gpu
 @pytest.mark.parametrize("small", [0, cudnn._SMALL])
 @pytest.mark.parametrize("t", [T, 77, 192])
-@pytest.mark.parametrize("name", [*named(T), *others(T)])
+@pytest.mark.parametrize("name", each_mask(T))
 def test_the_kernel(monkeypatch, name, t, small):
     """Output and gradients of the kernel in bfloat16, which has 8 bits, and dense in float32."""
     monkeypatch.setattr(cudnn, "_SMALL", small)
     jax.clear_caches()
-    mask, arguments = (named(t) | others(t))[name], inputs(t, jnp.bfloat16)
+    mask, arguments = each_mask(t)[name], inputs(t, jnp.bfloat16)
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(f, *arguments):
@@ -235,7 +226,7 @@ def test_the_kernel(monkeypatch, name, t, small):
 @on_gpu
 def test_it_is_chosen():
     query, key, value, _ = inputs(128, jnp.bfloat16)
-    for mask in (None, *others(128).values()):
+    for mask in each_mask(128).values():
         assert jattn.explain(query, key, value, mask=mask).implementation == "cudnn"
     call = dataclasses.replace(bind(query, key, value).call, xla_only=True)
     assert "XLA" in Bound(call).explain().refused["cudnn"]

@@ -9,45 +9,18 @@ import pytest
 from jax.test_util import check_grads
 
 import jattn
-from jattn import attention, masks, scores
+from jattn import attention, attention_statistics, attention_weights, masks, scores
 from jattn._engine import pairwise, plan
-from jattn._engine.axes import over
 from jattn._engine.platform import ACCELERATOR, CPU
 from jattn.implementations import choice, streaming
 from jattn.masks import Mask
+from tests import ingredients
+from tests.ingredients import Below, Checkered, booleans, integers, normal
 
 B, T, S, H, K, D, E = 2, 300, 700, 4, 2, 8, 6
 
 
 pytestmark = pytest.mark.usefixtures("x64")
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
-
-
-def integers(seed: int, high: int, *shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).integers(0, high, shape))
-
-
-def booleans(seed: int, *shape: int) -> jax.Array:
-    return integers(seed, 2, *shape) > 0
-
-
-class Checkered(Mask):
-    """A user's own, which has nothing but its formula."""
-
-    def formula(self, grid):
-        return (grid.query + grid.key) % 2 == 0
-
-
-class OwnData(Mask):
-    """A user's own with one number for each example and head."""
-
-    most: jax.Array = over("bh")
-
-    def formula(self, grid):
-        return grid.key < self.most
 
 
 class Beyond(scores.Score):
@@ -68,82 +41,47 @@ def named_inputs() -> dict[str, jax.Array]:
     return dict(zip(("query", "key", "value"), query_key_value(), strict=True))
 
 
-MASKS = {
-    "none": None,
-    "causal": masks.causal(offset=3),
-    "empty rows": masks.causal(offset=-7),
-    "window": masks.sliding_window(30, 5),
-    "prefix": masks.causal() | masks.prefix(20),
-    "not": ~masks.sliding_window(10, 10),
-    "lengths": masks.lengths(jnp.array([650, 80])),
-    "no keys": masks.lengths(jnp.array([0, 700])),
-    "lengths per query": masks.lengths(integers(3, S + 1, B, T)),
-    "offsets": masks.causal(offset=jnp.array([10, 200])),
-    "segments": masks.segments(jnp.sort(integers(4, 4, B, T)), jnp.sort(integers(5, 5, B, S))),
-    "causal and lengths": masks.causal() & masks.lengths(jnp.array([650, 80])),
-    "array": booleans(6, B, H, T, S),
-    "array of heads": booleans(7, H, T, S),
-    "array of keys": booleans(8, B, 1, 1, S),
-    "own": Checkered(),
-}
-BIASES = {
-    "whole": (B, H, T, S),
-    "heads": (H, T, S),
-    "examples": (B, 1, T, S),
-    "keys": (B, 1, 1, S),
-    "queries": (1, 1, T, 1),
-    "plain": (T, S),
-}
-
-
 def assert_same(**arguments) -> None:
     """Output and gradients of both implementations, the arrays in ``arguments`` that are floating included."""
-    given = named_inputs() | arguments
-    arrays = {
-        name: x for name, x in given.items() if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
-    }
-    rest = {name: x for name, x in given.items() if name not in arrays}
+    leaves, structure = jax.tree.flatten(named_inputs() | arguments)
+    learned = {i: x for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.floating) and jnp.ndim(x)}
 
     @functools.partial(jax.jit, static_argnums=0)
-    def run(implementation, arrays):
-        output, pull = jax.vjp(lambda arrays: attention(**arrays, **rest, implementation=implementation), arrays)
+    def run(implementation, learned):
+        def of(learned):
+            given = jax.tree.unflatten(structure, [learned.get(i, x) for i, x in enumerate(leaves)])
+            return attention(**given, implementation=implementation)
+
+        output, pull = jax.vjp(of, learned)
         return output, pull(normal(9, *output.shape))[0]
 
-    (output, gradients), (expected, expected_gradients) = run("streaming", arrays), run("dense", arrays)
+    (output, gradients), (expected, expected_gradients) = run("streaming", learned), run("dense", learned)
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-12)
-    for name, gradient in gradients.items():
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(named_inputs() | arguments)]
+    for i, gradient in gradients.items():
         np.testing.assert_allclose(
-            gradient, expected_gradients[name], rtol=0, atol=1e-12 * (1 + np.abs(gradient).max()), err_msg=name
+            gradient, expected_gradients[i], rtol=0, atol=1e-12 * (1 + np.abs(gradient).max()), err_msg=names[i]
         )
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_masks(mask):
-    assert_same(mask=mask)
+@pytest.mark.parametrize("name", ingredients.each_mask(B, H, T, S))
+def test_masks(name):
+    assert_same(mask=ingredients.each_mask(B, H, T, S)[name])
 
 
-@pytest.mark.parametrize("shape", BIASES.values(), ids=BIASES)
-def test_biases(shape):
-    assert_same(bias=normal(10, *shape), mask=masks.sliding_window(30, 5), logits_soft_cap=3.0)
+@pytest.mark.parametrize("name", ingredients.each_bias(B, H, T, S))
+def test_biases(name):
+    bias = ingredients.each_bias(B, H, T, S)[name]
+    assert_same(bias=bias, mask=masks.sliding_window(30, 5), logits_soft_cap=3.0)
 
 
 def test_a_bias_in_several_loops():
     assert_same(bias=normal(10, H, T, S), mask=masks.causal())
 
 
-@pytest.mark.parametrize(
-    "score",
-    [
-        scores.DotProduct(0.3),
-        scores.Gaussian(bandwidth=1.5),
-        scores.Boxcar(bandwidth=3.0),
-        scores.Epanechnikov(factor=0.3),
-        scores.Constant(),
-    ],
-    ids=lambda score: type(score).__name__,
-)
-def test_scores(score):
-    assert_same(score=score, mask=masks.causal(offset=400))
+@pytest.mark.parametrize("name", ingredients.each_score(D))
+def test_scores(name):
+    assert_same(score=ingredients.each_score(D)[name], mask=masks.causal(offset=400))
 
 
 def test_additive_score(monkeypatch, traced_anew):
@@ -198,7 +136,7 @@ def test_axes_without_anything(batch, width):
 
 
 def test_a_mask_of_ones_own_with_data():
-    own = OwnData(integers(15, S, B, H))
+    own = Below(integers(15, S, B, H))
     given = query_key_value()
     allowed = np.broadcast_to(np.arange(S) < np.asarray(own.most)[:, :, None, None], (B, H, T, S))
     np.testing.assert_array_equal(own.as_array(T, S), allowed)
@@ -313,14 +251,14 @@ class Wrong(Mask):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (OwnData(jnp.ones((B + 1, H), int)), r"most must broadcast to \(2, 4\), the axes \*b h. Got shape \(3, 4\)"),
-        (OwnData(jnp.ones((B, 3), int)), r"most must broadcast to \(2, 4\), the axes \*b h. Got shape \(2, 3\)"),
+        (Below(jnp.ones((B + 1, H), int)), r"most must broadcast to \(2, 4\), the axes \*b h. Got shape \(3, 4\)"),
+        (Below(jnp.ones((B, 3), int)), r"most must broadcast to \(2, 4\), the axes \*b h. Got shape \(2, 3\)"),
         (
             Wrong("axes"),
-            r"Wrong must return booleans that broadcast to \(2, 4, 300, 700\).*bool, shape \(3, 1, 1, 700\)",
+            r"formula of Wrong must return booleans that broadcast to \(2, 4, 300, 700\).*bool, shape \(3, 1, 1, 700\)",
         ),
-        (Wrong("numbers"), r"Wrong must return booleans .* Got int64, shape \(1, 1, 300, 700\)"),
-        (Checkered() & ~Wrong("numbers"), r"Wrong must return booleans"),
+        (Wrong("numbers"), r"formula of Wrong must return booleans .* Got int64, shape \(1, 1, 300, 700\)"),
+        (Checkered() & ~Wrong("numbers"), r"formula of Wrong must return booleans"),
     ],
 )
 def test_a_mask_of_ones_own_has_the_axes(mask, message, implementation):
@@ -339,12 +277,31 @@ def test_a_mask_of_ones_own_has_the_axes(mask, message, implementation):
         (dict(implementation="streaming", score=lambda q, k: q), "score"),
         (dict(implementation="cudnn"), "'cudnn': it needs an NVIDIA GPU"),
         (dict(implementation="flash"), "implementation must be"),
-        (dict(implementation="streaming", query=jnp.ones((B, 0, H, D))), "an axis has length 0"),
     ],
 )
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         attention(**named_inputs() | arguments)
+
+
+@pytest.mark.parametrize("axis", ["batch", "queries", "keys", "width of value"])
+def test_an_axis_of_length_0(axis):
+    """There is nothing to cut into blocks, and the result is that of the matrix: empty, or zeros without keys."""
+    query, key, value = query_key_value()
+    given = {
+        "batch": (query[:0], key[:0], value[:0]),
+        "queries": (query[:, :0], key, value),
+        "keys": (query, key[:, :0], value[:, :0]),
+        "width of value": (query, key, value[..., :0]),
+    }[axis]
+    streamed, dense = (attention(*given, mask=masks.causal(), implementation=name) for name in ("streaming", "dense"))
+    np.testing.assert_array_equal(streamed, dense)
+    assert not streamed.any()
+    statistics = attention_statistics(*given[:2], mask=masks.causal())
+    np.testing.assert_array_equal(
+        statistics.largest, attention_weights(*given[:2], mask=masks.causal()).max(-1, initial=0)
+    )
+    assert statistics.received.shape == (given[0].shape[0], H, given[1].shape[1])
 
 
 @pytest.fixture

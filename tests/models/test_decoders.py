@@ -140,9 +140,9 @@ def test_what_has_ended_stays_ended(kind: str) -> None:
 def test_new_lengths_and_tokens_compile_nothing_and_jit_works() -> None:
     model = made("llama")
     first = models.greedy_continuation(model, PROMPT, LENS, max_new_tokens=3)
-    compiled = generation._compiled._cache_size()
+    compiled = generation._compiled_continuation._cache_size()
     models.greedy_continuation(made("llama", 1), PROMPT[::-1], LENS - 0, max_new_tokens=3)
-    assert generation._compiled._cache_size() == compiled
+    assert generation._compiled_continuation._cache_size() == compiled
     graph, state = nnx.split(model)
     inside = jax.jit(lambda s, p, n: models.greedy_continuation(nnx.merge(graph, s), p, n, max_new_tokens=3))
     np.testing.assert_array_equal(inside(state, PROMPT, LENS).tokens, first.tokens)

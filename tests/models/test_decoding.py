@@ -144,11 +144,11 @@ def test_under_jit_a_new_length_compiles_nothing() -> None:
 
 def test_called_as_it_is_a_new_length_compiles_nothing() -> None:
     models.greedy(made(), SOURCE, LENS, **SEARCH)
-    compiled = decoding._compiled._cache_size()
+    compiled = decoding._compiled_search._cache_size()
     for source, lens in ((SOURCE, LENS - 1), (SOURCE[::-1], LENS)):
         models.greedy(made(1), source, lens, **SEARCH)
     models.greedy(made(), SOURCE, LENS, **{**SEARCH, "eos": 5})
-    assert decoding._compiled._cache_size() == compiled
+    assert decoding._compiled_search._cache_size() == compiled
 
 
 @pytest.mark.whole

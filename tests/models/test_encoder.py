@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from jattn.models import SentenceEncoder, TextEncoder, encoder_weights, pool
-from jattn.models.sentences import TOKENS_PER_BATCH, bucket, plan
+from jattn.models.sentences import TOKENS_PER_BATCH, bucket, plan_batches
 from jattn.weights import files
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -59,7 +59,7 @@ def encoder() -> TextEncoder:
 
 
 def model(**options: Any) -> TextEncoder:
-    encoder = TextEncoder(**{**encoder_weights.options(CONFIG), **options}, rngs=nnx.Rngs(0))
+    encoder = TextEncoder(**{**encoder_weights.BERT_FAMILY.arguments(CONFIG), **options}, rngs=nnx.Rngs(0))
     encoder.eval()
     return encoder
 
@@ -197,7 +197,7 @@ def test_buckets() -> None:
 @pytest.mark.parametrize("n", [0, 1, 5, 300])
 def test_plan_holds_each_sentence_once(n: int) -> None:
     lengths = np.random.default_rng(n).integers(1, 257, n)
-    batches = list(plan(lengths, 256))
+    batches = list(plan_batches(lengths, 256))
     assert sorted(i for batch in batches for i in batch.indices) == list(range(n))
     for batch in batches:
         assert 0 < len(batch.indices) <= batch.rows

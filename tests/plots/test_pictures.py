@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jattn.plots import curves, heatmaps
-from jattn.plots.heatmaps import largest_of_blocks
+from jattn.plots.grids import largest_of_blocks
 from jattn.plots.tokens import visible
 
 pytest.importorskip("matplotlib")

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jattn import nn
 from jattn.weights import load_state_dict
-from jattn.weights.names import check, renamed
+from jattn.weights.names import check_entries, renamed
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Renaming.
@@ -63,7 +63,9 @@ Shapes = dict[str, tuple[int, ...]]
 def refuses(expected: Shapes, given: Shapes, *lines: str) -> None:
     """With these lines and no others."""
     with pytest.raises(ValueError, match="entry for entry") as error:
-        check("state_dict", "Model", expected, {name: np.zeros(shape, np.float32) for name, shape in given.items()})
+        check_entries(
+            "state_dict", "Model", expected, {name: np.zeros(shape, np.float32) for name, shape in given.items()}
+        )
     assert str(error.value).split("\n  ") == ["state_dict must fit this Model, entry for entry.", *lines]
 
 
@@ -72,7 +74,7 @@ def layers(count: int, name: str, *shape: int) -> Shapes:
 
 
 def test_what_fits_passes() -> None:
-    check("state_dict", "Model", {"a": (2, 3)}, {"a": np.zeros((2, 3), jnp.bfloat16)})
+    check_entries("state_dict", "Model", {"a": (2, 3)}, {"a": np.zeros((2, 3), jnp.bfloat16)})
 
 
 def test_the_nearest_name() -> None:
@@ -126,7 +128,7 @@ def test_layers_share_a_line() -> None:
 def test_hundreds_of_names_hide_no_kind() -> None:
     many = {f"entry_{i}": (i + 1,) for i in range(100)}
     with pytest.raises(ValueError, match="entry for entry") as error:
-        check(
+        check_entries(
             "state_dict",
             "Model",
             {**many, "a": (1,), "b": (1,)},
@@ -152,7 +154,7 @@ def test_a_prefix(ours: str, theirs: str, table: str) -> None:
         for prefix in (ours, theirs)
     )
     with pytest.raises(ValueError, match="entry for entry") as error:
-        check("state_dict", "Model", expected, {n: np.zeros(s, np.float32) for n, s in given.items()})
+        check_entries("state_dict", "Model", expected, {n: np.zeros(s, np.float32) for n, s in given.items()})
     remedy = f"remedy: rename={table} would give 3 of 3 unknown entries their place"
     assert str(error.value).split("\n  ")[-1] == remedy
     assert set(renamed(given, eval(table))) == set(expected)

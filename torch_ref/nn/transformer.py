@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from torch_ref.masks import all_of
 from torch_ref.masks import causal as causal_mask
-from torch_ref.nn.attention import MultiHeadAttention
+from torch_ref.nn.multi_head import MultiHeadAttention
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {

@@ -1,0 +1,96 @@
+"""How the house is built: every room says what it holds, one name stands in one place, imports run in no circle."""
+
+import ast
+import graphlib
+import importlib
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import jattn
+
+ROOT = Path(jattn.__file__).parents[1]
+FILES = sorted((ROOT / "jattn").rglob("*.py"))
+
+# Public in two modules, whose names say which is meant: a mask or a bias; the weights of a module, or arrays by name.
+IN_TWO_PLACES = {"dense", "where", "save"}
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(file): ast.parse(file.read_text()) for file in FILES}
+
+
+def defined(tree: ast.Module) -> Iterator[str]:
+    """The names that a module defines at its top, imported ones left out."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """The modules that a module imports when it runs, wherever the import stands."""
+    for_types = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for part in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("name", MODULES)
+def test_a_room_says_what_it_holds(name):
+    module = importlib.import_module(name)
+    if list(defined(MODULES[name])) or list(imported(MODULES[name])):
+        assert sorted(set(module.__all__)) == sorted(module.__all__)
+        assert all(hasattr(module, one) for one in module.__all__)
+
+
+def test_no_name_hides_its_module():
+    for name in MODULES:
+        parent, _, last = name.rpartition(".")
+        if parent:
+            module = importlib.import_module(name)
+            assert getattr(importlib.import_module(parent), last) is module, f"{name} is hidden"
+
+
+def test_one_name_in_one_place():
+    places = defaultdict(list)
+    for name, tree in MODULES.items():
+        for one in set(defined(tree)) - {"__all__", "__version__"}:
+            if not (one.startswith("__") and one.endswith("__")):
+                places[one].append(name)
+    aliases = set(defined(MODULES["jattn.nn"]))  # of names that a version had
+    twice = {one: where for one, where in places.items() if len(where) > 1 and one not in IN_TWO_PLACES | aliases}
+    assert not twice
+    assert all(len(places[one]) == 2 for one in IN_TWO_PLACES)
+
+
+def test_imports_run_in_no_circle():
+    graph = {name: {other for other in imported(tree) if other in MODULES} - {name} for name, tree in MODULES.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())  # which raises where there is a circle
+
+
+def test_torch_is_imported_by_weights_and_parity_alone():
+    of_torch = [name for name, tree in MODULES.items() if any(x.split(".")[0] == "torch" for x in imported(tree))]
+    assert {name.split(".")[1] for name in of_torch} == {"weights", "parity"}

@@ -1,0 +1,128 @@
+"""Multi-head attention modules: with heads that share the width, and with heads of full width."""
+
+import torch
+from torch import Tensor, nn
+
+from torch_ref.masks import all_of, lengths
+from torch_ref.multi_head import attention
+from torch_ref.nn.dropout import draw_keep
+from torch_ref.nn.positions import rotary
+
+
+class MultiHeadAttention(nn.Module):
+    """Several attentions side by side (Vaswani et al. 2017), concat_h attention(W_q q, W_k k, W_v v)_h W_out.
+
+    qkv_features is num_heads times the width of a query and key head, value_head_features the width of a
+    value head; key_features and value_features are the widths that key and value come with. kv_heads is the key and
+    value head of each query head where, after pruning, the groups are of unequal sizes.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        in_features: int,
+        *,
+        num_kv_heads: int | None = None,
+        qkv_features: int | None = None,
+        key_features: int | None = None,
+        value_features: int | None = None,
+        value_head_features: int | None = None,
+        out_features: int | None = None,
+        use_bias: bool = False,
+        normalize_qk: bool = False,
+        qk_norm_epsilon: float = 1e-6,
+        rotary_base: float | None = None,
+        dropout_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.kv_heads: list[int] | None = None
+        d = (qkv_features or in_features) // num_heads
+        e = value_head_features or d
+        self.query = nn.Linear(in_features, num_heads * d, bias=use_bias)
+        self.key = nn.Linear(key_features or in_features, self.num_kv_heads * d, bias=use_bias)
+        self.value = nn.Linear(value_features or in_features, self.num_kv_heads * e, bias=use_bias)
+        self.out = nn.Linear(num_heads * e, out_features or in_features, bias=use_bias)
+        self.normalize_qk = normalize_qk
+        if normalize_qk:
+            self.query_ln = nn.LayerNorm(d, eps=qk_norm_epsilon, bias=False)
+            self.key_ln = nn.LayerNorm(d, eps=qk_norm_epsilon, bias=False)
+        self.rotary_base = rotary_base
+        self.dropout_rate = dropout_rate
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        valid_lens: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        head_gates: Tensor | None = None,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """query "*b t m", key "*b s m", value "*b s m" -> "*b t m" [, weights "*b h t s"].
+
+        key defaults to query and value to key; mask is broadcastable to "*b h t s", head_gates to "*b h".
+        """
+        key = query if key is None else key
+        value = key if value is None else value
+        t, s = query.shape[-2], key.shape[-2]
+
+        q = self.query(query).unflatten(-1, (self.num_heads, -1))  # "*b t h d"
+        k = self.key(key).unflatten(-1, (self.num_kv_heads, -1))  # "*b s k d"
+        v = self.value(value).unflatten(-1, (self.num_kv_heads, -1))  # "*b s k e"
+        if self.normalize_qk:
+            q, k = self.query_ln(q), self.key_ln(k)
+        if self.rotary_base is not None:
+            q, k = rotary(q, base=self.rotary_base), rotary(k, base=self.rotary_base)
+        if self.kv_heads is not None:
+            k, v = k[..., self.kv_heads, :], v[..., self.kv_heads, :]
+        if valid_lens is not None:
+            mask = all_of(mask, lengths(valid_lens, s))
+
+        heads, weights = attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            keep=draw_keep(self.dropout_rate, self.training, query, *query.shape[:-2], self.num_heads, t, s),
+            dropout_rate=self.dropout_rate,
+            head_gates=head_gates,
+            return_weights=True,
+        )
+        output = self.out(heads.flatten(-2))
+        return (output, weights) if return_weights else output
+
+
+class WideMultiHeadSelfAttention(nn.Module):
+    """Self-attention whose every head is as wide as the model, with its own three affine maps.
+
+    head_h = softmax((W_q x)_h . (W_k x)_h / sqrt(features)) @ (W_v x)_h;  output = W_out concat_h head_h
+    """
+
+    def __init__(self, features: int, num_heads: int):
+        super().__init__()
+        self.query = nn.ModuleList(nn.Linear(features, features) for _ in range(num_heads))
+        self.key = nn.ModuleList(nn.Linear(features, features) for _ in range(num_heads))
+        self.value = nn.ModuleList(nn.Linear(features, features) for _ in range(num_heads))
+        self.out = nn.Linear(num_heads * features, features)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        valid_lens: Tensor | None = None,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x "*b t m" -> "*b t m" [, weights "*b h t s"]."""
+        if valid_lens is not None:
+            mask = all_of(mask, lengths(valid_lens, x.shape[-2]))
+        q = torch.stack([head(x) for head in self.query], dim=-2)  # "*b t h m"
+        k = torch.stack([head(x) for head in self.key], dim=-2)
+        v = torch.stack([head(x) for head in self.value], dim=-2)
+        heads, weights = attention(q, k, v, mask=mask, return_weights=True)
+        output = self.out(heads.flatten(-2))
+        return (output, weights) if return_weights else output
