@@ -20,6 +20,7 @@ class Resuming:
             with self.file.open("a") as file:
                 file.write(f"{report.nodeid}\n")
 
+    @pytest.hookimpl(trylast=True)  # of those that are run
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         if not self.resume:
             return

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32
@@ -18,9 +18,9 @@ __all__ = [
     "Linear",
     "LinearGeneral",
     "RMSNorm",
+    "add_bias",
     "default_bias_init",
     "default_kernel_init",
-    "embedding",
 ]
 
 Initializer = Callable[..., Array]
@@ -104,20 +104,27 @@ def _mean_square(x: Array) -> Array:
 
 
 class RMSNorm(nnx.RMSNorm):
-    """`flax.nnx.RMSNorm` over the last axis as PyTorch has it: ``scale x / sqrt(mean(x^2) + epsilon)``.
+    """`flax.nnx.RMSNorm` over the last axis as PyTorch has it: ``(scale_offset + scale) x / sqrt(mean(x^2) + epsilon)``.
 
     Args:
         features: m, the width.
         epsilon: added to the mean square; by default the smallest step from 1 of the type that this is computed in,
             float32 or wider. Flax's is 1e-6.
+        scale_offset: added to the scale, in float32 or wider; Gemma's is 1. Offset and scale add up to 1 at first.
         use_scale, dtype, param_dtype, rngs: as in ``flax.nnx.RMSNorm``.
 
-    Source: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
+    Raises:
+        ValueError: if there is an offset and no scale.
+
+    Source: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019; Gemma Team, Gemma: Open Models Based on
+    Gemini Research and Technology, 2024.
 
     Example:
 
         >>> RMSNorm(2, rngs=nnx.Rngs(0))(jnp.array([[1.0, 7.0]]))
         Array([[0.2, 1.4]], dtype=float32)
+        >>> RMSNorm(2, scale_offset=1.0, rngs=nnx.Rngs(0)).scale[...]
+        Array([0., 0.], dtype=float32)
     """
 
     def __init__(
@@ -126,18 +133,30 @@ class RMSNorm(nnx.RMSNorm):
         *,
         epsilon: float | None = None,
         use_scale: bool = True,
+        scale_offset: float = 0.0,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(features, use_scale=use_scale, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        scale_offset = checks.number("scale_offset", scale_offset, "(-inf, inf)")
+        if scale_offset and not use_scale:
+            raise ValueError(f"scale_offset must be 0 where use_scale is False. Got {scale_offset}.")
+        super().__init__(
+            features,
+            use_scale=use_scale,
+            scale_init=nnx.initializers.constant(1 - scale_offset),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         self.epsilon = epsilon  # type: ignore[assignment]
+        self.scale_offset = scale_offset
 
     def __call__(self, x: Float[Array, "... m"]) -> Float[Array, "... m"]:  # type: ignore[override]
         x, scale = self.promote_dtype((x, None if self.scale is None else self.scale[...]), dtype=self.dtype)
         wide = x.astype(at_least_float32(x))
         y = _divide_by_root_mean_square(wide, float(jnp.finfo(wide).eps) if self.epsilon is None else self.epsilon)
-        return (y if scale is None else y * scale).astype(x.dtype)
+        return (y if scale is None else y * (self.scale_offset + scale.astype(y.dtype))).astype(x.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -153,54 +172,6 @@ def _divide_by_root_mean_square_jvp(epsilon: float, primals: Any, tangents: Any)
     rate = jax.lax.rsqrt(_mean_square(x) + epsilon)
     y = x * rate
     return y, rate * (change - y * (y * change).mean(axis=-1, keepdims=True))
-
-
-class _Embedding(nnx.Embed):
-    """What `embedding` makes."""
-
-    padding_idx: int | None = None
-
-    def __call__(self, inputs: Int[Array, "..."]) -> Float[Array, "... m"]:  # type: ignore[override]
-        x = super().__call__(inputs)
-        if self.padding_idx is None:
-            return x
-        return jnp.where(inputs[..., None] == self.padding_idx, jax.lax.stop_gradient(x), x)
-
-
-def embedding(
-    num_embeddings: int,
-    features: int,
-    *,
-    padding_idx: int | None = None,
-    dtype: Any = None,
-    rngs: nnx.Rngs,
-    **options: Any,
-) -> nnx.Embed:
-    """`flax.nnx.Embed` in the dtype of its present parameters, like the other layers, and with PyTorch's padding.
-
-    Flax fixes the dtype when the layer is made, so that float64 weights loaded later would be looked up in float32.
-
-    Args:
-        num_embeddings: how many vectors.
-        features: m, their width.
-        padding_idx: the number of the vector for padding, from the end if negative: zero at first, and, having no
-            gradient, unchanged in training.
-        dtype, rngs, options: as in ``flax.nnx.Embed``.
-
-    Raises:
-        ValueError: if there is no vector of the number padding_idx.
-
-    Example:
-
-        >>> embedding(10, 2, padding_idx=0, rngs=nnx.Rngs(0))(jnp.array([0]))
-        Array([[0., 0.]], dtype=float32)
-    """
-    layer = _Embedding(num_embeddings, features, rngs=rngs, **options)
-    layer.dtype = dtype
-    if padding_idx is not None:
-        layer.padding_idx = int(checks.selection("padding_idx", padding_idx, num_embeddings)[0])
-        layer.embedding[...] = layer.embedding[...].at[layer.padding_idx].set(0)
-    return layer
 
 
 class Linear(nnx.Linear):
@@ -225,7 +196,11 @@ def _affine(layer: Any, inputs: Array, n: int) -> Array:
     """The product over the last ``n`` axes, plus the bias."""
     bias = None if layer.bias is None else layer.bias[...]
     inputs, kernel, bias = layer.promote_dtype((inputs, layer.kernel[...], bias), dtype=layer.dtype)
-    product = jnp.tensordot(inputs, kernel, n)
+    return add_bias(jnp.tensordot(inputs, kernel, n), bias)
+
+
+def add_bias(product: Float[Array, "..."], bias: Float[Array, "..."] | None) -> Float[Array, "..."]:
+    """The product plus the bias along its last axes, whose gradient is summed in float32 or wider."""
     if bias is None:
         return product
     # The gradient of a broadcast is a sum, in the dtype of the broadcast.
