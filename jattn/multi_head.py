@@ -20,7 +20,16 @@ from jattn.logits import Logits, ScoreFn
 from jattn.scores import DotProduct, Modified, Number
 from jattn.statistics import AttentionStatistics, statistics_of, weights_of
 
-__all__ = ["Bound", "attention", "attention_statistics", "attention_weights", "bind", "explain"]
+__all__ = [
+    "Bound",
+    "LogitsOptions",
+    "Output",
+    "attention",
+    "attention_statistics",
+    "attention_weights",
+    "bind",
+    "explain",
+]
 
 # Functions that return a pair on request are annotated "| Any", so that a type checker leaves both uses in peace.
 Output = Float[Array, "*b t h e"]

@@ -98,8 +98,8 @@ def test_weights_of_a_score_that_knows_positions():
     """A function of the caller's sees all heads and queries, whichever are asked for."""
 
     def distance(query, key):
-        apart = jnp.abs(jnp.arange(T)[:, None] - jnp.arange(S)) * jnp.arange(1.0, H + 1)[:, None, None]
-        return -jnp.broadcast_to(apart, (B, H, T, S))
+        apart = abs(jnp.arange(T)[:, None] - jnp.arange(S)) * (1 + jnp.arange(H))[:, None, None]
+        return -jnp.broadcast_to(apart, (B, H, T, S)).astype(jnp.float32)
 
     weights = attention(QUERY, KEY, VALUE, score=distance, return_weights=True)[1]
     chosen = attention_weights(QUERY, KEY, score=distance, heads=[1, 3], queries=[4, 0])

@@ -4,7 +4,6 @@ Mistakes that are easily made get jattn's own error, rather than one from JAX's 
 """
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from jattn import (
     nadaraya_watson,
     scores,
 )
+from tests.errors import raises
 
 pytestmark = [pytest.mark.usefixtures("unchecked"), pytest.mark.every_case]
 
@@ -367,11 +367,6 @@ def test_message(call, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011, the text is compared below
         call()
     assert message in str(error.value)
-
-
-def raises(*phrases: str):
-    """A ValueError with these phrases, in this order."""
-    return pytest.raises(ValueError, match=r"[\s\S]*".join(map(re.escape, phrases)))
 
 
 @pytest.mark.parametrize("name", ["query_seq_lengths", "key_value_seq_lengths"])

@@ -22,6 +22,7 @@ __all__ = [
     "count",
     "divides",
     "dropout",
+    "example_lengths",
     "flag",
     "floating",
     "head_gates",
@@ -168,6 +169,21 @@ def integers(name: str, x: Any) -> int | Array:
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers. Got {x.dtype}.")
     return x.astype(int)  # as positions are, which it is added to and compared with
+
+
+def example_lengths(name: str, lens: Any, batch: tuple[int, ...]) -> int | Array | None:
+    """How many tokens of each example are real: one number for all, or one for each; no mask of tokens."""
+    if lens is None:
+        return None
+    lens = integers(name, lens)
+    if jnp.shape(lens) not in ((), batch):
+        remedy = ""
+        if jnp.ndim(lens) == len(batch) + 1:
+            remedy = f" Of a mask of ones and zeros, padded on the right, pass its sum: {name}=mask.sum(-1)."
+        raise ValueError(
+            f"{name} must be one number for each example, shape {batch}. Got shape {jnp.shape(lens)}.{remedy}"
+        )
+    return lens
 
 
 def integer_axis(name: str, x: Any) -> Array:

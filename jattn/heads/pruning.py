@@ -60,6 +60,12 @@ def prune(model: Model, heads: Mapping[str, Sequence[int]]) -> Model:
                 "PyTorch's module the heads together are as wide as the input, so it cannot hold fewer of them. Switch "
                 "them off with jattn.heads.gated, or build the layer from jattn.nn.MultiHeadAttention."
             )
+        if layer.query_ln is not None and layer.qk_norm_over == "width":
+            raise ValueError(
+                f"heads must name layers that can lose heads. Got {path!r}, which norms the queries of all heads "
+                'together (qk_norm_over="width"), so that each head depends on the others. Switch them off with '
+                "jattn.heads.gated."
+            )
         _shrink(layer, kept)
     return copy
 
@@ -113,5 +119,7 @@ def _shrink(layer: Any, kept: np.ndarray) -> None:
         if projection.bias is not None:
             projection.bias.set_value(projection.bias[...][of])
         projection.out_features = (len(of), projection.out_features[1])
+    if layer.sinks is not None:
+        layer.sinks.set_value(layer.sinks[...][kept])
     layer.out.kernel.set_value(layer.out.kernel[...][kept])
     layer.out.in_features = (len(kept), layer.out.in_features[1])

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jattn._engine.dtypes import at_least_float32
 from jattn.heads.gates import layers, output_projection
 from jattn.masks import Mask, all_of, lengths
-from jattn.multi_head import attention_statistics
+from jattn.multi_head import LogitsOptions, attention_statistics
 from jattn.nn.multi_head import attend_per_head
 from jattn.nn.weights import as_pair
 
@@ -32,15 +32,15 @@ class Watch(nnx.Module):
         *,
         real_queries: int | Int[Array, "*b"] | Bool[Array, "*b t"] | None,
         mask: Mask | Bool[Array, "..."] | None = None,
-        bias: Float[Array, "..."] | None = None,
         **options: Any,
     ) -> Any:
         """As `jattn.nn.multi_head.attend_per_head`."""
-        attended = attend_per_head(query, key, value, real_queries=real_queries, mask=mask, bias=bias, **options)
+        attended = attend_per_head(query, key, value, real_queries=real_queries, mask=mask, **options)
         output, _ = as_pair(attended, options.get("return_weights", False))
         # A padding query may attend to nothing, here, and such queries don't count.
         real = None if real_queries is None else _mask_of_padding(jnp.asarray(real_queries), query.shape, key.shape[-3])
-        statistics = attention_statistics(query, key, mask=all_of(mask, real), bias=bias)
+        of_logits = {name: options[name] for name in LogitsOptions.__annotations__ if name in options}
+        statistics = attention_statistics(query, key, mask=all_of(mask, real), **of_logits)
         counted = statistics.largest > 0
         n = _sum(counted)
 

@@ -8,67 +8,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn.models import encoder_weights, hugging_face
-from jattn.nn import FeedForward, LayerNorm, LearnedPositions, MultiHeadAttention, embedding
+from jattn.nn import Embed, LayerNorm, LearnedPositions, Norm, TransformerBlock
 from jattn.nn.dropout import Dropout, split
-from jattn.nn.weights import as_pair, in_turn
+from jattn.nn.weights import in_turn, outputs
 
-__all__ = ["EncoderBlock", "TextEncoder"]
-
-
-class EncoderBlock(nnx.Module):
-    """Self-attention and a feed-forward network f, each with a residual: ``x = norm(x + dropout(f(x)))``.
-
-    `jattn.nn.TransformerBlock` with ``norm="post"`` drops after the norm instead.
-
-    Args:
-        num_heads: how many heads.
-        features: m, the width.
-        feedforward_features: the feed-forward network's inner width.
-        activation: ``"relu"`` or ``"gelu"``, the exact one.
-        norm_epsilon: of the layer norms.
-        dropout_rate: in training, in [0, 1).
-        attention_dropout_rate: of the attention weights.
-        options: dtype, param_dtype and rngs, as in ``flax.nnx.Linear``.
-    """
-
-    def __init__(
-        self,
-        num_heads: int,
-        features: int,
-        feedforward_features: int,
-        *,
-        activation: Literal["relu", "gelu"],
-        norm_epsilon: float,
-        dropout_rate: float,
-        attention_dropout_rate: float,
-        **options: Any,
-    ) -> None:
-        self.attention = MultiHeadAttention(
-            num_heads, features, use_bias=True, dropout_rate=attention_dropout_rate, **options
-        )
-        self.norm1 = LayerNorm(features, epsilon=norm_epsilon, **options)
-        self.feed_forward = FeedForward(features, feedforward_features, activation=activation, **options)
-        self.norm2 = LayerNorm(features, epsilon=norm_epsilon, **options)
-        self.dropout = Dropout(dropout_rate)
-
-    def __call__(
-        self,
-        x: Float[Array, "*b t m"],
-        valid_lens: int | Int[Array, "..."] | None = None,
-        *,
-        return_weights: bool = False,
-        rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "*b t m"] | Any:
-        """The output; with return_weights also the attention weights."""
-        rngs = split(rng, 3)
-        attended = self.attention(x, valid_lens=valid_lens, return_weights=return_weights, rng=rngs[0])
-        y, weights = as_pair(attended, return_weights)
-        # One axis of tokens, as in TransformerBlock.
-        shape, x, y = x.shape, x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
-        x = self.norm1(x + self.dropout(y, rngs[1]))
-        x = self.norm2(x + self.dropout(self.feed_forward(x), rngs[2]))
-        x = x.reshape(shape)
-        return (x, weights) if return_weights else x
+__all__ = ["TextEncoder"]
 
 
 class TextEncoder(hugging_face.PretrainedModel):
@@ -126,20 +70,20 @@ class TextEncoder(hugging_face.PretrainedModel):
         rngs: nnx.Rngs,
     ) -> None:
         options: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.words = embedding(vocab_size, features, **options)
+        self.words = Embed(vocab_size, features, **options)
         self.positions = LearnedPositions(max_length, features, **options)
-        self.token_types = embedding(num_token_types, features, **options)
+        self.token_types = Embed(num_token_types, features, **options)
         self.norm = LayerNorm(features, epsilon=norm_epsilon, **options)
         self.dropout = Dropout(dropout_rate)
         self.blocks = nnx.List(
             [
-                EncoderBlock(
+                TransformerBlock(
                     num_heads,
                     features,
                     feedforward_features,
+                    norm_kind=Norm("layer", epsilon=norm_epsilon),
                     activation=activation,
-                    norm_epsilon=norm_epsilon,
-                    dropout_rate=dropout_rate,
+                    residual_dropout_rate=dropout_rate,
                     attention_dropout_rate=attention_dropout_rate,
                     **options,
                 )
@@ -170,6 +114,7 @@ class TextEncoder(hugging_face.PretrainedModel):
             The last block's output ``b t m``; with return_weights also the list.
         """
         tokens = checks.tokens("tokens", tokens, self.words.num_embeddings, "b t", 2)
+        valid_lens = checks.example_lengths("valid_lens", valid_lens, tokens.shape[:1])
         checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)
         if token_types is None:
             token_types = jnp.zeros((1, 1), int)
@@ -183,5 +128,5 @@ class TextEncoder(hugging_face.PretrainedModel):
         rngs = split(rng, len(self.blocks) + 1)
         x = self.positions(self.words(tokens) + self.token_types(token_types))
         x = self.dropout(self.norm(x), rngs[0])
-        x, weights = in_turn(self.blocks, x, valid_lens, return_weights=return_weights, rngs=rngs[1:])
-        return (x, weights) if return_weights else x
+        x, weights = in_turn(self.blocks, x, valid_lens=valid_lens, return_weights=return_weights, rngs=rngs[1:])
+        return outputs(x, weights, return_weights)

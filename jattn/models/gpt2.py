@@ -7,54 +7,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
-from jattn.masks import causal
 from jattn.models import gpt2_weights, hugging_face
-from jattn.nn import FeedForward, LayerNorm, LearnedPositions, MultiHeadAttention, embedding
+from jattn.nn import Embed, LayerNorm, LearnedPositions, Norm, TransformerBlock
 from jattn.nn.dropout import Dropout, split
-from jattn.nn.weights import as_pair, in_turn
+from jattn.nn.weights import in_turn, outputs
 
-__all__ = ["GPT2", "GPT2Block"]
-
-
-class GPT2Block(nnx.Module):
-    """Causal self-attention and a tanh-GELU network f, each with a residual: ``x = x + dropout(f(norm(x)))``."""
-
-    def __init__(
-        self,
-        num_heads: int,
-        features: int,
-        feedforward_features: int,
-        *,
-        norm_epsilon: float,
-        dropout_rate: float,
-        attention_dropout_rate: float,
-        **types: Any,
-    ) -> None:
-        self.norm1 = LayerNorm(features, epsilon=norm_epsilon, **types)
-        self.attention = MultiHeadAttention(
-            num_heads, features, use_bias=True, dropout_rate=attention_dropout_rate, **types
-        )
-        self.norm2 = LayerNorm(features, epsilon=norm_epsilon, **types)
-        self.feed_forward = FeedForward(features, feedforward_features, activation="gelu_tanh", **types)
-        self.dropout = Dropout(dropout_rate)
-
-    def __call__(
-        self,
-        x: Float[Array, "b t m"],
-        valid_lens: Any = None,
-        *,
-        return_weights: bool = False,
-        rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b t m"] | Any:
-        """The output; with return_weights also the attention weights."""
-        rngs = split(rng, 3)
-        attended = self.attention(
-            self.norm1(x), valid_lens=valid_lens, mask=causal(), return_weights=return_weights, rng=rngs[0]
-        )
-        y, weights = as_pair(attended, return_weights)
-        x = x + self.dropout(y, rngs[1])
-        x = x + self.dropout(self.feed_forward(self.norm2(x)), rngs[2])
-        return (x, weights) if return_weights else x
+__all__ = ["GPT2"]
 
 
 class GPT2(hugging_face.PretrainedModel):
@@ -103,18 +61,19 @@ class GPT2(hugging_face.PretrainedModel):
         rngs: nnx.Rngs,
     ) -> None:
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        rates: dict[str, Any] = dict(
-            dropout_rate=dropout_rate,
+        block: dict[str, Any] = dict(
+            norm="pre",
+            norm_kind=Norm("layer", epsilon=norm_epsilon),
+            activation="gelu_tanh",
+            residual_dropout_rate=dropout_rate,
             attention_dropout_rate=dropout_rate if attention_dropout_rate is None else attention_dropout_rate,
+            causal=True,
         )
         hidden = 4 * features if feedforward_features is None else feedforward_features
-        self.embedding = embedding(vocab_size, features, **types)
+        self.embedding = Embed(vocab_size, features, **types)
         self.positions = LearnedPositions(max_length, features, **types)
         self.blocks = nnx.List(
-            [
-                GPT2Block(num_heads, features, hidden, norm_epsilon=norm_epsilon, **rates, **types)
-                for _ in range(num_layers)
-            ]
+            [TransformerBlock(num_heads, features, hidden, **block, **types) for _ in range(num_layers)]
         )
         self.norm = LayerNorm(features, epsilon=norm_epsilon, **types)
         self.dropout = Dropout(dropout_rate)
@@ -137,9 +96,10 @@ class GPT2(hugging_face.PretrainedModel):
             rng: a ``jax.random.key`` for dropout in training.
         """
         tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
+        valid_lens = checks.example_lengths("valid_lens", valid_lens, tokens.shape[:1])
         checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)
         rngs = split(rng, len(self.blocks) + 1)
         x = self.dropout(self.positions(self.embedding(tokens)), rngs[0])
-        x, weights = in_turn(self.blocks, x, valid_lens, return_weights=return_weights, rngs=rngs[1:])
+        x, weights = in_turn(self.blocks, x, valid_lens=valid_lens, return_weights=return_weights, rngs=rngs[1:])
         logits = self.embedding.attend(self.norm(x))
-        return (logits, weights) if return_weights else logits
+        return outputs(logits, weights, return_weights)

@@ -2,62 +2,17 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
-from jattn.masks import causal
 from jattn.models import hugging_face, llama_weights
-from jattn.nn import Linear, MultiHeadAttention, RMSNorm, embedding
+from jattn.nn import Embed, Linear, Norm, Rotary, TransformerBlock
 from jattn.nn.dropout import split
-from jattn.nn.weights import as_pair, in_turn
+from jattn.nn.weights import in_turn, outputs
 
-__all__ = ["Llama", "LlamaBlock", "SwiGLU"]
-
-
-class SwiGLU(nnx.Module):
-    """A gated network on each position: ``W_down (silu(W_gate x) * W_up x)``, without biases.
-
-    Source: Shazeer, GLU Variants Improve Transformer, 2020.
-    """
-
-    def __init__(self, features: int, hidden_features: int, **types: Any) -> None:
-        self.gate = Linear(features, hidden_features, use_bias=False, **types)
-        self.up = Linear(features, hidden_features, use_bias=False, **types)
-        self.down = Linear(hidden_features, features, use_bias=False, **types)
-
-    def __call__(self, x: Float[Array, "*b t m"]) -> Float[Array, "*b t m"]:
-        """The network's output."""
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-
-
-class LlamaBlock(nnx.Module):
-    """Causal self-attention with rotary positions and a SwiGLU f, each with a residual: ``x = x + f(norm(x))``."""
-
-    def __init__(self, features: int, hidden_features: int, epsilon: float, *, heads: Any, **types: Any) -> None:
-        self.norm1 = RMSNorm(features, epsilon=epsilon, **types)
-        self.attention = MultiHeadAttention(in_features=features, **heads, **types)
-        self.norm2 = RMSNorm(features, epsilon=epsilon, **types)
-        self.feed_forward = SwiGLU(features, hidden_features, **types)
-
-    def __call__(
-        self,
-        x: Float[Array, "b t m"],
-        valid_lens: Any = None,
-        *,
-        return_weights: bool = False,
-        rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b t m"] | Any:
-        """The output; with return_weights also the attention weights."""
-        attended = self.attention(
-            self.norm1(x), valid_lens=valid_lens, mask=causal(), return_weights=return_weights, rng=rng
-        )
-        y, weights = as_pair(attended, return_weights)
-        x = x + y
-        x = x + self.feed_forward(self.norm2(x))
-        return (x, weights) if return_weights else x
+__all__ = ["Llama"]
 
 
 class Llama(hugging_face.PretrainedModel):
@@ -69,7 +24,7 @@ class Llama(hugging_face.PretrainedModel):
         num_heads: query heads in each block.
         num_kv_heads: key and value heads, a divisor of num_heads, which it is by default.
         num_layers: how many blocks.
-        feedforward_features: the SwiGLU's inner width.
+        feedforward_features: the gated network's inner width.
         head_features: d, the width of a head; ``m / num_heads`` by default.
         rotary_base: of the rotary positions' wavelengths.
         tied: whether the logits are products with the token embedding, rather than with weights of their own.
@@ -111,17 +66,25 @@ class Llama(hugging_face.PretrainedModel):
         rngs: nnx.Rngs,
     ) -> None:
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        heads: dict[str, Any] = dict(
-            num_heads=num_heads,
+        norm = Norm("rms", epsilon=norm_epsilon)
+        qkv_features = None if head_features is None else num_heads * head_features
+        block: dict[str, Any] = dict(
+            norm="pre",
+            norm_kind=norm,
+            activation="silu",
+            gated=True,
+            feedforward_bias=False,
+            use_bias=False,
+            attention_dropout_rate=attention_dropout_rate,
+            causal=True,
             num_kv_heads=num_kv_heads,
-            qkv_features=None if head_features is None else num_heads * head_features,
-            rotary_base=rotary_base,
-            dropout_rate=attention_dropout_rate,
+            attention=dict(qkv_features=qkv_features, rotary=Rotary(rotary_base)),
         )
-        self.embedding = embedding(vocab_size, features, **types)
-        block = (features, feedforward_features, norm_epsilon)
-        self.blocks = nnx.List([LlamaBlock(*block, heads=heads, **types) for _ in range(num_layers)])
-        self.norm = RMSNorm(features, epsilon=norm_epsilon, **types)
+        self.embedding = Embed(vocab_size, features, **types)
+        self.blocks = nnx.List(
+            [TransformerBlock(num_heads, features, feedforward_features, **block, **types) for _ in range(num_layers)]
+        )
+        self.norm = norm(features, **types)
         self.output = None if tied else Linear(features, vocab_size, use_bias=False, **types)
 
     def __call__(
@@ -134,8 +97,9 @@ class Llama(hugging_face.PretrainedModel):
     ) -> Float[Array, "b t v"] | Any:
         """The logits of the token after each; arguments and result as in `GPT2`."""
         tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
+        valid_lens = checks.example_lengths("valid_lens", valid_lens, tokens.shape[:1])
         x, rngs = self.embedding(tokens), split(rng, len(self.blocks))
-        x, weights = in_turn(self.blocks, x, valid_lens, return_weights=return_weights, rngs=rngs)
+        x, weights = in_turn(self.blocks, x, valid_lens=valid_lens, return_weights=return_weights, rngs=rngs)
         x = self.norm(x)
         logits = self.embedding.attend(x) if self.output is None else self.output(x)
-        return (logits, weights) if return_weights else logits
+        return outputs(logits, weights, return_weights)

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
-from jattn.nn import LearnedPositions, Linear, TransformerBlock, embedding
+from jattn.nn import Embed, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.dropout import split
 from jattn.nn.weights import in_turn
 
@@ -54,7 +54,7 @@ class RecallClassifier(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         options: dict[str, Any] = dict(param_dtype=param_dtype, rngs=rngs)
-        self.embedding = embedding(vocab_size, features, **options)
+        self.embedding = Embed(vocab_size, features, **options)
         self.positions = LearnedPositions(max_length, features, **options) if positions else None
         self.blocks = nnx.List(
             [

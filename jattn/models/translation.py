@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
-from jattn.nn import GRU, AdditiveAttention, DotProductAttention, Linear, embedding
+from jattn.nn import GRU, AdditiveAttention, DotProductAttention, Embed, Linear
 from jattn.nn.dropout import split
 
 __all__ = ["Decoder", "DecoderState", "Encoder", "Seq2Seq"]
@@ -39,7 +39,7 @@ class Encoder(nnx.Module):
         dropout_rate: float,
         **options: Any,
     ) -> None:
-        self.embedding = embedding(vocab_size, embedding_features, **options)
+        self.embedding = Embed(vocab_size, embedding_features, **options)
         self.gru = GRU(embedding_features, hidden_features, num_layers, dropout_rate, **options)
 
     def __call__(
@@ -68,7 +68,7 @@ class Decoder(nnx.Module):
         **options: Any,
     ) -> None:
         n = hidden_features
-        self.embedding = embedding(vocab_size, embedding_features, **options)
+        self.embedding = Embed(vocab_size, embedding_features, **options)
         self.attention = DotProductAttention(scale=1.0) if score == "dot" else AdditiveAttention(n, n, n, **options)
         self.gru = GRU(embedding_features + n, n, num_layers, dropout_rate, **options)
         self.output = Linear(n, vocab_size, **options)

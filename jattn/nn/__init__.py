@@ -8,35 +8,61 @@ the call takes a ``jax.random.key`` as ``rng``.
 """
 
 from jattn.nn import torch as torch  # not in __all__, as `import *` would hide PyTorch
+from jattn.nn.convolution import Conv
+from jattn.nn.embeddings import Embed
+from jattn.nn.feed_forward import FeedForward
 from jattn.nn.kernel_regression import NadarayaWatson
-from jattn.nn.layers import LayerNorm, Linear, LinearGeneral, RMSNorm, embedding
-from jattn.nn.multi_head import MultiHeadAttention, WideMultiHeadSelfAttention
+from jattn.nn.layers import LayerNorm, Linear, LinearGeneral, RMSNorm
+from jattn.nn.multi_head import KeysAndValues, MultiHeadAttention, WideMultiHeadSelfAttention
+from jattn.nn.norms import Norm
 from jattn.nn.positions import LearnedPositions, SinusoidalPositions, rotary, sinusoidal_positions
 from jattn.nn.recurrent import GRU
+from jattn.nn.rotary_positions import Rotary
+from jattn.nn.rotary_scaling import (
+    DynamicNTKScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRoPEScaling,
+    RotaryScaling,
+    YaRNScaling,
+)
 from jattn.nn.single_head import AdditiveAttention, DotProductAttention
-from jattn.nn.transformer import FeedForward, TransformerBlock
+from jattn.nn.transformer import TransformerBlock
+from jattn.nn.weights import Outputs
 
 __all__ = [
     "GRU",
     "AdditiveAttention",
+    "Conv",
     "DotProductAttention",
+    "DynamicNTKScaling",
+    "Embed",
     "FeedForward",
+    "KeysAndValues",
     "LayerNorm",
     "LearnedPositions",
     "Linear",
     "LinearGeneral",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRoPEScaling",
     "MultiHeadAttention",
     "NadarayaWatson",
+    "Norm",
+    "Outputs",
     "RMSNorm",
+    "Rotary",
+    "RotaryScaling",
     "SinusoidalPositions",
     "TransformerBlock",
     "WideMultiHeadSelfAttention",
-    "embedding",
+    "YaRNScaling",
     "rotary",
     "sinusoidal_positions",
 ]
 
-# The names of 0.1 for what is in jattn.nn.torch.
+# The names of 0.1: for Embed, and for what is in jattn.nn.torch.
+embedding = Embed
 TorchMultiheadAttention = torch.MultiheadAttention
 Transformer = torch.Transformer
 TransformerDecoder = torch.TransformerDecoder

@@ -104,7 +104,9 @@ def _mean_square(x: Array) -> Array:
 
 
 class RMSNorm(nnx.RMSNorm):
-    """`flax.nnx.RMSNorm` over the last axis as PyTorch has it: ``(scale_offset + scale) x / sqrt(mean(x^2) + epsilon)``.
+    """`flax.nnx.RMSNorm` over the last axis as PyTorch has it, or with an offset to the scale, as Gemma.
+
+        (scale_offset + scale) x / sqrt(mean(x^2) + epsilon)
 
     Args:
         features: m, the width.
@@ -116,8 +118,7 @@ class RMSNorm(nnx.RMSNorm):
     Raises:
         ValueError: if there is an offset and no scale.
 
-    Source: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019; Gemma Team, Gemma: Open Models Based on
-    Gemini Research and Technology, 2024.
+    Source: Zhang and Sennrich, Root Mean Square Layer Normalization, 2019; the offset, google-deepmind/gemma.
 
     Example:
 

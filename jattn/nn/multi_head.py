@@ -1,21 +1,27 @@
 """Multi-head attention as Flax modules: they hold the parameters, project, and call `jattn.attention`."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Collection
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
 
 from jattn._engine import checks
+from jattn.biases import Bias
+from jattn.implementations.choice import ImplementationName
+from jattn.logits import ScoreFn
 from jattn.masks import Mask, all_of, lengths
 from jattn.multi_head import attention
 from jattn.nn.dropout import Dropout
-from jattn.nn.layers import Initializer, LayerNorm, LinearGeneral, default_bias_init, default_kernel_init
-from jattn.nn.positions import rotary
-from jattn.nn.weights import as_pair
+from jattn.nn.layers import Initializer, LinearGeneral, default_bias_init, default_kernel_init
+from jattn.nn.norms import Norm, as_norm
+from jattn.nn.rotary_positions import Rotary
+from jattn.nn.weights import as_pair, outputs
 
-__all__ = ["MultiHeadAttention", "WideMultiHeadSelfAttention", "attend_per_head"]
+__all__ = ["KeysAndValues", "MultiHeadAttention", "WideMultiHeadSelfAttention", "attend_per_head"]
 
 
 def attend_per_head(
@@ -34,15 +40,22 @@ def attend_per_head(
     return attention(query, key, value, **options)
 
 
+class KeysAndValues(NamedTuple):
+    """Projected keys and values, normalised and turned: what `MultiHeadAttention.project` makes for many calls."""
+
+    keys: Float[Array, "*b s k d"]
+    values: Float[Array, "*b s k e"]
+
+
 class MultiHeadAttention(nnx.Module):
     """Multi-head attention: several attentions side by side, each on its own projection of the inputs.
 
     ``output = sum over heads of attention(x W_q, x W_k, x W_v) W_o``
 
     The parameters are those of ``flax.nnx.MultiHeadAttention``, name for name: ``query``, ``key``, ``value`` with
-    kernels ``m h d``, ``out`` with kernel ``h e m``, ``query_ln`` and ``key_ln`` where they are normalised. After
-    `jattn.heads.prune` the groups of query heads may be of unequal sizes; ``kv_heads`` then holds the key and value
-    head of each query head, and is None otherwise.
+    kernels ``m h d``, ``out`` with kernel ``h e m``, ``query_ln`` and ``key_ln`` where they are normalised; beside them
+    ``sinks``, ``h``. After `jattn.heads.prune` the groups of query heads may be of unequal sizes; ``kv_heads`` then
+    holds the key and value head of each query head, and is None otherwise.
 
     Args:
         num_heads: how many query heads, h.
@@ -53,10 +66,16 @@ class MultiHeadAttention(nnx.Module):
         key_features, value_features: the widths of the key and value inputs; in_features by default.
         value_head_features: e, the width of one value head; d by default.
         out_features: the output's width; in_features by default.
-        use_bias: whether the projections have biases; by default they don't, unlike Flax's and PyTorch's.
-        normalize_qk: whether to layer-normalise each query and key head (Dehghani et al., 2023).
-        qk_norm_epsilon: for it; Flax's value by default (PyTorch's LayerNorm has 1e-5).
-        rotary_base: rotate query and key heads by their positions (`jattn.nn.rotary`) with this base.
+        use_bias: whether the projections have biases, or which of ``("query", "key", "value", "out")`` do; by default
+            none does, unlike Flax's and PyTorch's.
+        normalize_qk: whether to norm queries and keys (Dehghani et al., 2023): a `Norm`, ``"layer"``, ``"rms"``, or
+            ``True`` for Flax's, a layer norm without bias.
+        qk_norm_epsilon: of that norm; Flax's value by default (PyTorch's LayerNorm has 1e-5).
+        qk_norm_over: ``"head"``, each head by itself, or ``"width"``, all heads of a token together.
+        rotary: turns queries and keys by their positions.
+        rotary_base: short for ``rotary=Rotary(rotary_base)``.
+        scale, logits_soft_cap: as in `jattn.attention`.
+        use_sinks: whether each head has a further logit without a value, which is learned and is 0 at first.
         dropout_rate: share of the weights to drop in training, in [0, 1).
         kernel_init, bias_init, dtype, param_dtype: as in ``flax.nnx.LinearGeneral``.
         rngs: for the initial parameters.
@@ -86,10 +105,15 @@ class MultiHeadAttention(nnx.Module):
         value_features: int | None = None,
         value_head_features: int | None = None,
         out_features: int | None = None,
-        use_bias: bool = False,
-        normalize_qk: bool = False,
-        qk_norm_epsilon: float = 1e-6,
+        use_bias: bool | Collection[str] = False,
+        normalize_qk: bool | str | Norm = False,
+        qk_norm_epsilon: float | None = None,
+        qk_norm_over: Literal["head", "width"] = "head",
+        rotary: Rotary | None = None,
         rotary_base: float | None = None,
+        scale: float | None = None,
+        logits_soft_cap: float | None = None,
+        use_sinks: bool = False,
         dropout_rate: float = 0.0,
         kernel_init: Initializer = default_kernel_init,
         bias_init: Initializer = default_bias_init,
@@ -105,29 +129,31 @@ class MultiHeadAttention(nnx.Module):
         head = qkv_features // num_heads
         value_head = head if value_head_features is None else value_head_features
 
-        def project(width: int | None, heads: int, features: int) -> LinearGeneral:
-            return LinearGeneral(in_features if width is None else width, (heads, features), **options)
+        biased = _names_of_biased(use_bias)
+        checks.one_of("qk_norm_over", qk_norm_over, ("head", "width"))
+        qk_norm = _norm_of_heads(normalize_qk, qk_norm_epsilon)
+        types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        inits: dict[str, Any] = dict(kernel_init=kernel_init, bias_init=bias_init)
 
-        def norm() -> LayerNorm | None:
-            types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-            return LayerNorm(head, epsilon=qk_norm_epsilon, use_bias=False, **types) if normalize_qk else None
+        def project(name: str, width: int | None, heads: int, features: int) -> LinearGeneral:
+            width = in_features if width is None else width
+            return LinearGeneral(width, (heads, features), use_bias=name in biased, **inits, **types)
 
-        options: dict[str, Any] = dict(
-            use_bias=use_bias,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-        self.query = project(in_features, num_heads, head)
-        self.key = project(key_features, num_kv_heads, head)
-        self.value = project(value_features, num_kv_heads, value_head)
-        self.query_ln = norm()
-        self.key_ln = norm()
-        self.out = LinearGeneral((num_heads, value_head), out_features, axis=(-2, -1), **options)
+        def norm(heads: int) -> nnx.Module | None:
+            return None if qk_norm is None else qk_norm(head if qk_norm_over == "head" else heads * head, **types)
+
+        self.query = project("query", in_features, num_heads, head)
+        self.key = project("key", key_features, num_kv_heads, head)
+        self.value = project("value", value_features, num_kv_heads, value_head)
+        self.query_ln = norm(num_heads)
+        self.key_ln = norm(num_kv_heads)
+        out_options: dict[str, Any] = dict(axis=(-2, -1), use_bias="out" in biased, **inits, **types)
+        self.out = LinearGeneral((num_heads, value_head), out_features, **out_options)
+        self.sinks = nnx.Param(jnp.zeros(num_heads, param_dtype)) if checks.flag("use_sinks", use_sinks) else None
         self.kv_heads: tuple[int, ...] | None = None
-        self.rotary_base = rotary_base
+        self.qk_norm_over = qk_norm_over
+        self.rotary = _rotary(rotary, rotary_base)
+        self.scale, self.logits_soft_cap = scale, logits_soft_cap
         self.dropout = Dropout(dropout_rate)
 
     _attend = staticmethod(attend_per_head)
@@ -135,12 +161,17 @@ class MultiHeadAttention(nnx.Module):
     def __call__(
         self,
         query: Float[Array, "*b t m"],
-        key: Float[Array, "*b s mk"] | None = None,
+        key: Float[Array, "*b s mk"] | KeysAndValues | None = None,
         value: Float[Array, "*b s mv"] | None = None,
         valid_lens: int | Int[Array, "..."] | None = None,
         *,
         mask: Mask | Bool[Array, "..."] | None = None,
+        bias: Bias | Float[Array, "..."] | None = None,
+        positions: Real[Array, "..."] | None = None,
+        key_positions: Real[Array, "..."] | None = None,
+        score: ScoreFn | None = None,
         head_gates: Float[Array, "..."] | None = None,
+        implementation: ImplementationName | None = None,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "*b t o"] | Any:
@@ -148,43 +179,137 @@ class MultiHeadAttention(nnx.Module):
 
         Args:
             query: ``*b t m``, with m = in_features.
-            key: ``*b s mk``, with mk = key_features; query by default (self-attention).
+            key: ``*b s mk``, with mk = key_features; query by default (self-attention). Or what `project` made of key
+                and value.
             value: ``*b s mv``, with mv = value_features; key by default.
             valid_lens: how many keys are real, one per example or one per query (two axes).
             mask: a value of `jattn.masks` or a boolean array that broadcasts to ``*b h t s``.
+            bias: a value of `jattn.biases` or an array that broadcasts to ``*b h t s``.
+            positions: of the queries, numbers that broadcast to ``*b t``; 0 ... t - 1 by default. Rotary positions,
+                masks and biases go by them; fractional ones are for rotary positions alone.
+            key_positions: of the keys, ``*b s``; those of the queries in self-attention, 0 ... s - 1 otherwise.
+            score: in place of the dot product, as in `jattn.attention`.
             head_gates: a factor on each head's output, ``h`` or ``*b h``.
+            implementation: as in `jattn.attention`.
             return_weights: also return the weights ``*b h t s``, from before dropout.
             rng: a ``jax.random.key`` for dropout in training.
 
         Returns:
-            ``*b t o``, with o = out_features; with return_weights also the weights.
+            ``*b t o``, with o = out_features; with return_weights an `Outputs` of output and weights.
         """
-        key = query if key is None else key
-        value = key if value is None else value
-        own_lens = valid_lens if key is query and np.ndim(valid_lens) < 2 else None  # type: ignore[arg-type]
-        query, key, value = checks.query_key_value(query, key, value, heads=False)
-        for name, x, projection in (("query", query, self.query), ("key", key, self.key), ("value", value, self.value)):
-            checks.width(name, x, projection.in_features[0])
-        queries, keys, values = self.query(query), self.key(key), self.value(value)
-        if self.query_ln is not None and self.key_ln is not None:
-            queries, keys = self.query_ln(queries), self.key_ln(keys)
-        if self.rotary_base is not None:
-            queries, keys = rotary(queries, base=self.rotary_base), rotary(keys, base=self.rotary_base)
+        own = key is None or key is query
+        query = checks.floating("query", query, "*b t m", 2)
+        checks.width("query", query, self.query.in_features[0])
+        if own and key_positions is None:
+            key_positions = positions
+        if self.rotary is not None and positions is None:
+            self._check_lengths(query, query if key is None else key)
+        if not isinstance(key, KeysAndValues):
+            key = query if key is None else key
+            query, key, value = checks.query_key_value(query, key, key if value is None else value, heads=False)
+            key = self.project(key, value, key_positions)
+        elif value is not None:
+            raise ValueError("value must be None where key holds projected values. Got both.")
+        queries = self._positioned(self.query(query), self.query_ln, positions)
+        keys, values = key
         if self.kv_heads is not None:
             keys, values = (x[..., np.array(self.kv_heads), :] for x in (keys, values))
+        own_lens = valid_lens if own and np.ndim(valid_lens) < 2 else None  # type: ignore[arg-type]
         attended = self._attend(
             queries,
             keys,
             values,
             real_queries=own_lens,
             mask=all_of(mask, None if valid_lens is None else lengths(valid_lens)),
+            bias=bias,
+            score=score,
+            scale=self.scale,
+            logits_soft_cap=self.logits_soft_cap,
+            sinks=None if self.sinks is None else self.sinks[...],
+            query_positions=_whole(positions),
+            key_positions=_whole(key_positions),
             head_gates=head_gates,
+            implementation=implementation,
             return_weights=return_weights,
             **self.dropout.of_weights(rng),
         )
         heads, weights = as_pair(attended, return_weights)
-        output = self.out(heads)
-        return (output, weights) if return_weights else output
+        return outputs(self.out(heads), weights, return_weights)
+
+    def project(
+        self,
+        key: Float[Array, "*b s mk"],
+        value: Float[Array, "*b s mv"] | None = None,
+        positions: Real[Array, "..."] | None = None,
+    ) -> KeysAndValues:
+        """Keys and values for many calls with other queries, such as those of a decoder's steps over one memory.
+
+        Args:
+            key, value: as at the call.
+            positions: of the keys, as ``key_positions`` there.
+
+        Example:
+
+            >>> attend = MultiHeadAttention(num_heads=2, in_features=4, rngs=nnx.Rngs(0))
+            >>> memory = attend.project(jnp.ones((7, 4)))
+            >>> attend(jnp.ones((1, 4)), memory).shape
+            (1, 4)
+        """
+        value = key if value is None else value
+        key, value = (checks.floating(name, x, "*b s m", 2) for name, x in (("key", key), ("value", value)))
+        checks.width("key", key, self.key.in_features[0])
+        checks.width("value", value, self.value.in_features[0])
+        return KeysAndValues(self._positioned(self.key(key), self.key_ln, positions), self.value(value))
+
+    def _positioned(self, x: Array, norm: Any, positions: Any) -> Array:
+        """Heads of queries or keys, normalised and turned."""
+        if norm is not None:
+            x = norm(x) if self.qk_norm_over == "head" else norm(x.reshape(*x.shape[:-2], -1)).reshape(x.shape)
+        return x if self.rotary is None else self.rotary(x, positions)
+
+    def _check_lengths(self, query: Any, key: Any) -> None:
+        """Raise ValueError where it can't be known which positions the queries have."""
+        keys = key.keys if isinstance(key, KeysAndValues) else checks.floating("key", key, "*b s m", 2)
+        t, s = query.shape[-2], keys.shape[-3 if isinstance(key, KeysAndValues) else -2]
+        if t != s:
+            raise ValueError(
+                f"positions must be given where rotary positions turn {t} queries and {s} keys. Got None. The last "
+                "queries of a sequence have positions=jnp.arange(s - t, s), under mask=jattn.masks.causal()."
+            )
+
+
+def _whole(positions: Any) -> Any:
+    """Positions for masks and biases, which compare integers."""
+    return None if positions is None or jnp.issubdtype(jnp.result_type(positions), jnp.floating) else positions
+
+
+_PROJECTIONS = ("query", "key", "value", "out")
+
+
+def _names_of_biased(use_bias: Any) -> tuple[str, ...]:
+    """The projections that have biases."""
+    if isinstance(use_bias, bool | np.bool_):
+        return _PROJECTIONS if use_bias else ()
+    if isinstance(use_bias, str) or not np.iterable(use_bias) or not set(use_bias) <= set(_PROJECTIONS):
+        raise ValueError(f"use_bias must be True, False or some of {_PROJECTIONS}. Got {use_bias!r:.80}.")
+    return tuple(use_bias)
+
+
+def _norm_of_heads(normalize_qk: Any, epsilon: float | None) -> Norm | None:
+    if normalize_qk is False:
+        return None
+    if normalize_qk is True:
+        return Norm("layer", epsilon=1e-6 if epsilon is None else epsilon, use_bias=False)
+    norm = as_norm("normalize_qk", normalize_qk)
+    return norm if epsilon is None else dataclasses.replace(norm, epsilon=epsilon)
+
+
+def _rotary(rotary: Any, base: float | None) -> Rotary | None:
+    if rotary is not None and base is not None:
+        raise ValueError("rotary_base must be None where rotary is given, which has a base. Got both.")
+    if rotary is not None and not isinstance(rotary, Rotary):
+        raise ValueError(f"rotary must be a jattn.nn.Rotary. Got {rotary!r:.80}.")
+    return rotary if base is None else Rotary(base)
 
 
 class WideMultiHeadSelfAttention(MultiHeadAttention):
@@ -211,15 +336,7 @@ class WideMultiHeadSelfAttention(MultiHeadAttention):
         )
 
     def __call__(  # type: ignore[override]
-        self,
-        x: Float[Array, "*b t m"],
-        valid_lens: int | Int[Array, "..."] | None = None,
-        *,
-        mask: Mask | Bool[Array, "..."] | None = None,
-        head_gates: Float[Array, "..."] | None = None,
-        return_weights: bool = False,
-        rng: PRNGKeyArray | None = None,
+        self, x: Float[Array, "*b t m"], valid_lens: int | Int[Array, "..."] | None = None, **options: Any
     ) -> Float[Array, "*b t m"] | Any:
-        """Attend within ``x``; the other arguments as in `MultiHeadAttention`."""
-        options: dict[str, Any] = dict(mask=mask, head_gates=head_gates, return_weights=return_weights, rng=rng)
+        """Attend within ``x``; the other arguments as in `MultiHeadAttention`, without key and value."""
         return super().__call__(x, valid_lens=valid_lens, **options)

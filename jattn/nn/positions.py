@@ -4,11 +4,13 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32
-from jattn.nn.layers import embedding
+from jattn.nn.embeddings import Embed
+from jattn.nn.rotary_positions import rotary
+from jattn.nn.rotary_scaling import rotary_frequencies
 
 __all__ = ["LearnedPositions", "SinusoidalPositions", "rotary", "sinusoidal_positions"]
 
@@ -29,7 +31,7 @@ class LearnedPositions(nnx.Module):
     """
 
     def __init__(self, max_length: int, features: int, *, rngs: nnx.Rngs, **options: Any) -> None:
-        self.embedding = embedding(max_length, features, rngs=rngs, **options)
+        self.embedding = Embed(max_length, features, rngs=rngs, **options)
 
     def __call__(self, x: Float[Array, "*b t m"]) -> Float[Array, "*b t m"]:
         """x with the vectors of positions 0 to t - 1 added. Raises ValueError if there are not that many."""
@@ -75,49 +77,6 @@ def sinusoidal_positions(
 
     Source: Vaswani et al., Attention Is All You Need, 2017, section 3.5.
     """
-    angles = _angles(jnp.arange(t), features, base, dtype)
+    wide = at_least_float32(dtype)
+    angles = jnp.arange(t, dtype=wide)[:, None] * jnp.asarray(rotary_frequencies(base, features), wide)[None]
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(t, -1)[:, :features].astype(dtype)
-
-
-def rotary(
-    x: Float[Array, "*b t h d"], positions: Int[Array, "..."] | None = None, *, base: float = 10000.0
-) -> Float[Array, "*b t h d"]:
-    """Rotates each pair of features by an angle in proportion to the position.
-
-    Features i and i + d/2 are a pair and turn by ``position * base^(-2i/d)``, so that the dot product of a query and a
-    key depends on how far apart they are. This is the half-split form of GPT-NeoX and Llama.
-
-    Args:
-        x: query or key heads, ``*b t h d`` with d even.
-        positions: integers ``t`` or ``*b t``; 0 to t - 1 by default.
-        base: of the wavelengths.
-
-    Raises:
-        ValueError: if d is odd, or the positions are not integers of these shapes.
-
-    Example (position 0 stays as it is):
-
-        >>> x = jnp.ones((3, 1, 4))
-        >>> bool((rotary(x)[0] == x[0]).all())
-        True
-
-    Source: Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021.
-    """
-    x = checks.floating("x", x, "*b t h d", 3)
-    t, d = x.shape[-3], x.shape[-1]
-    if d % 2:
-        raise ValueError(f"x must have an even number of features for rotary positions. Got {d}.")
-    positions = jnp.arange(t) if positions is None else checks.integer_axis("positions", positions)
-    if positions.shape not in ((t,), x.shape[:-2]):
-        raise ValueError(f"positions must have shape {(t,)} or {x.shape[:-2]}. Got {positions.shape}.")
-    angles = _angles(positions, d, base, x.dtype)[..., None, :]
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    first, second = jnp.split(x.astype(angles.dtype), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-def _angles(positions: Int[Array, "*b t"], d: int, base: float, dtype: Any) -> Float[Array, "*b t pair"]:
-    """Position times frequency, in float32 or wider: lower precision loses late positions."""
-    dtype = at_least_float32(dtype)
-    frequencies = base ** (-jnp.arange(0, d, 2, dtype=dtype) / d)
-    return positions[..., None].astype(dtype) * frequencies

@@ -1,98 +1,58 @@
-"""The transformer block: attention and a network on each position, with residuals and layer norms."""
+"""The transformer block: attention and a network on each position, with residuals and norms."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
 
 from jattn._engine import checks
+from jattn.biases import Bias
+from jattn.implementations.choice import ImplementationName
 from jattn.masks import Mask, all_of
 from jattn.masks import causal as causal_mask
 from jattn.nn.dropout import Dropout, split
-from jattn.nn.layers import Initializer, LayerNorm, Linear, default_bias_init, default_kernel_init
-from jattn.nn.multi_head import MultiHeadAttention
-from jattn.nn.weights import as_pair
+from jattn.nn.feed_forward import Activation, FeedForward
+from jattn.nn.layers import Initializer, default_bias_init, default_kernel_init
+from jattn.nn.multi_head import KeysAndValues, MultiHeadAttention
+from jattn.nn.norms import Norm, as_norm
+from jattn.nn.weights import as_pair, outputs
 
-__all__ = ["ACTIVATION_FUNCTIONS", "Activation", "FeedForward", "TransformerBlock"]
+__all__ = ["TransformerBlock"]
 
-Activation = Literal["relu", "gelu", "gelu_tanh"]
-ACTIVATION_FUNCTIONS = {
-    "relu": jax.nn.relu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
-
-
-class FeedForward(nnx.Module):
-    """The same two-layer network on each position: ``dropout(W_2 dropout(activation(W_1 x)))``.
-
-    Args:
-        features: m, the width of input and output.
-        hidden_features: the width between.
-        activation: ``"relu"``, ``"gelu"``, the exact one, or ``"gelu_tanh"``, its approximation.
-        dropout_rate: in training, in [0, 1).
-        kernel_init, bias_init, dtype, param_dtype: as in ``flax.nnx.Linear``.
-        rngs: for the initial parameters.
-
-    Example:
-
-        >>> FeedForward(8, 32, rngs=nnx.Rngs(0))(jnp.ones((2, 5, 8))).shape
-        (2, 5, 8)
-    """
-
-    def __init__(
-        self,
-        features: int,
-        hidden_features: int,
-        *,
-        activation: Activation = "relu",
-        dropout_rate: float = 0.0,
-        kernel_init: Initializer = default_kernel_init,
-        bias_init: Initializer = default_bias_init,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        checks.one_of("activation", activation, tuple(ACTIVATION_FUNCTIONS))
-        options: dict[str, Any] = dict(
-            kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-        )
-        self.linear1 = Linear(features, hidden_features, **options)
-        self.linear2 = Linear(hidden_features, features, **options)
-        self.activation = activation
-        self.dropout = Dropout(dropout_rate)
-
-    def __call__(self, x: Float[Array, "*b t m"], *, rng: PRNGKeyArray | None = None) -> Float[Array, "*b t m"]:
-        """The network's output; ``rng`` a ``jax.random.key`` for dropout in training."""
-        x = checks.floating("x", x, "*b t m", 1)
-        checks.width("x", x, self.linear1.in_features)
-        inner, outer = split(rng, 2)
-        x = self.dropout(ACTIVATION_FUNCTIONS[self.activation](self.linear1(x)), inner)
-        return self.dropout(self.linear2(x), outer)
+NormPlace = Literal["post", "pre", "sandwich", "branch"]
 
 
 class TransformerBlock(nnx.Module):
     """Self-attention, optionally attention to a memory, and a feed-forward network, each f with a residual.
 
-    ``norm="post"``: ``x = dropout(norm(x + f(x)))``, dropout here and none inside the feed-forward network.
-    ``norm="pre"``: ``x = x + f(norm(x))``, dropout inside the feed-forward network.
+    ``norm="post"``: ``x = dropout(norm(x + drop(f(x))))``, dropout here and none inside the feed-forward network.
+    ``norm="pre"``: ``x = x + drop(f(norm(x)))``, dropout inside the feed-forward network.
+    ``norm="sandwich"``: ``x = x + norm'(drop(f(norm(x))))``, as in Gemma 2.
+    ``norm="branch"``: ``x = x + norm(drop(f(x)))``, as in OLMo 2.
 
     Args:
         num_heads: how many query heads.
         features: m, the width.
         feedforward_features: the feed-forward network's inner width.
-        norm: ``"post"`` (Vaswani et al., 2017) or ``"pre"`` (Xiong et al., 2020).
-        activation: ``"relu"``, ``"gelu"``, the exact one, or ``"gelu_tanh"``, its approximation.
-        dropout_rate: in training, in [0, 1).
+        norm: ``"post"`` (Vaswani et al., 2017), ``"pre"`` (Xiong et al., 2020), ``"sandwich"`` or ``"branch"``.
+        norm_kind: a `Norm`, ``"layer"`` or ``"rms"``.
+        parallel: whether attention and network see the same x, ``x + f(norm1(x)) + g(norm2(x))``, as in GPT-NeoX; under
+            ``norm="pre"`` and without cross attention.
+        activation, gated: of the `FeedForward`.
+        feedforward_bias: whether it has biases.
+        dropout_rate: in training, in [0, 1), where ``norm`` says.
+        residual_dropout_rate: of what f gives, before it is added: drop above, as in BERT and GPT-2.
         attention_dropout_rate: of the attention weights.
-        use_bias: whether the attention's projections have biases.
+        use_bias: whether the attention's projections have biases, or which of them do.
         causal: whether self-attention sees the past only.
         cross_attention: whether there is a second attention, to a memory of the same width. Its norm is ``norm2``,
             the feed-forward network's then ``norm3``.
         num_kv_heads, normalize_qk: as in `MultiHeadAttention`, for both attentions.
         rotary_base: as there, for self-attention.
+        attention: further arguments of the self-attention, a `MultiHeadAttention`, by name.
         kernel_init, bias_init, dtype, param_dtype: as in ``flax.nnx.Linear``.
         rngs: for the initial parameters.
 
@@ -110,23 +70,32 @@ class TransformerBlock(nnx.Module):
         features: int,
         feedforward_features: int,
         *,
-        norm: Literal["post", "pre"] = "post",
+        norm: NormPlace = "post",
+        norm_kind: Norm | Literal["layer", "rms"] = "layer",
+        parallel: bool = False,
         activation: Activation = "relu",
+        gated: bool = False,
+        feedforward_bias: bool = True,
         dropout_rate: float = 0.0,
+        residual_dropout_rate: float = 0.0,
         attention_dropout_rate: float = 0.0,
-        use_bias: bool = True,
+        use_bias: Any = True,
         causal: bool = False,
         cross_attention: bool = False,
         num_kv_heads: int | None = None,
-        normalize_qk: bool = False,
+        normalize_qk: Any = False,
         rotary_base: float | None = None,
+        attention: Mapping[str, Any] | None = None,
         kernel_init: Initializer = default_kernel_init,
         bias_init: Initializer = default_bias_init,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        checks.one_of("norm", norm, ("post", "pre"))
+        checks.one_of("norm", norm, ("post", "pre", "sandwich", "branch"))
+        if checks.flag("parallel", parallel) and (norm != "pre" or cross_attention):
+            raise ValueError('parallel must be False unless norm="pre", without cross attention. Got True.')
+        make_norm = as_norm("norm_kind", norm_kind)
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         inits: dict[str, Any] = dict(kernel_init=kernel_init, bias_init=bias_init)
         heads: dict[str, Any] = dict(
@@ -135,9 +104,9 @@ class TransformerBlock(nnx.Module):
             normalize_qk=normalize_qk,
             dropout_rate=attention_dropout_rate,
         )
-        self.pre_norm = norm == "pre"
-        self.causal = causal
-        self.attention = MultiHeadAttention(num_heads, features, rotary_base=rotary_base, **heads, **inits, **types)
+        own: dict[str, Any] = {"rotary_base": rotary_base, **heads, **(attention or {})}
+        self.norm, self.parallel, self.causal = norm, parallel, causal
+        self.attention = MultiHeadAttention(num_heads, features, **own, **inits, **types)
         # The positions of a memory are not those of x, so cross attention is never rotary.
         self.cross_attention = (
             MultiHeadAttention(num_heads, features, **heads, **inits, **types) if cross_attention else None
@@ -146,24 +115,34 @@ class TransformerBlock(nnx.Module):
             features,
             feedforward_features,
             activation=activation,
-            dropout_rate=dropout_rate if self.pre_norm else 0.0,
+            gated=gated,
+            use_bias=feedforward_bias,
+            dropout_rate=0.0 if norm == "post" else dropout_rate,
             **inits,
             **types,
         )
-        self.norm1 = LayerNorm(features, **types)
-        self.norm2 = LayerNorm(features, **types)
-        self.norm3 = LayerNorm(features, **types) if cross_attention else None
-        self.dropout = Dropout(0.0 if self.pre_norm else dropout_rate)
+        self.norm1 = make_norm(features, **types)
+        self.norm2 = make_norm(features, **types)
+        self.norm3 = make_norm(features, **types) if cross_attention else None
+        sublayers = 3 if cross_attention else 2
+        after = [make_norm(features, **types) for _ in range(sublayers)] if norm == "sandwich" else None
+        self.norms_after = None if after is None else nnx.List(after)
+        self.residual_dropout = Dropout(residual_dropout_rate)
+        self.dropout = Dropout(dropout_rate if norm == "post" else 0.0)
 
     def __call__(
         self,
         x: Float[Array, "*b t m"],
-        memory: Float[Array, "*b s m"] | None = None,
+        memory: Float[Array, "*b s m"] | KeysAndValues | None = None,
         *,
         valid_lens: int | Int[Array, "..."] | None = None,
         mask: Mask | Bool[Array, "..."] | None = None,
+        bias: Bias | Float[Array, "..."] | None = None,
+        positions: Real[Array, "..."] | None = None,
+        head_gates: Float[Array, "..."] | None = None,
         memory_valid_lens: int | Int[Array, "..."] | None = None,
         memory_mask: Mask | Bool[Array, "..."] | None = None,
+        implementation: ImplementationName | None = None,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "*b t m"] | Any:
@@ -171,27 +150,20 @@ class TransformerBlock(nnx.Module):
 
         Args:
             x: ``*b t m``.
-            memory: ``*b s m``, what cross attention attends to.
-            valid_lens, mask: who may attend to whom within x, as in `MultiHeadAttention`.
+            memory: ``*b s m``, what cross attention attends to, or what ``cross_attention.project`` made of it.
+            valid_lens, mask, bias, positions, head_gates: of the attention within x, as in `MultiHeadAttention`.
             memory_valid_lens, memory_mask: likewise for the memory.
+            implementation: as in `jattn.attention`.
             return_weights: also return the weights ``*b h t t``; with cross attention the pair of self-attention's and
                 cross attention's (``*b h t s``).
             rng: a ``jax.random.key`` for dropout in training.
 
         Returns:
-            ``*b t m``; with return_weights also the weights.
+            ``*b t m``; with return_weights an `Outputs` of it and the weights.
         """
         x = checks.floating("x", x, "*b t m", 2)
         checks.width("x", x, self.norm1.num_features)
-        if memory is None and self.cross_attention is not None:
-            raise ValueError("memory must be given to a block with cross_attention=True. Got None.")
-        if memory is not None and self.cross_attention is None:
-            raise ValueError(
-                "memory must be None for a block with cross_attention=False. Got an array. "
-                "Make the block with cross_attention=True."
-            )
-        if memory is None and (memory_valid_lens is not None or memory_mask is not None):
-            raise ValueError("memory_valid_lens and memory_mask must be None without a memory. Got at least one.")
+        self._check_memory(memory, memory_valid_lens, memory_mask)
         if self.causal:
             mask = all_of(causal_mask(), mask)
         rngs = split(rng, 6)
@@ -203,11 +175,16 @@ class TransformerBlock(nnx.Module):
             self._before(self.norm1, x).reshape(shape),
             valid_lens=valid_lens,
             mask=mask,
+            bias=bias,
+            positions=positions,
+            head_gates=head_gates,
+            implementation=implementation,
             return_weights=return_weights,
             rng=rngs[0],
         )
         y, weights = as_pair(attended, return_weights)
-        x = self._after(self.norm1, x, y.reshape(x.shape), rngs[1])
+        own = x  # what the network sees, where both are parallel
+        x = self._after(0, self.norm1, x, y.reshape(x.shape), rngs[1])
 
         if self.cross_attention is not None:
             attended = self.cross_attention(
@@ -215,22 +192,40 @@ class TransformerBlock(nnx.Module):
                 memory,
                 valid_lens=memory_valid_lens,
                 mask=memory_mask,
+                implementation=implementation,
                 return_weights=return_weights,
                 rng=rngs[2],
             )
             y, cross_weights = as_pair(attended, return_weights)
-            x = self._after(self.norm2, x, y.reshape(x.shape), rngs[3])
+            x = self._after(1, self.norm2, x, y.reshape(x.shape), rngs[3])
             weights = (weights, cross_weights)
 
         norm = self.norm2 if self.norm3 is None else self.norm3
-        y = self.feed_forward(self._before(norm, x), rng=rngs[4])
-        x = self._after(norm, x, y, rngs[5]).reshape(shape)
-        return (x, weights) if return_weights else x
+        y = self.feed_forward(self._before(norm, own if self.parallel else x), rng=rngs[4])
+        x = self._after(-1, norm, x, y, rngs[5]).reshape(shape)
+        return outputs(x, weights, return_weights)
 
-    def _before(self, norm: LayerNorm, x: Array) -> Array:
+    def _before(self, norm: Any, x: Array) -> Array:
         """What a sublayer sees of x."""
-        return norm(x) if self.pre_norm else x
+        return norm(x) if self.norm in ("pre", "sandwich") else x
 
-    def _after(self, norm: LayerNorm, x: Array, y: Array, rng: PRNGKeyArray | None) -> Array:
-        """x with a sublayer's output y added."""
-        return x + y if self.pre_norm else self.dropout(norm(x + y), rng)
+    def _after(self, i: int, norm: Any, x: Array, y: Array, rng: PRNGKeyArray | None) -> Array:
+        """x with the output y of the i-th sublayer added."""
+        if self.residual_dropout.rate > 0:  # of its own rng, as there may be the other dropout too
+            y = self.residual_dropout(y, None if rng is None else jax.random.fold_in(rng, 1))
+        if self.norm == "post":
+            return self.dropout(norm(x + y), rng)
+        if self.norm == "branch":
+            return x + norm(y)
+        return x + (y if self.norms_after is None else self.norms_after[i](y))
+
+    def _check_memory(self, memory: Any, valid_lens: Any, mask: Any) -> None:
+        if memory is None and self.cross_attention is not None:
+            raise ValueError("memory must be given to a block with cross_attention=True. Got None.")
+        if memory is not None and self.cross_attention is None:
+            raise ValueError(
+                "memory must be None for a block with cross_attention=False. Got an array. "
+                "Make the block with cross_attention=True."
+            )
+        if memory is None and (valid_lens is not None or mask is not None):
+            raise ValueError("memory_valid_lens and memory_mask must be None without a memory. Got at least one.")

@@ -1,11 +1,23 @@
 """Weights on request: a layer asks its attention for them only if it was asked itself, as they cost a matrix."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, PRNGKeyArray
 
-__all__ = ["as_pair", "in_turn"]
+__all__ = ["Outputs", "as_pair", "in_turn", "outputs"]
+
+
+class Outputs(NamedTuple):
+    """What a layer returns where more than its output is asked for; take its parts by name."""
+
+    output: Array
+    weights: Any  # *b h t s; of several attentions, in the order in which they run
+
+
+def outputs(output: Array, weights: Any, return_weights: bool) -> Any:
+    """What a layer called with this ``return_weights`` returns."""
+    return Outputs(output, weights) if return_weights else output
 
 
 def as_pair(result: Any, return_weights: bool) -> tuple[Array, Any]:

@@ -64,10 +64,12 @@ def unbiased_variance(site: Site) -> str | None:
     return None
 
 
-Norm = tuple[float, bool, int]  # epsilon, whether the mean is subtracted, what the width is less by in the variance
+NormSettings = tuple[
+    float, bool, int
+]  # epsilon, whether the mean is subtracted, what the width is less by in the variance
 
 
-def _norms(site: Site) -> Iterator[tuple[str, tuple[Norm, Norm]]]:
+def _norms(site: Site) -> Iterator[tuple[str, tuple[NormSettings, NormSettings]]]:
     """The kinds of norm that give both sides' numbers from numbers that agree."""
     for layer, x in itertools.product(site.layers, site.before):
         scale = layer.parameters.get("weight")
@@ -79,7 +81,7 @@ def _norms(site: Site) -> Iterator[tuple[str, tuple[Norm, Norm]]]:
             yield layer.name or "It", (theirs, ours)
 
 
-def _kind_of_norm(site: Site, x: np.ndarray, y: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> Norm | None:
+def _kind_of_norm(site: Site, x: np.ndarray, y: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> NormSettings | None:
     if y.shape != x.shape:
         return None
     for center, ddof in ((True, 0), (False, 0), (True, 1)):

@@ -5,6 +5,8 @@ each kind of leaf has a map between its parameters and PyTorch's:
 
     flax.nnx.Linear         kernel (in, out)                 weight (out, in)          bias (out)
     flax.nnx.LinearGeneral  kernel (m, h, d) or (h, e, m)    weight (h d, m), (m, h e) bias (h d), (m)
+    flax.nnx.Conv           kernel (k, in, out)              weight (out, in, k)       bias (out)
+                            kernel (height, width, in, out)  weight (out, in, height, width)
     flax.nnx.LayerNorm      scale, bias                      weight, bias
     flax.nnx.RMSNorm        scale                            weight
     flax.nnx.Embed          embedding                        weight

@@ -200,9 +200,7 @@ def _kernel_and_bias(module: Any, weight: str, bias: str) -> Iterator[Map]:
     """A kernel of any axes, flattened to (in, out) and transposed; PyTorch's Linear computes x W^T."""
     shape = module.kernel.shape
     inner = tuple(np.atleast_1d(module.in_features).tolist())
-    expected = (*inner, *np.atleast_1d(module.out_features).tolist())
-    if shape != expected:
-        raise ValueError(f"module must hold one model. Got {weight} of a kernel of shape {shape}, not {expected}.")
+    _check_one_model(weight, shape, (*inner, *np.atleast_1d(module.out_features).tolist()))
     width = math.prod(inner)
     yield _one_to_one(module.kernel, weight, lambda x: x.reshape(width, -1).T, lambda x: x.T.reshape(shape))
     if module.bias is not None:
@@ -210,8 +208,27 @@ def _kernel_and_bias(module: Any, weight: str, bias: str) -> Iterator[Map]:
         yield _one_to_one(module.bias, bias, lambda x: x.reshape(-1), lambda x: x.reshape(bias_shape))
 
 
+def _check_one_model(weight: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise ValueError(f"module must hold one model. Got {weight} of a kernel of shape {shape}, not {expected}.")
+
+
 def _linear_maps(module: Any, path: str) -> Iterator[Map]:
     return _kernel_and_bias(module, f"{path}weight", f"{path}bias")
+
+
+def _convolution_maps(module: nnx.Conv, path: str) -> Iterator[Map]:
+    """A kernel (k, in, out) or (height, width, in, out) as (out, in, k) or (out, in, height, width)."""
+    _check_one_model(f"{path}weight", module.kernel.shape, tuple(module.kernel_shape))
+    channels_first, channels_last = ((-1, -2), (0, 1)), ((0, 1), (-1, -2))
+    yield _one_to_one(
+        module.kernel,
+        f"{path}weight",
+        lambda x: np.moveaxis(x, *channels_first),
+        lambda x: np.moveaxis(x, *channels_last),
+    )
+    if module.bias is not None:
+        yield from _child_maps(module.bias, f"{path}bias")
 
 
 def _norm_maps(module: Any, path: str) -> Iterator[Map]:
@@ -288,6 +305,7 @@ def _torch_attention_maps(module: TorchMultiheadAttention, path: str) -> Iterato
 _MAPS: dict[type, Callable[[Any, str], Iterator[Map]]] = {
     nnx.Linear: _linear_maps,
     nnx.LinearGeneral: _linear_maps,
+    nnx.Conv: _convolution_maps,
     nnx.LayerNorm: _norm_maps,
     nnx.RMSNorm: _norm_maps,
     nnx.Embed: _embed_maps,

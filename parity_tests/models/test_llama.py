@@ -79,7 +79,8 @@ def under_their_names(twin: torch_ref.models.Llama) -> dict[str, torch.Tensor]:
             f"{layer}self_attn.{name}_proj": getattr(attend, part)
             for name, part in zip("qkvo", ("query", "key", "value", "out"), strict=True)
         }
-        named |= {f"{layer}mlp.{name}_proj": getattr(feed, name) for name in ("gate", "up", "down")}
+        parts = {"gate": feed.gate, "up": feed.linear1, "down": feed.linear2}
+        named |= {f"{layer}mlp.{name}_proj": part for name, part in parts.items()}
     return {f"{name}.weight": module.weight for name, module in named.items()}
 
 

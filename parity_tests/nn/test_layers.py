@@ -1,4 +1,4 @@
-"""The layers that torch.nn has itself: linear ones, norms and embeddings."""
+"""The layers that torch.nn has itself, linear ones and norms, and Gemma's norm."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from flax import nnx
 
+import torch_ref.nn
 from jattn import nn
 from parity_tests.compare import DTYPES
 from parity_tests.conftest import Parity
@@ -17,7 +18,6 @@ B, T, M = 2, 5, 12
 FLOAT64 = ("float64",)
 # Of another seed than the cotangent: a norm's gradient along its own input is zero, and all of it rounding.
 x = np.random.default_rng(1).standard_normal((B, T, M))
-tokens = np.array([[3, 0, 7, 3, 1], [0, 0, 5, 7, 2]])
 
 
 def apply(module: Any, x: Any) -> Any:
@@ -97,23 +97,36 @@ def test_default_epsilon_of_rms_norm(dtype: str) -> None:
     np.testing.assert_allclose(np.float32(ours), expected.detach().float(), rtol=1e-6 if dtype == "float32" else 1e-2)
 
 
-@pytest.mark.parametrize("padding_idx", [None, 0, 3, -3])
-def test_embedding(parity: Parity, padding_idx: int | None) -> None:
-    """The row for padding is looked up as it is, and has no gradient."""
+@pytest.mark.parametrize("offset", [1.0, 0.3])
+def test_rms_norm_with_an_offset(parity: Parity, offset: float) -> None:
     parity(
-        "embedding / nn.Embedding",
-        lambda module, tokens: module(tokens),
-        lambda module, tokens: module(tokens),
-        {},
-        {"tokens": tokens},
-        module=blank(lambda: nn.embedding(8, M, padding_idx=padding_idx, rngs=nnx.Rngs(0))),
-        torch_module=randomised(torch.nn.Embedding(8, M, padding_idx)),
-        dtypes=DTYPES if padding_idx == 0 else FLOAT64,
+        "RMSNorm, offset",
+        apply,
+        apply,
+        {"x": x},
+        module=blank(lambda: nn.RMSNorm(M, epsilon=1e-6, scale_offset=offset, rngs=nnx.Rngs(0))),
+        torch_module=randomised(torch_ref.nn.RMSNorm(M, scale_offset=offset)),
+        dtypes=DTYPES if offset == 1 else FLOAT64,
     )
 
 
-@pytest.mark.parametrize("padding_idx", [0, -2])
-def test_the_row_for_padding_begins_as_zero(padding_idx: int) -> None:
-    ours = np.asarray(nn.embedding(8, M, padding_idx=padding_idx, rngs=nnx.Rngs(0)).embedding[...])
-    theirs = torch.nn.Embedding(8, M, padding_idx).weight.detach().numpy()
-    np.testing.assert_array_equal((ours == 0).all(axis=1), (theirs == 0).all(axis=1))
+def test_rms_norm_with_an_offset_begins_alike() -> None:
+    for offset in (0.0, 1.0):
+        ours = nn.RMSNorm(M, scale_offset=offset, rngs=nnx.Rngs(0)).scale[...]
+        np.testing.assert_array_equal(ours, torch_ref.nn.RMSNorm(M, scale_offset=offset).weight.detach())
+
+
+def test_rms_norm_of_gemma(parity: Parity, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's takes the norm in float32 whatever its dtype; here in float64 where x is that."""
+    reason = "no transformers: the norm was not compared with Gemma's"
+    gemma = pytest.importorskip("transformers.models.gemma.modeling_gemma", reason=reason)
+    narrow = torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: x if x.dtype == torch.float64 else narrow(x))
+    parity(
+        "RMSNorm, offset / GemmaRMSNorm",
+        apply,
+        apply,
+        {"x": x},
+        module=blank(lambda: nn.RMSNorm(M, epsilon=1e-3, scale_offset=1.0, rngs=nnx.Rngs(0))),
+        torch_module=randomised(gemma.GemmaRMSNorm(M, eps=1e-3)),
+    )

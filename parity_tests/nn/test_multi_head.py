@@ -36,6 +36,7 @@ ALONE = {"query": queries}
 CROSS = {"query": queries, "key": keys}
 THREE = {"query": queries, "key": narrow_keys, "value": narrow_values}
 WIDTHS = {"key_features": 10, "value_features": 9}
+OVER = {"qk_norm_over": "width", "qk_norm_epsilon": 1e-5}
 
 MULTI_HEAD: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]] = {
     "self": ({}, ALONE, {}),
@@ -48,7 +49,17 @@ MULTI_HEAD: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any
     "two kv heads": ({"num_heads": 6, "num_kv_heads": 2}, CROSS, {}),
     "normalised": ({"normalize_qk": True}, CROSS, {}),
     "normalised, PyTorch's epsilon": ({"normalize_qk": True, "qk_norm_epsilon": 1e-5}, ALONE, {}),
-    "rotary": ({"rotary_base": 10000.0}, CROSS, {}),
+    "RMS normalised": ({"normalize_qk": "rms", "qk_norm_epsilon": 1e-6}, CROSS, {}),
+    "layer normalised, with bias": ({"normalize_qk": "layer", "qk_norm_epsilon": 1e-3}, CROSS, {}),
+    "normalised over the width": ({"num_heads": 6, "num_kv_heads": 2, "normalize_qk": "rms", **OVER}, CROSS, {}),
+    "some biases": ({"use_bias": ("query", "key", "value")}, CROSS, {}),
+    "bias of the output": ({"use_bias": ("out",)}, ALONE, {}),
+    "scale, soft cap": ({"scale": 0.7, "logits_soft_cap": 1.5}, CROSS, {"mask": mask}),
+    "sinks": ({"use_sinks": True}, CROSS, {"valid_lens": valid_lens}),
+    "a bias of the logits": ({}, {**CROSS, "bias": rng.standard_normal((3, 5, 7))}, {"mask": mask}),
+    "rotary": ({"rotary_base": 10000.0}, CROSS, {"positions": np.arange(5), "key_positions": np.arange(7)}),
+    "rotary, positions": ({"rotary_base": 50.0}, ALONE, {"positions": np.array([[0, 1, 2, 3, 4], [0, 0, 1, 7, 9]])}),
+    "rotary, last queries": ({"rotary_base": 50.0}, CROSS, {"positions": np.arange(2, 7)}),
     "rotary, another base": ({"rotary_base": 50.0, "num_kv_heads": 1}, ALONE, {}),
     "gate per head": ({}, {**CROSS, "head_gates": np.array([0.3, -1.2, 0.0])}, {}),
     "gate per example": ({}, {**ALONE, "head_gates": gates}, {}),
@@ -88,7 +99,7 @@ def test_multi_head_attention_with_everything_in_each_dtype(parity: Parity) -> N
         **WIDTHS,
     )
     inputs = {**THREE, "head_gates": gates}
-    fixed = {"valid_lens": valid_lens_per_query, "mask": head_mask}
+    fixed = {"valid_lens": valid_lens_per_query, "mask": head_mask, "positions": np.arange(2, 7)}
     parity("MultiHeadAttention", call_for_weights, call_for_weights, inputs, fixed, **modules)
 
 

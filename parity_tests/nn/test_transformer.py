@@ -22,12 +22,21 @@ memory = rng.standard_normal((2, 7, 12))  # b s m
 many_positions = rng.standard_normal((8, 512, 12))
 lengths, memory_lengths = np.array([4, 0]), np.array([3, 7])
 mask = rng.random((5, 5)) < 0.6
+FLOAT64 = ("float64",)
 SIZES = {"num_heads": 3, "features": 12, "feedforward_features": 10}
 
 
-@pytest.mark.parametrize(("activation", "dtypes"), [("relu", ("float64",)), ("gelu", DTYPES)])
-def test_feed_forward(parity: Parity, activation: str, dtypes: tuple[str, ...]) -> None:
-    modules = both(nn.FeedForward, 12, 10, activation=activation)
+@pytest.mark.parametrize(
+    ("options", "dtypes"),
+    [
+        ({"activation": "gelu"}, DTYPES),
+        ({"activation": "relu"}, FLOAT64),
+        ({"activation": "silu", "gated": True}, FLOAT64),
+        ({"activation": "gelu_tanh", "gated": True, "use_bias": False}, DTYPES),
+    ],
+)
+def test_feed_forward(parity: Parity, options: dict[str, Any], dtypes: tuple[str, ...]) -> None:
+    modules = both(nn.FeedForward, 12, 10, **options)
     parity("FeedForward", call, call, {"x": x}, **modules, dtypes=dtypes)
 
 
@@ -70,10 +79,22 @@ def test_layer_norm(parity: Parity, spread: float) -> None:
 ALONE = {"x": x}
 BOTH = {"x": x, "memory": memory}
 DECODER = {"causal": True, "cross_attention": True}
+RMS = {"norm_kind": "rms"}
+SWIGLU = {"activation": "silu", "gated": True, "feedforward_bias": False}
 
 BLOCKS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]] = {
     "post, gelu, lengths": ({"activation": "gelu"}, ALONE, {"valid_lens": lengths}),
     "pre": ({"norm": "pre"}, ALONE, {}),
+    "pre, parallel": ({"norm": "pre", "parallel": True, "causal": True}, ALONE, {}),
+    "sandwich, RMS, GeGLU": ({"norm": "sandwich", **RMS, "activation": "gelu_tanh", "gated": True}, ALONE, {}),
+    "branch": ({"norm": "branch", **RMS}, ALONE, {"valid_lens": lengths}),
+    "pre, SwiGLU, no biases": ({"norm": "pre", "use_bias": False, **SWIGLU}, ALONE, {"mask": mask}),
+    "sandwich, decoder": ({**DECODER, "norm": "sandwich"}, BOTH, {"memory_valid_lens": np.array([0, 4])}),
+    "positions, bias of the logits": (
+        {"norm": "pre", "attention": {"rotary_base": 50.0, "logits_soft_cap": 1.5, "use_sinks": True}},
+        {"x": x, "bias": rng.standard_normal((3, 5, 5))},
+        {"positions": np.array([[0, 1, 2, 3, 4], [0, 0, 1, 7, 9]])},
+    ),
     "causal, mask": ({"causal": True, "norm": "pre"}, ALONE, {"mask": mask}),
     "no bias, grouped": ({"use_bias": False, "num_kv_heads": 1}, ALONE, {}),
     "normalised, rotary": ({"normalize_qk": True, "rotary_base": 100.0, "norm": "pre"}, ALONE, {}),

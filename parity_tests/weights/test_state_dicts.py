@@ -59,6 +59,9 @@ MODULES: dict[str, tuple[Callable[[], dict[str, Any]], tuple[torch.Tensor, ...]]
     "NadarayaWatson": (kernel_regression, (normal(5), normal(7), normal(7))),
     "LearnedPositions": (lambda: both(nn.LearnedPositions, 9, 12), (x,)),
     "layer_norm": (layer_norm, (x,)),
+    "Embed": (lambda: both(nn.Embed, 8, 12, padding_idx=3, scale=0.5), (tokens(2, 5),)),
+    "Conv": (lambda: both(nn.Conv, 12, 8, 3, strides=2, padding=1), (x,)),
+    "Conv, image": (lambda: both(nn.Conv, 12, 8, (3, 2), feature_group_count=2), (normal(2, 5, 7, 12),)),
     "FeedForward": (lambda: both(nn.FeedForward, 12, 10), (x,)),
     "TransformerBlock": (lambda: both(nn.TransformerBlock, **BLOCK), (x,)),
     "TransformerBlock, all options": (
@@ -303,16 +306,18 @@ def test_plain_containers() -> None:
     assert list(names) == ["heads.a.weight", "heads.a.bias", "heads.b.0.weight", "heads.b.0.bias"]
 
 
-@pytest.mark.parametrize("layer", [nnx.Conv(3, 3, (3,), rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))])
+@pytest.mark.parametrize("layer", [nnx.ConvTranspose(3, 3, (3,), rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))])
 def test_layers_without_a_map(layer: nnx.Module) -> None:
     with pytest.raises(ValueError, match=r"module must be made of layers that have a map to PyTorch's\. Got .*other\."):
         state_dict(Holder(one=linear(), other=layer))
 
 
 def test_several_models_in_one() -> None:
-    ensemble = nnx.vmap(lambda rng: nnx.Linear(2, 5, rngs=nnx.Rngs(rng)))(jax.random.split(jax.random.key(0), 3))
-    with pytest.raises(ValueError, match=r"module must hold one model\. Got weight of a kernel of shape \(3, 2, 5\)"):
-        state_dict(ensemble)
+    message = r"module must hold one model\. Got weight of a kernel of shape \(3, (4, )?2, 5\)"
+    for make in (lambda rng: nnx.Linear(2, 5, rngs=nnx.Rngs(rng)), lambda rng: nnx.Conv(2, 5, 4, rngs=nnx.Rngs(rng))):
+        ensemble = nnx.vmap(make)(jax.random.split(jax.random.key(0), 3))
+        with pytest.raises(ValueError, match=message):
+            state_dict(ensemble)
 
 
 def test_shared_parameters_must_agree() -> None:

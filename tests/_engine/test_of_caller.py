@@ -1,22 +1,16 @@
 """Functions and subclasses of the caller's: what is wrong with one is said in its own words, not in JAX's."""
 
-import re
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jattn import attention, biases, masks, scores
+from tests.errors import raises
 
 pytestmark = [pytest.mark.usefixtures("unchecked"), pytest.mark.every_case]
 
 B, T, S, H, D, E = 2, 5, 7, 4, 3, 6
 QUERY, KEY, VALUE = jnp.ones((B, T, H, D)), jnp.ones((B, S, 2, D)), jnp.ones((B, S, 2, E))
-
-
-def raises(*phrases: str):
-    """A ValueError with these phrases, in this order."""
-    return pytest.raises(ValueError, match=r"[\s\S]*".join(map(re.escape, phrases)))
 
 
 class NoFormula(masks.Mask):

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jattn import models
 from jattn.models import decoding
-from tests.test_mistakes import raises
+from tests.errors import raises
 
 V, BOS, EOS, PAD, T = 9, 1, 2, 3, 6
 SEARCH: dict[str, Any] = {"bos": BOS, "eos": EOS, "max_length": T}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from examples import pairs
 from examples.pairs import BOS, EOS, PAD, UNK, Corpus, Vocabulary, characters, hold_out, padded, read_pairs, words
-from tests.test_mistakes import raises
+from tests.errors import raises
 
 DATA = Path(__file__).parents[2] / "examples" / "data" / "eng-fra.tsv"
 

@@ -1,4 +1,4 @@
-"""The layers of Flax with PyTorch's defaults: norms, embeddings, and every error."""
+"""The layers of Flax with PyTorch's defaults: norms, and every error."""
 
 import re
 from typing import Any
@@ -41,13 +41,17 @@ def test_own_derivative_of_rms_norm(x64: None, epsilon: float | None) -> None:
     check_grads(lambda x: layer(jnp.asarray(x)), (jnp.asarray(normal((3, 6))),), order=2)
 
 
-def test_embedding_without_padding_has_all_gradients() -> None:
-    tokens = jnp.array([[0, 1, 1]])
-    for padding_idx, expected in ((None, [1, 2, 0]), (1, [1, 0, 0]), (-3, [0, 2, 0])):
-        layer = nn.embedding(3, 2, padding_idx=padding_idx, rngs=rngs)
-        graph, parameters = nnx.split(layer)
-        gradient = jax.grad(lambda p, g=graph: nnx.merge(g, p)(tokens).sum())(parameters)
-        np.testing.assert_array_equal(gradient["embedding"][...][:, 0], expected)
+def test_offset_of_rms_norm() -> None:
+    """It is there at first, and what is learned is added to it, in float32 also where the scale is narrower."""
+    x = jnp.array([[1.0, 7.0]])
+    for offset in (1.0, 0.5):
+        layer = nn.RMSNorm(2, scale_offset=offset, rngs=rngs)
+        np.testing.assert_array_equal(layer.scale[...], [1 - offset] * 2)
+        np.testing.assert_allclose(layer(x), [[0.2, 1.4]], rtol=1e-6)
+    narrow = nn.RMSNorm(2, scale_offset=1.0, param_dtype=jnp.bfloat16, rngs=rngs)
+    narrow.scale[...] = jnp.full(2, 2**-8, jnp.bfloat16)
+    # bfloat16 would round 1 + 2^-8 to 1, and 1.4 to 1 + 51 / 128.
+    assert float(narrow(x.astype(jnp.bfloat16))[0, 1]) == 1 + 52 / 128
 
 
 ERRORS = [
@@ -56,8 +60,12 @@ ERRORS = [
         "features must be an integer in [1, inf). Got (5, 8). Normalize over one axis, the last.",
     ),
     (
-        lambda: nn.embedding(4, 2, padding_idx=4, rngs=rngs),
-        "padding_idx must lie between -4 and 3. Got 4.",
+        lambda: nn.RMSNorm(2, scale_offset="1", rngs=rngs),
+        "scale_offset must be a number in (-inf, inf). Got '1'.",
+    ),
+    (
+        lambda: nn.RMSNorm(2, scale_offset=1.0, use_scale=False, rngs=rngs),
+        "scale_offset must be 0 where use_scale is False. Got 1.0.",
     ),
 ]
 

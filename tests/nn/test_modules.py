@@ -36,9 +36,21 @@ CASES = {
     "AdditiveAttention": Case(lambda: nn.AdditiveAttention(8, 8, 6, 0.5, rngs=rngs()), (X, MEMORY, MEMORY), True),
     "MultiHeadAttention": Case(
         lambda: nn.MultiHeadAttention(
-            4, 8, num_kv_heads=2, normalize_qk=True, rotary_base=1e4, dropout_rate=0.5, rngs=rngs()
+            4, 8, num_kv_heads=2, normalize_qk=True, rotary_base=1e4, dropout_rate=0.5, use_sinks=True, rngs=rngs()
         ),
+        (X,),
+        True,
+    ),
+    "MultiHeadAttention of a memory": Case(
+        lambda: nn.MultiHeadAttention(4, 8, num_kv_heads=2, normalize_qk="rms", dropout_rate=0.5, rngs=rngs()),
         (X, MEMORY),
+        True,
+    ),
+    "TransformerBlock sandwich, gated": Case(
+        lambda: nn.TransformerBlock(
+            2, 8, 16, norm="sandwich", norm_kind="rms", activation="silu", gated=True, dropout_rate=0.5, rngs=rngs()
+        ),
+        (X,),
         True,
     ),
     "WideMultiHeadSelfAttention": Case(
@@ -46,6 +58,8 @@ CASES = {
     ),
     "NadarayaWatson": Case(lambda: nn.NadarayaWatson(normal(7), normal(7)), (normal(5),)),
     "LearnedPositions": Case(lambda: nn.LearnedPositions(9, 8, rngs=rngs()), (X,)),
+    "Embed": Case(lambda: nn.Embed(4, 8, padding_idx=0, scale=3.0, rngs=rngs()), (TOKENS,)),
+    "Conv": Case(lambda: nn.Conv(8, 6, 3, strides=2, padding=1, rngs=rngs()), (X,)),
     "SinusoidalPositions": Case(lambda: nn.SinusoidalPositions(8), (X,)),
     "FeedForward": Case(lambda: nn.FeedForward(8, 16, dropout_rate=0.5, rngs=rngs()), (X,), True),
     "TransformerBlock post": Case(lambda: nn.TransformerBlock(2, 8, 16, dropout_rate=0.5, rngs=rngs()), (X,), True),
@@ -265,11 +279,11 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "norm": (
         lambda: nn.TransformerBlock(2, 8, 16, norm="middle", rngs=rngs()),
-        r"norm must be one of 'post', 'pre'\. Got 'middle'\.",
+        r"norm must be one of 'post', 'pre', 'sandwich', 'branch'\. Got 'middle'\.",
     ),
     "activation": (
         lambda: nn.FeedForward(8, 16, activation="swish", rngs=rngs()),
-        r"activation must be one of 'relu', 'gelu', 'gelu_tanh'\. Got 'swish'\.",
+        r"activation must be one of 'relu', 'gelu', 'gelu_tanh', 'silu'\. Got 'swish'\.",
     ),
     "too long": (
         lambda: nn.LearnedPositions(4, 8, rngs=rngs())(X),

@@ -2,36 +2,7 @@
 
 from torch import Tensor, nn
 
-from torch_ref.masks import causal
-from torch_ref.nn import FeedForward, LearnedPositions, MultiHeadAttention
-
-
-class GPT2Block(nn.Module):
-    """Causal self-attention and a tanh-GELU network, each f with a residual, x + dropout(f(norm(x)))."""
-
-    def __init__(
-        self,
-        num_heads: int,
-        features: int,
-        feedforward_features: int,
-        *,
-        norm_epsilon: float,
-        dropout_rate: float,
-        attention_dropout_rate: float,
-    ):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(features, eps=norm_epsilon)
-        self.attention = MultiHeadAttention(num_heads, features, use_bias=True, dropout_rate=attention_dropout_rate)
-        self.norm2 = nn.LayerNorm(features, eps=norm_epsilon)
-        self.feed_forward = FeedForward(features, feedforward_features, activation="gelu_tanh")
-        self.dropout = nn.Dropout(dropout_rate)
-
-    def forward(self, x: Tensor, valid_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x "b t m" -> "b t m", weights "b h t t"."""
-        t = x.shape[-2]
-        y, weights = self.attention(self.norm1(x), valid_lens=valid_lens, mask=causal(t, t), return_weights=True)
-        x = x + self.dropout(y)
-        return x + self.dropout(self.feed_forward(self.norm2(x))), weights
+from torch_ref.nn import LearnedPositions, TransformerBlock
 
 
 class GPT2(nn.Module):
@@ -55,13 +26,16 @@ class GPT2(nn.Module):
         self.embedding = nn.Embedding(vocab_size, features)
         self.positions = LearnedPositions(max_length, features)
         self.blocks = nn.ModuleList(
-            GPT2Block(
+            TransformerBlock(
                 num_heads,
                 features,
                 hidden,
+                norm="pre",
                 norm_epsilon=norm_epsilon,
-                dropout_rate=dropout_rate,
+                activation="gelu_tanh",
+                residual_dropout_rate=dropout_rate,
                 attention_dropout_rate=dropout_rate if attention_dropout_rate is None else attention_dropout_rate,
+                causal=True,
             )
             for _ in range(num_layers)
         )
@@ -74,7 +48,7 @@ class GPT2(nn.Module):
         """tokens "b t" -> logits "b t v" [, weights "b h t t" of each layer]."""
         x, weights = self.dropout(self.positions(self.embedding(tokens))), []
         for block in self.blocks:
-            x, layer_weights = block(x, valid_lens)
+            x, layer_weights = block(x, valid_lens=valid_lens, return_weights=True)
             weights.append(layer_weights)
         logits = self.norm(x) @ self.embedding.weight.T
         return (logits, weights) if return_weights else logits

@@ -3,42 +3,8 @@
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from torch_ref.masks import causal
-from torch_ref.nn import MultiHeadAttention
-
-
-class SwiGLU(nn.Module):
-    """A gated network on each position, W_down (silu(W_gate x) * W_up x) (Shazeer 2020)."""
-
-    def __init__(self, features: int, hidden_features: int):
-        super().__init__()
-        self.gate = nn.Linear(features, hidden_features, bias=False)
-        self.up = nn.Linear(features, hidden_features, bias=False)
-        self.down = nn.Linear(hidden_features, features, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x "*b t m" -> "*b t m"."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
-
-
-class LlamaBlock(nn.Module):
-    """Causal self-attention with rotary positions and a SwiGLU, each f with a residual, x + f(norm(x))."""
-
-    def __init__(self, features: int, hidden_features: int, epsilon: float, heads: dict[str, Any]):
-        super().__init__()
-        self.norm1 = nn.RMSNorm(features, eps=epsilon)
-        self.attention = MultiHeadAttention(in_features=features, **heads)
-        self.norm2 = nn.RMSNorm(features, eps=epsilon)
-        self.feed_forward = SwiGLU(features, hidden_features)
-
-    def forward(self, x: Tensor, valid_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x "b t m" -> "b t m", weights "b h t t"."""
-        t = x.shape[-2]
-        y, weights = self.attention(self.norm1(x), valid_lens=valid_lens, mask=causal(t, t), return_weights=True)
-        x = x + y
-        return x + self.feed_forward(self.norm2(x)), weights
+from torch_ref.nn import TransformerBlock
 
 
 class Llama(nn.Module):
@@ -60,16 +26,23 @@ class Llama(nn.Module):
         norm_epsilon: float = 1e-6,
     ):
         super().__init__()
-        heads: dict[str, Any] = dict(
-            num_heads=num_heads,
+        block: dict[str, Any] = dict(
+            norm="pre",
+            norm_kind="rms",
+            norm_epsilon=norm_epsilon,
+            activation="silu",
+            gated=True,
+            feedforward_bias=False,
+            use_bias=False,
+            attention_dropout_rate=attention_dropout_rate,
+            causal=True,
             num_kv_heads=num_kv_heads,
-            qkv_features=None if head_features is None else num_heads * head_features,
             rotary_base=rotary_base,
-            dropout_rate=attention_dropout_rate,
+            attention={"qkv_features": None if head_features is None else num_heads * head_features},
         )
         self.embedding = nn.Embedding(vocab_size, features)
         self.blocks = nn.ModuleList(
-            LlamaBlock(features, feedforward_features, norm_epsilon, heads) for _ in range(num_layers)
+            TransformerBlock(num_heads, features, feedforward_features, **block) for _ in range(num_layers)
         )
         self.norm = nn.RMSNorm(features, eps=norm_epsilon)
         self.output = None if tied else nn.Linear(features, vocab_size, bias=False)
@@ -80,7 +53,7 @@ class Llama(nn.Module):
         """tokens "b t" -> logits "b t v" [, weights "b h t t" of each layer]."""
         x, weights = self.embedding(tokens), []
         for block in self.blocks:
-            x, layer_weights = block(x, valid_lens)
+            x, layer_weights = block(x, valid_lens=valid_lens, return_weights=True)
             weights.append(layer_weights)
         output = self.embedding if self.output is None else self.output
         logits = self.norm(x) @ output.weight.T

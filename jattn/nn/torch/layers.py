@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn.nn.dropout import Dropout, split
+from jattn.nn.feed_forward import ACTIVATION_FUNCTIONS, Activation
 from jattn.nn.layers import LayerNorm, Linear
 from jattn.nn.torch.attention import MultiheadAttention, TorchMask
-from jattn.nn.transformer import ACTIVATION_FUNCTIONS, Activation
 
 __all__ = ["TransformerDecoderLayer", "TransformerEncoderLayer"]
 

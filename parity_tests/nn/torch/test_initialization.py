@@ -26,9 +26,9 @@ PAIRS: dict[str, Pair] = {
         lambda: torch.nn.Linear(8, 20, bias=False),
     ),
     "GRU": (lambda: nn.GRU(5, 8, 2, rngs=rngs), lambda: torch.nn.GRU(5, 8, 2)),
-    "Embedding": (lambda: nn.embedding(9, 8, rngs=rngs), lambda: torch.nn.Embedding(9, 8)),
+    "Embedding": (lambda: nn.Embed(9, 8, rngs=rngs), lambda: torch.nn.Embedding(9, 8)),
     "Embedding, padding": (
-        lambda: nn.embedding(9, 8, padding_idx=-2, rngs=rngs),
+        lambda: nn.Embed(9, 8, padding_idx=-2, rngs=rngs),
         lambda: torch.nn.Embedding(9, 8, -2),
     ),
     "LayerNorm": (lambda: nn.LayerNorm(8, rngs=rngs), lambda: torch.nn.LayerNorm(8)),

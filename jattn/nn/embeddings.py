@@ -1,0 +1,81 @@
+"""Vectors that are looked up by number."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jattn._engine import checks
+from jattn.nn.layers import Initializer
+
+__all__ = ["Embed"]
+
+_default_embedding_init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+
+
+class Embed(nnx.Embed):
+    """`flax.nnx.Embed` in the dtype of its present parameters, with PyTorch's padding, and a scale.
+
+    Flax fixes the dtype when the layer is made, so that float64 weights loaded later would be looked up in float32.
+
+    Args:
+        num_embeddings: how many vectors.
+        features: m, their width.
+        padding_idx: the number of the vector for padding, from the end if negative: zero at first, and, having no
+            gradient, unchanged in training.
+        scale: what the vectors that are looked up are multiplied by, rounded to their dtype, as Gemma's ``sqrt(m)`` is.
+            ``attend``, the products with all vectors, takes them as they are.
+        embedding_init, dtype, param_dtype, rngs, options: as in ``flax.nnx.Embed``.
+
+    Raises:
+        ValueError: if there is no vector of the number padding_idx, or the scale is not a finite number.
+
+    Source: Vaswani et al., Attention Is All You Need, 2017, section 3.4, for the scale.
+
+    Example:
+
+        >>> embed = Embed(10, 4, padding_idx=0, scale=2.0, rngs=nnx.Rngs(0))
+        >>> embed(jnp.array([0]))
+        Array([[0., 0., 0., 0.]], dtype=float32)
+        >>> embed.attend(jnp.ones((2, 5, 4))).shape
+        (2, 5, 10)
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        features: int,
+        *,
+        padding_idx: int | None = None,
+        scale: float | None = None,
+        embedding_init: Initializer = _default_embedding_init,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ) -> None:
+        if padding_idx is not None:
+            padding_idx = int(checks.selection("padding_idx", padding_idx, num_embeddings)[0])
+        if scale is not None:
+            scale = checks.number("scale", scale, "(-inf, inf)")
+        types: dict[str, Any] = dict(embedding_init=embedding_init, param_dtype=param_dtype)
+        super().__init__(num_embeddings, features, rngs=rngs, **types, **options)
+        self.dtype = dtype
+        self.padding_idx = padding_idx
+        self.scale = scale
+        if padding_idx is not None:
+            self.embedding[...] = self.embedding[...].at[padding_idx].set(0)
+
+    def __call__(self, inputs: Int[Array, "..."], out_sharding: Any = None) -> Float[Array, "... m"]:
+        x = super().__call__(inputs, out_sharding=out_sharding)
+        if self.padding_idx is not None:
+            stop = self._stop_gradient_of_padding
+            if out_sharding is not None:  # which need not be that of the inputs
+                stop = jax.sharding.auto_axes(stop, out_sharding=out_sharding)
+            x = stop(inputs, x)
+        return x if self.scale is None else x * jnp.asarray(self.scale, x.dtype)
+
+    def _stop_gradient_of_padding(self, inputs: Array, x: Array) -> Array:
+        return jnp.where(inputs[..., None] == self.padding_idx, jax.lax.stop_gradient(x), x)

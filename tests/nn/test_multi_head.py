@@ -1,0 +1,168 @@
+"""What a multi-head layer and a block pass on: positions, biases, sinks, projected keys; and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jattn
+from jattn import biases, masks, models, nn, scores
+from tests.errors import raises
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+T, M, H = 6, 8, 4
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def layer(**options) -> nn.MultiHeadAttention:
+    made = nn.MultiHeadAttention(H, M, **options, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    made.eval()
+    return made
+
+
+X = normal(0, 2, T, M).astype(float)
+
+
+@pytest.mark.parametrize("rotary", [nn.Rotary(50.0), nn.Rotary(scaling=nn.LinearScaling(2.0), interleaved=True)])
+def test_the_last_query_is_that_of_the_whole_pass(rotary):
+    attend, x = layer(rotary=rotary, num_kv_heads=2), normal(0, 2, T, M)
+    whole = attend(x, mask=masks.causal())
+    last = attend(x[:, -2:], x, mask=masks.causal(), positions=jnp.arange(T - 2, T))
+    np.testing.assert_allclose(last, whole[:, -2:], atol=1e-12)
+    with pytest.raises(ValueError, match=r"^positions must be given .* 1 queries and 6 keys"):
+        attend(x[:, -1:], x, mask=masks.causal_lower_right(1, T))
+    with pytest.raises(ValueError, match=r"^positions must be given .* 1 queries and 6 keys"):
+        attend(x[:, -1:], attend.project(x))
+
+
+def test_padding_on_the_left_changes_nothing():
+    """Positions begin where the text does, for rotary positions, a mask and a bias alike."""
+    attend, x = layer(rotary_base=50.0), normal(0, T, M)
+    alone = attend(x[2:], mask=masks.causal(), bias=biases.alibi(H))
+    positions = jnp.maximum(jnp.arange(T) - 2, 0)
+    real = masks.segments((jnp.arange(T) >= 2).astype(int))
+    padded = attend(x, mask=masks.causal() & real, bias=biases.alibi(H), positions=positions)
+    np.testing.assert_allclose(padded[2:], alone, atol=1e-12)
+
+
+def test_fractional_positions_turn_and_mask_nothing():
+    attend, x = layer(rotary_base=50.0), normal(0, T, M)
+    halves = attend(x, positions=jnp.arange(T) / 2)
+    doubled = layer(rotary=nn.Rotary(50.0, scaling=nn.LinearScaling(2.0)))(x)
+    np.testing.assert_allclose(halves, doubled, atol=1e-12)
+
+
+def test_projected_once():
+    attend, memory = layer(normalize_qk="rms", use_bias=("key",)), normal(1, 2, 7, M)
+    projected = attend.project(memory)
+    for seed in (2, 3):
+        query = normal(seed, 2, T, M)
+        np.testing.assert_allclose(attend(query, projected), attend(query, memory), atol=1e-12)
+    block = nn.TransformerBlock(H, M, 12, cross_attention=True, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    x = normal(0, 2, T, M)
+    np.testing.assert_allclose(block(x, block.cross_attention.project(memory)), block(x, memory), atol=1e-12)
+
+
+def test_what_is_passed_on():
+    """The same as the function on the layer's own heads."""
+    attend, x = layer(scale=0.7, logits_soft_cap=1.5, use_sinks=True), normal(0, 2, T, M)
+    attend.sinks[...] = normal(5, H)
+    score = scores.modified(lambda logits, q, k: jnp.where(k < q, 2 * logits, logits), scores.DotProduct(0.7))
+    given = dict(bias=normal(4, H, T, T), head_gates=normal(6, H), implementation="dense")
+    heads = [projection(x) for projection in (attend.query, attend.key, attend.value)]
+    own = dict(logits_soft_cap=1.5, sinks=attend.sinks[...])
+    output, weights = jattn.attention(*heads, **given, **own, scale=0.7, mask=masks.causal(), return_weights=True)
+    found = attend(x, mask=masks.causal(), return_weights=True, **given)
+    assert isinstance(found, nn.Outputs)
+    np.testing.assert_allclose(found.output, attend.out(output), atol=1e-12)
+    np.testing.assert_allclose(found.weights, weights, atol=1e-12)
+    with pytest.raises(ValueError, match="scale must be None when score is given"):
+        attend(x, score=score)
+    attend.scale = None
+    expected = attend.out(jattn.attention(*heads, **own, score=score))
+    np.testing.assert_allclose(attend(x, score=score), expected, atol=1e-12)
+
+
+def test_biases_one_by_one():
+    attend = layer(use_bias=("query", "out"))
+    have = [getattr(attend, name).bias is not None for name in ("query", "key", "value", "out")]
+    assert have == [True, False, False, True]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("make", "phrases"),
+    [
+        (lambda: layer(use_bias="query"), ("use_bias must be True, False or some of", "'query'")),
+        (lambda: layer(use_bias=("q",)), ("use_bias must be True, False or some of", "('q',)")),
+        (lambda: layer(normalize_qk="batch"), ("normalize_qk must be a jattn.nn.Norm", "'batch'")),
+        (lambda: layer(qk_norm_over="tokens"), ("qk_norm_over must be one of 'head', 'width'",)),
+        (lambda: layer(rotary=nn.Rotary(), rotary_base=5.0), ("rotary_base must be None where rotary is given",)),
+        (lambda: layer(rotary=10000.0), ("rotary must be a jattn.nn.Rotary", "10000.0")),
+        (lambda: layer(use_sinks="yes"), ("use_sinks must be True or False", "'yes'")),
+        (lambda: nn.Norm("batch"), ("kind must be one of 'layer', 'rms'",)),
+        (lambda: nn.Norm("rms", use_bias=True), ("use_bias must be False for an RMS norm",)),
+        (lambda: nn.Norm("layer", scale_offset=1.0), ("scale_offset must be 0 for a layer norm",)),
+        (lambda: nn.FeedForward(4, 8, activation="swish", rngs=nnx.Rngs(0)), ("activation must be one of", "'swish'")),
+        (lambda: nn.FeedForward(4, 8, gated=1, rngs=nnx.Rngs(0)), ("gated must be True or False",)),
+        (lambda: block(norm="middle"), ("norm must be one of 'post', 'pre', 'sandwich', 'branch'",)),
+        (lambda: block(parallel=True), ('parallel must be False unless norm="pre"',)),
+        (lambda: block(norm_kind="batch"), ("norm_kind must be a jattn.nn.Norm",)),
+        (lambda: layer()(X, layer().project(X), X), ("value must be None where key holds projected values",)),
+    ],
+)
+def test_mistakes_in_making(make, phrases):
+    with raises(*phrases):
+        make()
+
+
+def block(**options) -> nn.TransformerBlock:
+    return nn.TransformerBlock(H, M, 12, **options, rngs=nnx.Rngs(0))
+
+
+MODELS = {
+    "GPT2": lambda: models.GPT2(20, max_length=8, features=M, num_heads=2, num_layers=1, rngs=nnx.Rngs(0)),
+    "Llama": lambda: models.Llama(20, features=M, num_heads=2, num_layers=1, feedforward_features=12, rngs=nnx.Rngs(0)),
+    "TextEncoder": lambda: models.TextEncoder(
+        vocab_size=20, features=M, num_heads=2, num_layers=1, feedforward_features=12, rngs=nnx.Rngs(0)
+    ),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_a_mask_of_tokens_is_no_lengths(make):
+    model, tokens = make(), jnp.ones((2, T), int)
+    mask = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    with raises("valid_lens must be one number for each example, shape (2,). Got shape (2, 6)", "mask.sum(-1)"):
+        model(tokens, valid_lens=mask)
+    model.eval()
+    assert model(tokens, valid_lens=mask.sum(-1)).shape[:2] == (2, T)
+
+
+def test_stacked_blocks():
+    """One compiled block for all layers, by nnx.scan; and recomputed in the backward pass, by nnx.remat."""
+
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap
+    def stacked(rngs: nnx.Rngs):
+        return nn.TransformerBlock(H, M, 12, norm="pre", rotary_base=50.0, causal=True, rngs=rngs)
+
+    blocks, x = stacked(nnx.Rngs(0)), normal(0, 2, T, M).astype(jnp.float32)
+
+    @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+    def run(one, x):
+        return nnx.remat(lambda one, x: one(x))(one, x)
+
+    graph, state = nnx.split(blocks)
+    expected = x
+    for i in range(3):
+        expected = nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], state))(expected)
+    np.testing.assert_allclose(run(blocks, x), expected, atol=1e-5)
+    gradients = nnx.grad(lambda blocks: (run(blocks, x) ** 2).sum())(blocks)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
