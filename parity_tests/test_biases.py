@@ -393,6 +393,7 @@ def any_positions(t: int, s: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(-3, t + 3, t), rng.integers(-3, s + 3, (B, s))
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize("name", at_positions(1, 1, torch.zeros(1), torch.zeros(1)))
 def test_any_positions(parity: Parity, name: str) -> None:
     assert_parity_at_positions(parity, name, *SMALL, dtypes=DTYPES if name == "relative" else FLOAT64)

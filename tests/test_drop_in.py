@@ -1,5 +1,6 @@
 """`dot_product_attention` in the place of ``jax.nn.dot_product_attention``, and where it is documented to differ."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,6 +10,9 @@ import pytest
 from jax.test_util import check_grads
 
 from jattn import dot_product_attention, masks
+from jattn._engine.platform import ACCELERATOR
+from jattn.implementations.cudnn import Cudnn
+from jattn.multi_head import Bound
 from tests import oracle
 
 B, T, S, H, D = 2, 5, 7, 4, 3
@@ -181,3 +185,19 @@ def test_windows_of_numpy_integers(window):
     given = query_key_value()
     expected = dot_product_attention(*given, local_window_size=1)
     np.testing.assert_array_equal(dot_product_attention(*given, local_window_size=window), expected)
+
+
+@pytest.mark.parametrize("implementation", [None, "xla"])
+def test_xla_is_not_cudnn(monkeypatch, implementation):
+    """On a GPU that cuDNN's kernel would take the call on, ``"xla"`` keeps it from it."""
+    calls, hopper = [], dataclasses.replace(ACCELERATOR, name="cuda", capability=9.0)
+    own = Bound.result
+
+    def noted(bound, *arguments, **options):
+        calls.append(bound.call)
+        return own(bound, *arguments, **options)
+
+    monkeypatch.setattr(Bound, "result", noted)
+    x = jnp.ones((2, 6, 4, 8), jnp.bfloat16)
+    dot_product_attention(x, x, x, implementation=implementation)
+    assert Cudnn().refusal(calls[0], hopper) == (None if implementation is None else "XLA was asked for")

@@ -81,3 +81,12 @@ def test_gradients():
     for name, ours, direct in zip(names, gradients(key, value), gradients(*far), strict=True):
         direct = direct[:S] if name in ("key", "value") else direct
         np.testing.assert_allclose(ours, direct, rtol=0, atol=2e-5 * np.abs(direct).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("of_queries", [True, False])
+def test_either_side_may_be_far(of_queries):
+    """A single point beyond the edge is enough, a query's or a key's."""
+    query, key = (jnp.asarray(x)[:, None] for x in points(4.0))
+    far_query, far_key = (jnp.asarray(x)[:, None] for x in points(100.0))
+    assert bool(Gaussian().as_products(query, key)[2])
+    assert not bool(Gaussian().as_products(*((far_query, key) if of_queries else (query, far_key)))[2])

@@ -73,3 +73,13 @@ def test_no_keys():
 def test_wrong_input():
     with pytest.raises(ValueError, match="key must have the query's width"):
         attention_statistics(normal(0, 3, 1, 2), normal(1, 4, 1, 3))
+
+
+@pytest.mark.parametrize("score", [scores.DotProduct(), cosine], ids=["streams", "own score"])
+def test_beside_sinks(score):
+    query, key, sinks = normal(0, B, 30, H, D), normal(1, B, 50, K, D), 3 + normal(2, H)
+    weights = np.asarray(attention_weights(query, key, score=score, sinks=sinks))
+    statistics = attention_statistics(query, key, score=score, sinks=sinks)
+    np.testing.assert_allclose(statistics.largest, weights.max(-1), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(statistics.received, weights.sum(-2), rtol=0, atol=1e-11)
+    assert (weights.sum(-1) < 0.995).all()

@@ -120,7 +120,7 @@ def test_speed() -> None:
     assert all(len(seconds) == 4 and min(seconds) > 0 for seconds in times.values())
 
 
-def test_folds_are_held_out() -> None:
+def test_folds_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = jnp.arange(24)
     trained_on = []
 
@@ -137,12 +137,21 @@ def test_folds_are_held_out() -> None:
     def loss_of_three(model: Any, batch: Any, rng: Any) -> jax.Array:
         return loss(model, batch[:2], rng)
 
+    measured_on = []
+
+    def importance(task: heads.Task, model: Any, data: Any) -> heads.Importance:
+        measured_on.append(np.asarray(data[2]))
+        return own_importance(task, model, data)
+
+    own_importance = heads.Task.importance
+    monkeypatch.setattr(heads.Task, "importance", importance)
     of_three = task(loss=loss_of_three, score=noted, batch_size=8, metrics=("leave_one_out", "l1"), random_draws=2)
     folds = heads.cross_validate((X, TARGET, numbers), task=of_three, fresh=fresh, share=0.5, folds=3)
     held_out = [np.setdiff1d(numbers, train) for train in trained_on]
     assert sorted(np.concatenate(held_out)) == list(range(24))
     assert [len(part) for part in held_out] == [8, 8, 8]
     assert set(judged) == {16, 8}
+    assert [sorted(part) for part in measured_on] == [sorted(part) for part in trained_on]
     for fold, part in zip(folds, held_out, strict=True):
         assert fold.best == "leave_one_out"
         assert fold.scores["leave_one_out"] == pytest.approx(0, abs=1e-9)

@@ -362,3 +362,31 @@ def test_error(name: str, unchecked: None) -> None:
     call, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_feed_forward_drops_anew_at_each_place():
+    """Hidden units and outputs that are as many: the same rng twice would drop the same ones."""
+    network = nn.FeedForward(64, 64, dropout_rate=0.5, rngs=rngs())
+    for linear in (network.linear1, network.linear2):
+        linear.kernel[...] = jnp.eye(64)
+    x = jnp.ones((1, 64))
+    kept = np.asarray(network(x, rng=jax.random.key(0)))[0] > 0
+    # Kept by both: a quarter; by one and the same, a half.
+    assert 4 < kept.sum() < 26
+
+
+@pytest.mark.parametrize("module", [nn.DotProductAttention(), nn.AdditiveAttention(8, 8, 6, rngs=rngs())])
+def test_lengths_and_mask_both_hold(module):
+    mask, lens = masks.sliding_window(1, 1), jnp.array([2, 5])
+    both = module(X, MEMORY, MEMORY, valid_lens=lens, mask=mask, return_weights=True)[1]
+    expected = module(X, MEMORY, MEMORY, mask=mask & masks.lengths(lens), return_weights=True)[1]
+    np.testing.assert_array_equal(both, expected)
+    assert not both[0, :, 2:].any()
+
+
+@pytest.mark.parametrize("late", [600, 4001])
+def test_late_positions_are_rounded_once(late):
+    """Neither they nor their angles are bfloat16's."""
+    in_full = nn.sinusoidal_positions(late + 1, 8)
+    rounded = nn.sinusoidal_positions(late + 1, 8, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(rounded[late], in_full[late].astype(jnp.bfloat16))

@@ -72,6 +72,11 @@ class TestHeatmaps:
     def test_fewer_axes(self, weights):
         np.testing.assert_array_equal(np.squeeze(pictures(heatmaps(weights))), weights)
 
+    @pytest.mark.parametrize(("t", "s"), [(2, 5), (5, 2)])
+    def test_a_row_a_query_and_a_column_a_key(self, t, s):
+        picture = heatmaps(np.arange(t * s).reshape(t, s)).axes[0].images[0]
+        assert picture.get_extent() == [-0.5, s - 0.5, t - 0.5, -0.5]
+
     def test_the_mean_of_the_heads(self):
         figure = heatmaps(WEIGHTS, average=True, row_titles=["a", "b"], column_titles=["mean"])
         np.testing.assert_allclose(pictures(figure), WEIGHTS.mean(1), rtol=1e-6)

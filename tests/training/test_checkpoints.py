@@ -158,3 +158,10 @@ def test_a_cell_that_is_run_again(tmp_path: Path) -> None:
     ) as error:
         fit(model, checkpoints=tmp_path, epochs=5)
     assert len(str(error.value).replace(str(tmp_path), "")) < 200  # no checksums
+
+
+def test_patience_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Epochs two and three are no better than the first: the run that is resumed after them waits for one more."""
+    options: dict[str, Any] = dict(optimizer=training.sgd(0.0), patience=3, checkpoints=tmp_path / "run")
+    assert len(fit(Linear(), validation=(X, Y), epochs=3, **options).validation_losses) == 3
+    assert len(fit(Linear(), validation=(X, Y), epochs=9, **options).validation_losses) == 4

@@ -371,3 +371,14 @@ def test_steps_are_not_late(step_size: int) -> None:
     """XLA's quotient of floats falls short at 41 / 41, in float32."""
     rates = jax.jit(jax.vmap(training.step_lr(1.0, step_size, 0.5)))(jnp.arange(4 * step_size))
     np.testing.assert_array_equal(rates, 0.5 ** (np.arange(4 * step_size) // step_size))
+
+
+@pytest.mark.parametrize("make", [training.adam, training.adamw])
+def test_the_first_steps_of_adam_have_all_digits(make: Any) -> None:
+    """Of a gradient of 1 each step is the learning rate: ``1 - 0.999`` in float32 would have three digits right."""
+    optimizer = make(1.0, weight_decay=0.0)
+    parameters = {"x": jnp.zeros((), jnp.float32)}
+    state = optimizer.init(parameters)
+    for _ in range(3):
+        updates, state = optimizer.update({"x": jnp.ones((), jnp.float32)}, state, parameters)
+        assert float(updates["x"]) == pytest.approx(-1.0, rel=5e-7)
