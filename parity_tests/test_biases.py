@@ -393,7 +393,6 @@ def any_positions(t: int, s: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(-3, t + 3, t), rng.integers(-3, s + 3, (B, s))
 
 
-@pytest.mark.every_case
 @pytest.mark.parametrize("name", at_positions(1, 1, torch.zeros(1), torch.zeros(1)))
 def test_any_positions(parity: Parity, name: str) -> None:
     assert_parity_at_positions(parity, name, *SMALL, dtypes=DTYPES if name == "relative" else FLOAT64)
@@ -522,6 +521,7 @@ def test_buckets_are_those_of_t5(n: int, far: int, both: bool) -> None:
     assert np.array_equal(buckets(n, far, both), theirs)
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize("both", [True, False])
 def test_bias_is_that_of_t5(both: bool) -> None:
     """Of the whole module: an encoder's looks in both directions, a decoder's in one."""
