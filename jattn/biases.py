@@ -22,7 +22,7 @@ from jattn._engine.function_rule import FunctionRule, function_and_arrays
 from jattn._engine.grid import Grid
 from jattn._engine.rule import Rule
 
-__all__ = ["Bias", "Grid", "alibi", "alibi_slopes", "dense", "over", "relative", "where"]
+__all__ = ["Bias", "Grid", "alibi", "alibi_slopes", "as_bias", "dense", "over", "relative", "where"]
 
 
 class Bias(Rule):

@@ -33,7 +33,7 @@ from jattn._score import Number, Score, is_by_pair
 from jattn.biases import Bias
 from jattn.scores import Modification
 
-__all__ = ["Logits", "ScoreFn", "repeat_heads"]
+__all__ = ["Logits", "ScoreFn", "harmless_key", "harmless_value", "repeat_heads"]
 
 ScoreFn = Callable[[Float[Array, "*b t h c"], Float[Array, "*b s h d"]], Float[Array, "*b h t s"]]
 

@@ -19,7 +19,7 @@ from jattn._engine.compiled import compiled
 from jattn._engine.dtypes import at_least_float32, widest
 from jattn._masks import Mask, as_mask
 
-__all__ = ["Pooled", "average", "masked_softmax", "softmax"]
+__all__ = ["Pooled", "average", "beside_sinks", "masked_softmax", "softmax"]
 
 
 class Pooled(NamedTuple):

@@ -98,7 +98,7 @@ def test_weights_of_a_score_that_knows_positions():
     """A function of the caller's sees all heads and queries, whichever are asked for."""
 
     def distance(query, key):
-        apart = abs(jnp.arange(T)[:, None] - jnp.arange(S)) * (1 + jnp.arange(H))[:, None, None]
+        apart = abs(jnp.arange(T)[:, None] - jnp.arange(S)[None])[None] * (1 + jnp.arange(H))[:, None, None]
         return -jnp.broadcast_to(apart, (B, H, T, S)).astype(jnp.float32)
 
     weights = attention(QUERY, KEY, VALUE, score=distance, return_weights=True)[1]

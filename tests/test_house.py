@@ -66,6 +66,15 @@ def test_a_room_says_what_it_holds(name):
         assert all(hasattr(module, one) for one in module.__all__)
 
 
+def test_others_take_what_a_room_says():
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module in MODULES:
+                says = getattr(importlib.import_module(node.module), "__all__", ())
+                for alias in node.names:
+                    assert alias.name in says or f"{node.module}.{alias.name}" in MODULES, f"{name} takes {alias.name}"
+
+
 def test_no_name_hides_its_module():
     for name in MODULES:
         parent, _, last = name.rpartition(".")

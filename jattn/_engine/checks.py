@@ -34,6 +34,7 @@ __all__ = [
     "no_other",
     "number",
     "one_of",
+    "positions",
     "positive",
     "query_and_key",
     "query_key_value",
@@ -192,6 +193,15 @@ def integer_axis(name: str, x: Any) -> Array:
     if x.ndim == 0:
         raise ValueError(f"{name} must have one entry for each position. Got a single number.")
     return x
+
+
+def positions(name: str, x: Any, batch: tuple[int, ...], n: int) -> Array:
+    """Numbers, integers or fractions, one for each position or of each example and position."""
+    real(name, x)
+    x = jnp.asarray(x)
+    if not broadcasts_to(x.shape, (*batch, n)):
+        raise ValueError(f"{name} must broadcast to {(*batch, n)}, the axes *b and positions. Got shape {x.shape}.")
+    return jnp.broadcast_to(x, (*x.shape[:-1], n))
 
 
 def head_gates(gates: Any, batch: tuple[int, ...], heads: int) -> Array:

@@ -114,7 +114,7 @@ def checked_settings(
     arguments.function("loss", loss, "model, batch and rng")
     batch_size = checks.number("batch_size", batch_size, "[1, inf)", integer=True)
     seed = checks.number("seed", seed, "[0, 4294967296)", integer=True)
-    checks.one_of("progress", progress, (True, False))
+    checks.flag("progress", progress)
     return batch_size, asked_for(metrics), seed
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jattn._engine import checks
 from jattn.nn import LayerNorm, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.dropout import split
-from jattn.nn.weights import in_turn
+from jattn.nn.weights import in_turn, outputs
 
 __all__ = ["DigitsClassifier", "to_patches"]
 
@@ -91,7 +91,7 @@ class DigitsClassifier(nnx.Module):
         rngs = split(rng, len(self.blocks))
         x, weights = in_turn(self.blocks, x, return_weights=return_weights, rngs=rngs)
         logits = self.output(self.norm(x).mean(axis=-2))
-        return (logits, weights) if return_weights else logits
+        return outputs(logits, weights, return_weights)
 
 
 def to_patches(images: Float[Array, "b height width"], size: int) -> Float[Array, "b t pixel"]:

@@ -26,7 +26,8 @@ class Llama(hugging_face.PretrainedModel):
         num_layers: how many blocks.
         feedforward_features: the gated network's inner width.
         head_features: d, the width of a head; ``m / num_heads`` by default.
-        rotary_base: of the rotary positions' wavelengths.
+        rotary: the rotary positions, also scaled ones as Llama 3.1 has them.
+        rotary_base: short for ``rotary=Rotary(rotary_base)``; 10,000 where neither is given.
         tied: whether the logits are products with the token embedding, rather than with weights of their own.
         attention_dropout_rate: of the attention weights, in training.
         norm_epsilon: of the norms.
@@ -57,7 +58,8 @@ class Llama(hugging_face.PretrainedModel):
         feedforward_features: int,
         num_kv_heads: int | None = None,
         head_features: int | None = None,
-        rotary_base: float = 10000.0,
+        rotary: Rotary | None = None,
+        rotary_base: float | None = None,
         tied: bool = False,
         attention_dropout_rate: float = 0.0,
         norm_epsilon: float = 1e-6,
@@ -78,7 +80,9 @@ class Llama(hugging_face.PretrainedModel):
             attention_dropout_rate=attention_dropout_rate,
             causal=True,
             num_kv_heads=num_kv_heads,
-            attention=dict(qkv_features=qkv_features, rotary=Rotary(rotary_base)),
+            rotary=Rotary() if rotary is None and rotary_base is None else rotary,
+            rotary_base=rotary_base,
+            attention_options=dict(qkv_features=qkv_features),
         )
         self.embedding = Embed(vocab_size, features, **types)
         self.blocks = nnx.List(

@@ -7,8 +7,9 @@ import numpy as np
 
 from jattn._engine import checks
 from jattn.models.hugging_face import Family, count_setting, optional_count_setting, parameters, real_setting
+from jattn.models.rotary_settings import rotary_of
 
-__all__ = ["LLAMA_FAMILY", "rotary_base"]
+__all__ = ["LLAMA_FAMILY"]
 
 _LLAMA_EMBEDDING = "model.embed_tokens.weight"
 
@@ -40,26 +41,11 @@ def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
         head_features=head_features,
         num_layers=count_setting(config, "num_hidden_layers"),
         feedforward_features=count_setting(config, "intermediate_size"),
-        rotary_base=rotary_base(config),
+        rotary=rotary_of(config),
         tied=config.get("tie_word_embeddings", False),
         attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
         norm_epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-6),
     )
-
-
-def rotary_base(config: Mapping[str, Any]) -> float:
-    """Of unscaled rotary positions; newer files have it in ``rope_parameters``, older ones in ``rope_theta``."""
-    rope = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": "default"}
-    for name in ("rope_scaling", "rope_parameters"):
-        settings = config.get(name) or {}
-        if not isinstance(settings, Mapping):
-            raise ValueError(f"config's {name} must be a dict. Got {settings!r:.80}.")
-        rope.update(settings)
-        if rope.keys() != {"rope_theta", "rope_type"} or rope["rope_type"] != "default":
-            raise ValueError(
-                f"config must have no {name}: scaled rotary positions are not implemented. Got {config[name]}."
-            )
-    return real_setting(rope, "rope_theta", "(0, inf)")
 
 
 def _without_frequencies(state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, np.ndarray]:

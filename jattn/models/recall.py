@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jattn._engine import checks
 from jattn.nn import Embed, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.dropout import split
-from jattn.nn.weights import in_turn
+from jattn.nn.weights import in_turn, outputs
 
 __all__ = ["RecallClassifier"]
 
@@ -77,4 +77,4 @@ class RecallClassifier(nnx.Module):
         rngs = split(rng, len(self.blocks))
         x, weights = in_turn(self.blocks, x, return_weights=return_weights, rngs=rngs)
         logits = self.output(x[..., -1, :])
-        return (logits, weights) if return_weights else logits
+        return outputs(logits, weights, return_weights)

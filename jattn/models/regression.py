@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn.nn import DotProductAttention, LearnedPositions, Linear, TransformerBlock
-from jattn.nn.weights import as_pair
+from jattn.nn.weights import as_pair, outputs
 
 __all__ = ["AttentionRegressor", "TransformerRegressor"]
 
@@ -61,7 +61,7 @@ class AttentionRegressor(nnx.Module):
         query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
         pooled, weights = as_pair(self.attention(query, key, value, return_weights=return_weights), return_weights)
         output = self.out(pooled)[..., 0]
-        return (output, weights) if return_weights else output
+        return outputs(output, weights, return_weights)
 
 
 class TransformerRegressor(nnx.Module):
@@ -119,4 +119,4 @@ class TransformerRegressor(nnx.Module):
         x = self.positions(self.input(tokens))
         hidden, weights = as_pair(self.block(x, return_weights=return_weights, rng=rng), return_weights)
         output = self.output(hidden)[..., 0]
-        return (output, weights) if return_weights else output
+        return outputs(output, weights, return_weights)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jattn._engine import checks
 from jattn.nn import GRU, AdditiveAttention, DotProductAttention, Embed, Linear
 from jattn.nn.dropout import split
+from jattn.nn.weights import outputs
 
 __all__ = ["Decoder", "DecoderState", "Encoder", "Seq2Seq"]
 
@@ -173,4 +174,4 @@ class Seq2Seq(nnx.Module):
         encoder_rng, decoder_rng = split(rng, 2)
         state = self.encoder(source, source_valid_lens, rng=encoder_rng)
         logits, _, weights = self.decoder(target, state, rng=decoder_rng)
-        return (logits, weights) if return_weights else logits
+        return outputs(logits, weights, return_weights)

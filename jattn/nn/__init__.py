@@ -15,9 +15,9 @@ from jattn.nn.kernel_regression import NadarayaWatson
 from jattn.nn.layers import LayerNorm, Linear, LinearGeneral, RMSNorm
 from jattn.nn.multi_head import KeysAndValues, MultiHeadAttention, WideMultiHeadSelfAttention
 from jattn.nn.norms import Norm
-from jattn.nn.positions import LearnedPositions, SinusoidalPositions, rotary, sinusoidal_positions
+from jattn.nn.positions import LearnedPositions, SinusoidalPositions, sinusoidal_positions
 from jattn.nn.recurrent import GRU
-from jattn.nn.rotary_positions import Rotary
+from jattn.nn.rotary_positions import Rotary, rotary
 from jattn.nn.rotary_scaling import (
     DynamicNTKScaling,
     LinearScaling,

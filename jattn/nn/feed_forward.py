@@ -12,15 +12,23 @@ from jattn._engine import checks
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.layers import Initializer, Linear, default_bias_init, default_kernel_init
 
-__all__ = ["ACTIVATION_FUNCTIONS", "Activation", "FeedForward"]
+__all__ = ["Activation", "FeedForward", "activation_function"]
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"] | Callable[[Array], Array]
-ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "silu": jax.nn.silu,
 }
+
+
+def activation_function(activation: Activation) -> Callable[[Array], Array]:
+    """The function of that name, or the one given."""
+    if callable(activation):
+        return activation
+    checks.one_of("activation", activation, tuple(_ACTIVATIONS))
+    return _ACTIVATIONS[activation]
 
 
 class FeedForward(nnx.Module):
@@ -63,8 +71,7 @@ class FeedForward(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        if not callable(activation):
-            checks.one_of("activation", activation, tuple(ACTIVATION_FUNCTIONS))
+        activation_function(activation)
         options: dict[str, Any] = dict(
             use_bias=use_bias,
             kernel_init=kernel_init,
@@ -84,7 +91,7 @@ class FeedForward(nnx.Module):
         x = checks.floating("x", x, "*b t m", 1)
         checks.width("x", x, self.linear1.in_features)
         inner, outer = split(rng, 2)
-        activation = self.activation if callable(self.activation) else ACTIVATION_FUNCTIONS[self.activation]
+        activation = activation_function(self.activation)
         hidden = self.linear1(x)
         hidden = activation(hidden) if self.gate is None else activation(self.gate(x)) * hidden
         return self.dropout(self.linear2(self.dropout(hidden, inner)), outer)

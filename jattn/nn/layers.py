@@ -74,6 +74,8 @@ class LayerNorm(nnx.LayerNorm):
         )
 
     def __call__(self, x: Float[Array, "... m"]) -> Float[Array, "... m"]:  # type: ignore[override]
+        x = checks.floating("x", x, "... m", 1)
+        checks.width("x", x, self.num_features)
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
         x, scale, bias = self.promote_dtype((x, scale, bias), dtype=self.dtype)
         y = _normalize(x.astype(at_least_float32(x)), self.epsilon)
@@ -154,6 +156,8 @@ class RMSNorm(nnx.RMSNorm):
         self.scale_offset = scale_offset
 
     def __call__(self, x: Float[Array, "... m"]) -> Float[Array, "... m"]:  # type: ignore[override]
+        x = checks.floating("x", x, "... m", 1)
+        checks.width("x", x, self.num_features)
         x, scale = self.promote_dtype((x, None if self.scale is None else self.scale[...]), dtype=self.dtype)
         wide = x.astype(at_least_float32(x))
         y = _divide_by_root_mean_square(wide, float(jnp.finfo(wide).eps) if self.epsilon is None else self.epsilon)

@@ -20,6 +20,7 @@ from jattn.nn.layers import Initializer, LinearGeneral, default_bias_init, defau
 from jattn.nn.norms import Norm, as_norm
 from jattn.nn.rotary_positions import Rotary
 from jattn.nn.weights import as_pair, outputs
+from jattn.scores import Modified
 
 __all__ = ["KeysAndValues", "MultiHeadAttention", "WideMultiHeadSelfAttention", "attend_per_head"]
 
@@ -41,10 +42,11 @@ def attend_per_head(
 
 
 class KeysAndValues(NamedTuple):
-    """Projected keys and values, normalised and turned: what `MultiHeadAttention.project` makes for many calls."""
+    """Projected keys and values, normalised and turned: what a layer's `project` makes for many calls of that layer."""
 
     keys: Float[Array, "*b s k d"]
     values: Float[Array, "*b s k e"]
+    positions: Real[Array, "..."] | None = None  # of the keys, if they were given
 
 
 class MultiHeadAttention(nnx.Module):
@@ -70,7 +72,7 @@ class MultiHeadAttention(nnx.Module):
             none does, unlike Flax's and PyTorch's.
         normalize_qk: whether to norm queries and keys (Dehghani et al., 2023): a `Norm`, ``"layer"``, ``"rms"``, or
             ``True`` for Flax's, a layer norm without bias.
-        qk_norm_epsilon: of that norm; Flax's value by default (PyTorch's LayerNorm has 1e-5).
+        qk_norm_epsilon: of that norm, in place of its own: of ``True`` 1e-6, as in Flax, otherwise the `Norm`'s.
         qk_norm_over: ``"head"``, each head by itself, or ``"width"``, all heads of a token together.
         rotary: turns queries and keys by their positions.
         rotary_base: short for ``rotary=Rotary(rotary_base)``.
@@ -129,6 +131,11 @@ class MultiHeadAttention(nnx.Module):
         head = qkv_features // num_heads
         value_head = head if value_head_features is None else value_head_features
 
+        for name, number in (("scale", scale), ("logits_soft_cap", logits_soft_cap)):
+            if number is not None:
+                checks.scalar(name, number)
+        if value_head_features is not None:
+            checks.number("value_head_features", value_head_features, "[1, inf)", integer=True)
         biased = _names_of_biased(use_bias)
         checks.one_of("qk_norm_over", qk_norm_over, ("head", "width"))
         qk_norm = _norm_of_heads(normalize_qk, qk_norm_epsilon)
@@ -187,7 +194,8 @@ class MultiHeadAttention(nnx.Module):
             bias: a value of `jattn.biases` or an array that broadcasts to ``*b h t s``.
             positions: of the queries, numbers that broadcast to ``*b t``; 0 ... t - 1 by default. Rotary positions,
                 masks and biases go by them; fractional ones are for rotary positions alone.
-            key_positions: of the keys, ``*b s``; those of the queries in self-attention, 0 ... s - 1 otherwise.
+            key_positions: of the keys, ``*b s``; by default those of the queries where there is no key, those that key
+                was projected with where it was, and 0 ... s - 1 otherwise.
             score: in place of the dot product, as in `jattn.attention`.
             head_gates: a factor on each head's output, ``h`` or ``*b h``.
             implementation: as in `jattn.attention`.
@@ -197,37 +205,44 @@ class MultiHeadAttention(nnx.Module):
         Returns:
             ``*b t o``, with o = out_features; with return_weights an `Outputs` of output and weights.
         """
-        own = key is None or key is query
         query = checks.floating("query", query, "*b t m", 2)
         checks.width("query", query, self.query.in_features[0])
-        if own and key_positions is None:
+        own_lens = valid_lens if (key is None or key is query) and np.ndim(valid_lens) < 2 else None  # type: ignore[arg-type]
+        if positions is not None:
+            positions = checks.positions("positions", positions, query.shape[:-2], query.shape[-2])
+        if key is None and key_positions is None:
             key_positions = positions
-        if self.rotary is not None and positions is None:
-            self._check_lengths(query, query if key is None else key)
         if not isinstance(key, KeysAndValues):
             key = query if key is None else key
             query, key, value = checks.query_key_value(query, key, key if value is None else value, heads=False)
+            self._check_positions(positions, key_positions, query.shape[-2], key.shape[-2])
             key = self.project(key, value, key_positions)
-        elif value is not None:
-            raise ValueError("value must be None where key holds projected values. Got both.")
-        queries = self._positioned(self.query(query), self.query_ln, positions)
-        keys, values = key
+        else:
+            self._check_projected(key, value, query.shape[:-2])
+            key_positions = key.positions if key_positions is None else key_positions
+            self._check_positions(positions, key_positions, query.shape[-2], key.keys.shape[-3])
+        if key_positions is not None:
+            key_positions = checks.positions("key_positions", key_positions, query.shape[:-2], key.keys.shape[-3])
+        longest = jnp.arange(key.keys.shape[-3]) if key_positions is None else key_positions
+        queries = self._positioned(self.query(query), self.query_ln, positions, longest)
+        keys, values, _ = key
         if self.kv_heads is not None:
             keys, values = (x[..., np.array(self.kv_heads), :] for x in (keys, values))
-        own_lens = valid_lens if own and np.ndim(valid_lens) < 2 else None  # type: ignore[arg-type]
+        by_position = mask is not None or bias is not None or isinstance(score, Modified)
+        mask = all_of(mask, None if valid_lens is None else lengths(valid_lens))
         attended = self._attend(
             queries,
             keys,
             values,
             real_queries=own_lens,
-            mask=all_of(mask, None if valid_lens is None else lengths(valid_lens)),
+            mask=mask,
             bias=bias,
             score=score,
             scale=self.scale,
             logits_soft_cap=self.logits_soft_cap,
             sinks=None if self.sinks is None else self.sinks[...],
-            query_positions=_whole(positions),
-            key_positions=_whole(key_positions),
+            query_positions=_of_rules("positions", positions) if by_position else None,
+            key_positions=_of_rules("key_positions", key_positions) if by_position else None,
             head_gates=head_gates,
             implementation=implementation,
             return_weights=return_weights,
@@ -246,7 +261,7 @@ class MultiHeadAttention(nnx.Module):
 
         Args:
             key, value: as at the call.
-            positions: of the keys, as ``key_positions`` there.
+            positions: of the keys, as ``key_positions`` there; masks and biases go by them, too.
 
         Example:
 
@@ -259,28 +274,51 @@ class MultiHeadAttention(nnx.Module):
         key, value = (checks.floating(name, x, "*b s m", 2) for name, x in (("key", key), ("value", value)))
         checks.width("key", key, self.key.in_features[0])
         checks.width("value", value, self.value.in_features[0])
-        return KeysAndValues(self._positioned(self.key(key), self.key_ln, positions), self.value(value))
+        if positions is not None:
+            positions = checks.positions("positions", positions, key.shape[:-2], key.shape[-2])
+        return KeysAndValues(self._positioned(self.key(key), self.key_ln, positions), self.value(value), positions)
 
-    def _positioned(self, x: Array, norm: Any, positions: Any) -> Array:
+    def _positioned(self, x: Array, norm: Any, positions: Any, longest: Any = None) -> Array:
         """Heads of queries or keys, normalised and turned."""
         if norm is not None:
             x = norm(x) if self.qk_norm_over == "head" else norm(x.reshape(*x.shape[:-2], -1)).reshape(x.shape)
-        return x if self.rotary is None else self.rotary(x, positions)
+        return x if self.rotary is None else self.rotary(x, positions, longest=longest)
 
-    def _check_lengths(self, query: Any, key: Any) -> None:
-        """Raise ValueError where it can't be known which positions the queries have."""
-        keys = key.keys if isinstance(key, KeysAndValues) else checks.floating("key", key, "*b s m", 2)
-        t, s = query.shape[-2], keys.shape[-3 if isinstance(key, KeysAndValues) else -2]
-        if t != s:
+    def _check_positions(self, positions: Any, key_positions: Any, t: int, s: int) -> None:
+        """Raise ValueError where it can't be known which positions the queries or the keys have."""
+        if self.rotary is not None and positions is None and (t != s or key_positions is not None):
             raise ValueError(
-                f"positions must be given where rotary positions turn {t} queries and {s} keys. Got None. The last "
-                "queries of a sequence have positions=jnp.arange(s - t, s), under mask=jattn.masks.causal()."
+                f"positions must be given where rotary positions turn {t} queries and {s} keys apart. Got None. The "
+                "last queries of a sequence have positions=jnp.arange(s - t, s), under mask=jattn.masks.causal()."
+            )
+        if positions is not None and key_positions is None and t == s:
+            raise ValueError(
+                "key_positions must be given where there are positions and as many keys, which may have the same or "
+                "other ones. Got None. For self-attention leave key out."
+            )
+
+    def _check_projected(self, key: KeysAndValues, value: Any, batch: tuple[int, ...]) -> None:
+        """Raise ValueError unless this layer can have projected it."""
+        if value is not None:
+            raise ValueError("value must be None where key holds projected values. Got both.")
+        own = [(*batch, -1, *projection.kernel.shape[1:]) for projection in (self.key, self.value)]
+        given = [(*x.shape[:-3], -1, *x.shape[-2:]) for x in key[:2]]
+        if own != given or key.keys.shape[-3] != key.values.shape[-3]:
+            raise ValueError(
+                f"key must be what this layer's project returned for query's batch, keys and values with the axes "
+                f"{own[0][:-3]}, s, {own[0][-2:]} and {own[1][-2:]}. Got shapes {key.keys.shape} and "
+                f"{key.values.shape}."
             )
 
 
-def _whole(positions: Any) -> Any:
-    """Positions for masks and biases, which compare integers."""
-    return None if positions is None or jnp.issubdtype(jnp.result_type(positions), jnp.floating) else positions
+def _of_rules(name: str, positions: Any) -> Any:
+    """Positions for masks, biases and modified scores, which compare integers."""
+    if positions is not None and jnp.issubdtype(jnp.result_type(positions), jnp.floating):
+        raise ValueError(
+            f"{name} must be integers where a mask, a bias or a modified score goes by them. "
+            f"Got {jnp.result_type(positions)}."
+        )
+    return positions
 
 
 _PROJECTIONS = ("query", "key", "value", "out")
@@ -290,13 +328,16 @@ def _names_of_biased(use_bias: Any) -> tuple[str, ...]:
     """The projections that have biases."""
     if isinstance(use_bias, bool | np.bool_):
         return _PROJECTIONS if use_bias else ()
-    if isinstance(use_bias, str) or not np.iterable(use_bias) or not set(use_bias) <= set(_PROJECTIONS):
+    several = isinstance(use_bias, tuple | list | set | frozenset)
+    if not several or not all(isinstance(name, str) and name in _PROJECTIONS for name in use_bias):
         raise ValueError(f"use_bias must be True, False or some of {_PROJECTIONS}. Got {use_bias!r:.80}.")
     return tuple(use_bias)
 
 
 def _norm_of_heads(normalize_qk: Any, epsilon: float | None) -> Norm | None:
     if normalize_qk is False:
+        if epsilon is not None:
+            raise ValueError(f"qk_norm_epsilon must be None where normalize_qk is False. Got {epsilon}.")
         return None
     if normalize_qk is True:
         return Norm("layer", epsilon=1e-6 if epsilon is None else epsilon, use_bias=False)
@@ -310,6 +351,9 @@ def _rotary(rotary: Any, base: float | None) -> Rotary | None:
     if rotary is not None and not isinstance(rotary, Rotary):
         raise ValueError(f"rotary must be a jattn.nn.Rotary. Got {rotary!r:.80}.")
     return rotary if base is None else Rotary(base)
+
+
+_OF_SELF_ATTENTION = ("mask", "bias", "positions", "score", "head_gates", "implementation", "return_weights", "rng")
 
 
 class WideMultiHeadSelfAttention(MultiHeadAttention):
@@ -338,5 +382,6 @@ class WideMultiHeadSelfAttention(MultiHeadAttention):
     def __call__(  # type: ignore[override]
         self, x: Float[Array, "*b t m"], valid_lens: int | Int[Array, "..."] | None = None, **options: Any
     ) -> Float[Array, "*b t m"] | Any:
-        """Attend within ``x``; the other arguments as in `MultiHeadAttention`, without key and value."""
+        """Attend within ``x``; the other arguments as in `MultiHeadAttention`, without those of keys and values."""
+        checks.keywords(type(self).__name__, options, _OF_SELF_ATTENTION)
         return super().__call__(x, valid_lens=valid_lens, **options)

@@ -38,6 +38,10 @@ class Norm:
         checks.one_of("kind", self.kind, ("layer", "rms"))
         if self.epsilon is not None:
             checks.number("epsilon", self.epsilon, "[0, inf)")
+        checks.flag("use_scale", self.use_scale)
+        if self.use_bias is not None:
+            checks.flag("use_bias", self.use_bias)
+        checks.number("scale_offset", self.scale_offset, "(-inf, inf)")
         if self.kind == "rms" and self.use_bias:
             raise ValueError("use_bias must be False for an RMS norm, which has none. Got True.")
         if self.kind == "layer" and self.scale_offset != 0:
@@ -57,6 +61,6 @@ def as_norm(name: str, norm: Any) -> Norm:
     """A norm as it is; ``"layer"`` or ``"rms"`` as that kind with its defaults."""
     if isinstance(norm, Norm):
         return norm
-    if norm not in ("layer", "rms"):
+    if not isinstance(norm, str) or norm not in ("layer", "rms"):
         raise ValueError(f'{name} must be a jattn.nn.Norm, "layer" or "rms". Got {norm!r:.80}.')
-    return Norm(norm)
+    return Norm("layer" if norm == "layer" else "rms")

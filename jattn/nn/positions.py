@@ -1,4 +1,4 @@
-"""What tells attention where a token stands: learned, sinusoidal and rotary positions."""
+"""What tells attention where a token stands: learned and sinusoidal positions, which are added."""
 
 from typing import Any
 
@@ -9,10 +9,9 @@ from jaxtyping import Array, Float
 from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32
 from jattn.nn.embeddings import Embed
-from jattn.nn.rotary_positions import rotary
 from jattn.nn.rotary_scaling import rotary_frequencies
 
-__all__ = ["LearnedPositions", "SinusoidalPositions", "rotary", "sinusoidal_positions"]
+__all__ = ["LearnedPositions", "SinusoidalPositions", "sinusoidal_positions"]
 
 
 class LearnedPositions(nnx.Module):

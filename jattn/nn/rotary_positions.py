@@ -65,17 +65,23 @@ class Rotary:
         object.__setattr__(self, "interleaved", checks.flag("interleaved", self.interleaved))
 
     def __call__(
-        self, x: Float[Array, "*b t h d"], positions: Float[Array, "..."] | Int[Array, "..."] | None = None
+        self,
+        x: Float[Array, "*b t h d"],
+        positions: Float[Array, "..."] | Int[Array, "..."] | None = None,
+        *,
+        longest: Float[Array, "..."] | Int[Array, "..."] | None = None,
     ) -> Float[Array, "*b t h d"]:
         """x turned by its positions, in its dtype.
 
         Args:
             x: query or key heads.
             positions: ``t`` or ``*b t``, integers or fractions; 0 to t - 1 by default.
+            longest: further positions of the sequence, whose largest counts too where the scaling looks at it: those
+                of the keys, where queries are turned.
         """
         x = checks.floating("x", x, "*b t h d", 3)
         n = self._features_of(x)
-        sin, cos = self._sin_and_cos(x, n, _of_heads(positions, x))
+        sin, cos = self._sin_and_cos(x, n, _of_heads(positions, x), longest)
         turning = x[..., :n].astype(sin.dtype)
         if self.interleaved:
             first, second = turning[..., 0::2], turning[..., 1::2]
@@ -93,14 +99,15 @@ class Rotary:
             raise ValueError(f"x must have at least features = {self.features} features on its last axis. Got {d}.")
         return d if self.features is None else self.features
 
-    def _sin_and_cos(self, x: Array, n: int, positions: Array) -> tuple[Array, Array]:
+    def _sin_and_cos(self, x: Array, n: int, positions: Array, longest: Array | None) -> tuple[Array, Array]:
         """Of the angles, ``*b t 1 pairs``; lower precision than float32 would lose late positions."""
         positions = positions.astype(at_least_float32(x))
         if self.scaling is None:
             frequencies, factor = rotary_frequencies(self.base, n), 1.0
         else:
             assert isinstance(self.base, float)
-            frequencies, factor = self.scaling.frequencies(self.base, n, positions)
+            of_sequence = [z.ravel().astype(positions.dtype) for z in (positions, longest) if z is not None]
+            frequencies, factor = self.scaling.frequencies(self.base, n, jnp.concatenate(of_sequence))
         frequencies = jnp.asarray(frequencies, positions.dtype)
         angles = positions * frequencies.reshape((1,) * (x.ndim - 1) + frequencies.shape)
         return factor * jnp.sin(angles), factor * jnp.cos(angles)

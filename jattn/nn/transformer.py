@@ -1,6 +1,6 @@
 """The transformer block: attention and a network on each position, with residuals and norms."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import jax
@@ -18,6 +18,7 @@ from jattn.nn.feed_forward import Activation, FeedForward
 from jattn.nn.layers import Initializer, default_bias_init, default_kernel_init
 from jattn.nn.multi_head import KeysAndValues, MultiHeadAttention
 from jattn.nn.norms import Norm, as_norm
+from jattn.nn.rotary_positions import Rotary
 from jattn.nn.weights import as_pair, outputs
 
 __all__ = ["TransformerBlock"]
@@ -29,8 +30,9 @@ class TransformerBlock(nnx.Module):
     """Self-attention, optionally attention to a memory, and a feed-forward network, each f with a residual.
 
     ``norm="post"``: ``x = dropout(norm(x + drop(f(x))))``, dropout here and none inside the feed-forward network.
-    ``norm="pre"``: ``x = x + drop(f(norm(x)))``, dropout inside the feed-forward network.
-    ``norm="sandwich"``: ``x = x + norm'(drop(f(norm(x))))``, as in Gemma 2.
+    The others have dropout inside the feed-forward network:
+    ``norm="pre"``: ``x = x + drop(f(norm(x)))``.
+    ``norm="sandwich"``: ``x = x + norm'(drop(f(norm(x))))``, as in Gemma 2; norm' are its ``norms_after``.
     ``norm="branch"``: ``x = x + norm(drop(f(x)))``, as in OLMo 2.
 
     Args:
@@ -51,8 +53,8 @@ class TransformerBlock(nnx.Module):
         cross_attention: whether there is a second attention, to a memory of the same width. Its norm is ``norm2``,
             the feed-forward network's then ``norm3``.
         num_kv_heads, normalize_qk: as in `MultiHeadAttention`, for both attentions.
-        rotary_base: as there, for self-attention.
-        attention: further arguments of the self-attention, a `MultiHeadAttention`, by name.
+        rotary, rotary_base: as there, for self-attention.
+        attention_options: further arguments of the self-attention, a `MultiHeadAttention`, by name.
         kernel_init, bias_init, dtype, param_dtype: as in ``flax.nnx.Linear``.
         rngs: for the initial parameters.
 
@@ -79,13 +81,14 @@ class TransformerBlock(nnx.Module):
         dropout_rate: float = 0.0,
         residual_dropout_rate: float = 0.0,
         attention_dropout_rate: float = 0.0,
-        use_bias: Any = True,
+        use_bias: bool | Collection[str] = True,
         causal: bool = False,
         cross_attention: bool = False,
         num_kv_heads: int | None = None,
-        normalize_qk: Any = False,
+        normalize_qk: bool | str | Norm = False,
+        rotary: Rotary | None = None,
         rotary_base: float | None = None,
-        attention: Mapping[str, Any] | None = None,
+        attention_options: Mapping[str, Any] | None = None,
         kernel_init: Initializer = default_kernel_init,
         bias_init: Initializer = default_bias_init,
         dtype: Any = None,
@@ -95,6 +98,8 @@ class TransformerBlock(nnx.Module):
         checks.one_of("norm", norm, ("post", "pre", "sandwich", "branch"))
         if checks.flag("parallel", parallel) and (norm != "pre" or cross_attention):
             raise ValueError('parallel must be False unless norm="pre", without cross attention. Got True.')
+        for name, flag in (("causal", causal), ("cross_attention", cross_attention)):
+            checks.flag(name, flag)
         make_norm = as_norm("norm_kind", norm_kind)
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         inits: dict[str, Any] = dict(kernel_init=kernel_init, bias_init=bias_init)
@@ -104,8 +109,16 @@ class TransformerBlock(nnx.Module):
             normalize_qk=normalize_qk,
             dropout_rate=attention_dropout_rate,
         )
-        own: dict[str, Any] = {"rotary_base": rotary_base, **heads, **(attention or {})}
-        self.norm, self.parallel, self.causal = norm, parallel, causal
+        further = dict(attention_options or {})
+        if twice := sorted(
+            further.keys() & {"rotary", "rotary_base", *heads, *inits, *types, "num_heads", "in_features"}
+        ):
+            raise ValueError(
+                "attention_options must hold what the block has no argument for. Its own are "
+                f"{', '.join(twice)} (dropout_rate as attention_dropout_rate). Got {further!r:.200}."
+            )
+        own: dict[str, Any] = {"rotary": rotary, "rotary_base": rotary_base, **heads, **further}
+        self.norm_place, self.parallel, self.causal = norm, parallel, causal
         self.attention = MultiHeadAttention(num_heads, features, **own, **inits, **types)
         # The positions of a memory are not those of x, so cross attention is never rotary.
         self.cross_attention = (
@@ -207,15 +220,15 @@ class TransformerBlock(nnx.Module):
 
     def _before(self, norm: Any, x: Array) -> Array:
         """What a sublayer sees of x."""
-        return norm(x) if self.norm in ("pre", "sandwich") else x
+        return norm(x) if self.norm_place in ("pre", "sandwich") else x
 
     def _after(self, i: int, norm: Any, x: Array, y: Array, rng: PRNGKeyArray | None) -> Array:
         """x with the output y of the i-th sublayer added."""
         if self.residual_dropout.rate > 0:  # of its own rng, as there may be the other dropout too
             y = self.residual_dropout(y, None if rng is None else jax.random.fold_in(rng, 1))
-        if self.norm == "post":
+        if self.norm_place == "post":
             return self.dropout(norm(x + y), rng)
-        if self.norm == "branch":
+        if self.norm_place == "branch":
             return x + norm(y)
         return x + (y if self.norms_after is None else self.norms_after[i](y))
 
@@ -224,7 +237,7 @@ class TransformerBlock(nnx.Module):
             raise ValueError("memory must be given to a block with cross_attention=True. Got None.")
         if memory is not None and self.cross_attention is None:
             raise ValueError(
-                "memory must be None for a block with cross_attention=False. Got an array. "
+                "memory must be None for a block with cross_attention=False. Got one. "
                 "Make the block with cross_attention=True."
             )
         if memory is None and (valid_lens is not None or mask is not None):

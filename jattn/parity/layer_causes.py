@@ -64,9 +64,8 @@ def unbiased_variance(site: Site) -> str | None:
     return None
 
 
-NormSettings = tuple[
-    float, bool, int
-]  # epsilon, whether the mean is subtracted, what the width is less by in the variance
+# Epsilon, whether the mean is subtracted, what the width is less by in the variance.
+NormSettings = tuple[float, bool, int]
 
 
 def _norms(site: Site) -> Iterator[tuple[str, tuple[NormSettings, NormSettings]]]:

@@ -46,7 +46,7 @@ class Settings:
         batch_size = checks.number("batch_size", self.batch_size, "[1, inf)", integer=True)
         seed = checks.number("seed", self.seed, "[0, 4294967296)", integer=True)  # JAX would cut off what is above
         for name in ("shuffle", "drop_last", "progress"):
-            checks.one_of(name, getattr(self, name), (True, False))
+            checks.flag(name, getattr(self, name))
         if self.drop_last and batch_size > n:
             raise ValueError(f"batch_size must be at most the {n} examples when drop_last=True. Got {batch_size}.")
         metrics = {} if self.metrics is None else self.metrics

@@ -1,10 +1,13 @@
 """Llama against torch_ref, and against Hugging Face's `transformers` on the same weights."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import contextlib
+import functools
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from flax import nnx
@@ -22,6 +25,7 @@ from parity_tests.models.decoders import (
     logits_and_weights,
 )
 from parity_tests.nn import blank, both, call_for_weights, randomised
+from parity_tests.nn.test_rotary_positions import in_float64
 
 SIZES: dict[str, Any] = {"features": 12, "num_heads": 4, "num_kv_heads": 2, "num_layers": 2, "feedforward_features": 20}
 MORE: dict[str, Any] = {"head_features": 6, "rotary_base": 50.0, "norm_epsilon": 1e-3}
@@ -38,25 +42,7 @@ THEIRS: dict[str, Any] = {
 PADDED: dict[str, Any] = {"tokens": TOKENS, "valid_lens": LENS}
 
 
-class Wide:
-    """torch, in which float32 is float64."""
-
-    float = float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-@contextmanager
-def in_float64(wide: bool = True) -> Iterator[None]:
-    """Hugging Face's Llama takes its norms, softmax and angles in float32 whatever its dtype; here in float64."""
-    llama = pytest.importorskip(
-        "transformers.models.llama.modeling_llama", reason="no transformers: Llama was not compared with Hugging Face's"
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        if wide:
-            patch.setattr(llama, "torch", Wide())
-        yield
+wide_llama = functools.partial(in_float64, "models.llama.modeling_llama")
 
 
 def made(**options: Any) -> Any:
@@ -101,17 +87,49 @@ def test_llama(parity: Parity, options: dict[str, Any], dtypes: tuple[str, ...])
 )
 def test_hugging_face(parity: Parity, tied: bool, inputs: dict[str, Any], dtypes: tuple[str, ...]) -> None:
     narrow = made(tie_word_embeddings=tied)
-    with in_float64():
+    with wide_llama():
         wide = made(tie_word_embeddings=tied)  # its frequencies are made with it
 
     def theirs(twin: torch_ref.models.Llama, **inputs: Any) -> Any:
         double = twin.embedding.weight.dtype == torch.float64
-        with in_float64(double):
+        with wide_llama() if double else contextlib.nullcontext():
             return logits_and_weights(wide if double else narrow, under_their_names(twin), **inputs)
 
     module = blank(lambda: models.Llama(V, **SIZES, **MORE, tied=tied, rngs=nnx.Rngs(0)))
     twin = randomised(torch_ref.models.Llama(V, **SIZES, **MORE, tied=tied))
     parity("Llama, transformers", call_for_weights, theirs, {}, inputs, module=module, torch_module=twin, dtypes=dtypes)
+
+
+SCALED: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "linear": {"factor": 2.5},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+    "longrope": {
+        "short_factor": [1.0, 1.5, 2.0],
+        "long_factor": [2.0, 4.0, 8.0],
+        "factor": 4.0,
+        "original_max_position_embeddings": 5,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_scaled_rotary_positions(kind: str) -> None:
+    """Of Llama 3.1 and others: the logits of their model, from its settings and weights, with dynamic ones in reach."""
+    rope = {"rope_type": kind, "rope_theta": 50.0, **SCALED[kind]}
+    with wide_llama(), torch.no_grad():
+        hf = made(rope_parameters=rope, max_position_embeddings=5 if kind == "dynamic" else 64).double()
+        expected = hf(torch.from_numpy(TOKENS)).logits.numpy()
+        with jax.enable_x64(True):
+            ours = models.Llama.from_hugging_face(hf.config.to_dict(), hf.state_dict())
+            assert ours.blocks[0].attention.rotary.scaling is not None
+            np.testing.assert_allclose(ours(jnp.asarray(TOKENS)), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -120,5 +138,5 @@ def test_weights_from_and_to_hugging_face(tmp_path: Path, tied: bool) -> None:
 
 
 def test_greedy_continuation() -> None:
-    with in_float64():
+    with wide_llama():
         assert_continues_alike(models.Llama, made())

@@ -50,6 +50,8 @@ MULTI_HEAD: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any
     "normalised": ({"normalize_qk": True}, CROSS, {}),
     "normalised, PyTorch's epsilon": ({"normalize_qk": True, "qk_norm_epsilon": 1e-5}, ALONE, {}),
     "RMS normalised": ({"normalize_qk": "rms", "qk_norm_epsilon": 1e-6}, CROSS, {}),
+    "RMS normalised, its own epsilon": ({"normalize_qk": "rms"}, CROSS, {}),
+    "layer normalised, its own epsilon": ({"normalize_qk": "layer"}, CROSS, {}),
     "layer normalised, with bias": ({"normalize_qk": "layer", "qk_norm_epsilon": 1e-3}, CROSS, {}),
     "normalised over the width": ({"num_heads": 6, "num_kv_heads": 2, "normalize_qk": "rms", **OVER}, CROSS, {}),
     "some biases": ({"use_bias": ("query", "key", "value")}, CROSS, {}),

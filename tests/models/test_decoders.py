@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jattn import models
+from jattn import models, nn
 from jattn.models import generation
 from jattn.models.hugging_face import renames
-from jattn.models.llama_weights import rotary_base
+from jattn.models.rotary_settings import rotary_of
 from tests.errors import raises
 
 V = 19
@@ -209,11 +209,6 @@ def test_too_many_tokens() -> None:
         ({**LLAMA_CONFIG, "mlp_bias": True}, ("mlp_bias must be False. Got True",)),
         ({**LLAMA_CONFIG, "sliding_window": 3}, ("have no sliding_window", "cache of generate", "Got 3.")),
         ({**LLAMA_CONFIG, "hidden_act": "gelu"}, ("hidden_act must be 'silu'. Got 'gelu'",)),
-        ({**LLAMA_CONFIG, "rope_scaling": {"type": "linear", "factor": 2.0}}, ("rope_scaling", "linear")),
-        (
-            {**LLAMA_CONFIG, "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}},
-            ("rope_parameters", "llama3"),
-        ),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(config: dict[str, Any], phrases: tuple[str, ...]) -> None:
@@ -251,10 +246,58 @@ def test_a_setting_that_is_not_there() -> None:
         models.GPT2.from_hugging_face({"model_type": "gpt2"}, {})
 
 
-def test_the_base_of_rotary_positions() -> None:
-    assert rotary_base({}) == 10000.0
-    assert rotary_base({"rope_theta": 5e5, "rope_scaling": None}) == 5e5
-    assert rotary_base({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}) == 7.0
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LONG = {"short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, nn.Rotary()),
+        ({"rope_theta": 5e5, "rope_scaling": None}, nn.Rotary(5e5)),
+        ({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}, nn.Rotary(7.0)),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, nn.Rotary(scaling=nn.LinearScaling(2.0))),
+        (
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 64},
+            nn.Rotary(scaling=nn.DynamicNTKScaling(2.0, 64)),
+        ),
+        (
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}, "max_position_embeddings": 131072},
+            nn.Rotary(5e5, scaling=nn.Llama3Scaling(8.0, 1.0, 4.0, 8192)),
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False}, "max_position_embeddings": 32},
+            nn.Rotary(scaling=nn.YaRNScaling(4.0, 32, truncate=False)),
+        ),
+        (
+            {
+                "rope_scaling": {"type": "longrope", **LONG},
+                "max_position_embeddings": 64,
+                "original_max_position_embeddings": 16,
+            },
+            nn.Rotary(scaling=nn.LongRoPEScaling((1.0, 2.0), (3.0, 4.0), 16, 4.0)),
+        ),
+    ],
+)
+def test_rotary_positions_of_a_configuration(settings: dict[str, Any], expected: nn.Rotary) -> None:
+    assert rotary_of(settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "phrases"),
+    [
+        ({"rope_scaling": {"type": "spiral"}}, ("rope_scaling must have a rope_type among default", "'spiral'")),
+        ({"rope_scaling": {"type": "linear"}}, ("rope_scaling must have factor for 'linear' positions",)),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}},
+            ("rope_parameters must have factor, low_freq_factor, high_freq_factor, original_max",),
+        ),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ("partial_rotary_factor",)),
+    ],
+)
+def test_rotary_positions_that_are_refused(settings: dict[str, Any], phrases: tuple[str, ...]) -> None:
+    with raises("config's", *phrases):
+        models.Llama.from_hugging_face({**LLAMA_CONFIG, **settings}, {})
 
 
 def gpt2_weights() -> dict[str, np.ndarray]:

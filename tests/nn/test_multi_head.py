@@ -68,6 +68,35 @@ def test_projected_once():
     np.testing.assert_allclose(block(x, block.cross_attention.project(memory)), block(x, memory), atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "scaling",
+    [nn.DynamicNTKScaling(2.0, 3), nn.LongRoPEScaling((1.0, 1.5), (2.0, 4.0), 3, 2.0)],
+    ids=["dynamic", "long"],
+)
+def test_queries_and_keys_turn_by_one_length(scaling):
+    """Also where the queries are a part of the sequence that doesn't reach as far."""
+    attend, x = layer(qkv_features=16, rotary=nn.Rotary(scaling=scaling)), normal(0, 2, T, M)
+    whole = attend(x, mask=masks.causal())
+    part = attend(x[:, :2], x, positions=jnp.arange(2), mask=masks.causal())
+    np.testing.assert_allclose(part, whole[:, :2], atol=1e-12)
+
+
+def test_projected_keys_know_their_positions():
+    attend, x, positions = layer(rotary_base=30.0), normal(0, 2, T, M), jnp.arange(T) + 4
+    whole = attend(x, positions=positions, mask=masks.causal())
+    memory = attend.project(x, positions=positions)
+    np.testing.assert_allclose(attend(x, memory, positions=positions, mask=masks.causal()), whole, atol=1e-12)
+    with pytest.raises(ValueError, match=r"^positions must be given"):
+        attend(x, memory, mask=masks.causal())
+
+
+def test_the_same_call_inside_of_jit():
+    attend, x, positions = layer(rotary_base=9.0), normal(0, 2, T, M), 2 * jnp.arange(T)
+    expected = attend(x, positions=positions)
+    found = jax.jit(lambda q, k: attend(q, k, positions=positions, key_positions=positions))(x, x)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 def test_what_is_passed_on():
     """The same as the function on the layer's own heads."""
     attend, x = layer(scale=0.7, logits_soft_cap=1.5, use_sinks=True), normal(0, 2, T, M)
@@ -114,6 +143,32 @@ def test_biases_one_by_one():
         (lambda: block(parallel=True), ('parallel must be False unless norm="pre"',)),
         (lambda: block(norm_kind="batch"), ("norm_kind must be a jattn.nn.Norm",)),
         (lambda: layer()(X, layer().project(X), X), ("value must be None where key holds projected values",)),
+        (lambda: layer()(X, layer(num_kv_heads=1).project(X)), ("key must be what this layer's project returned", "1")),
+        (lambda: layer()(X, layer(value_head_features=5).project(X)), ("key must be what this layer's project",)),
+        (
+            lambda: layer()(X, layer().project(X[:1])),
+            ("key must be what this layer's project returned", "(1, 6, 4, 2)"),
+        ),
+        (lambda: layer()(X, X, positions=jnp.arange(T)), ("key_positions must be given", "leave key out")),
+        (lambda: layer()(X, positions="abc"), ("positions must be a real number", "'abc'")),
+        (lambda: layer()(X, positions=jnp.zeros(9)), ("positions must broadcast to (2, 6)", "(9,)")),
+        (
+            lambda: layer(rotary_base=9.0)(X, positions=jnp.arange(T) / 2, mask=masks.causal()),
+            ("positions must be integers where a mask",),
+        ),
+        (lambda: layer(use_bias={"query": True}), ("use_bias must be True, False or some of",)),
+        (lambda: layer(use_bias=[["query"]]), ("use_bias must be True, False or some of",)),
+        (lambda: layer(qk_norm_epsilon=1e-3), ("qk_norm_epsilon must be None where normalize_qk is False",)),
+        (lambda: layer(scale="a"), ("scale must be a real number", "'a'")),
+        (lambda: layer(value_head_features=0), ("value_head_features must be an integer in [1, inf)", "0")),
+        (lambda: nn.Norm("rms", scale_offset="a"), ("scale_offset must be a number", "'a'")),
+        (lambda: nn.Norm("layer", use_bias="x"), ("use_bias must be True or False", "'x'")),
+        (lambda: block(norm_kind=np.ones(2)), ("norm_kind must be a jattn.nn.Norm",)),
+        (lambda: block(causal="yes"), ("causal must be True or False", "'yes'")),
+        (lambda: block(attention_options={"use_bias": False}), ("attention_options must hold what", "use_bias")),
+        (lambda: nn.LayerNorm(4, rngs=nnx.Rngs(0))(jnp.ones((3, 1))), ("x must have 4 features", "(3, 1)")),
+        (lambda: nn.RMSNorm(4, rngs=nnx.Rngs(0))(jnp.ones((3, 1))), ("x must have 4 features", "(3, 1)")),
+        (lambda: nn.LayerNorm(4, rngs=nnx.Rngs(0))(jnp.ones((3, 4), int)), ("x must be floating point",)),
     ],
 )
 def test_mistakes_in_making(make, phrases):

@@ -38,7 +38,7 @@ class Llama(nn.Module):
             causal=True,
             num_kv_heads=num_kv_heads,
             rotary_base=rotary_base,
-            attention={"qkv_features": None if head_features is None else num_heads * head_features},
+            attention_options={"qkv_features": None if head_features is None else num_heads * head_features},
         )
         self.embedding = nn.Embedding(vocab_size, features)
         self.blocks = nn.ModuleList(

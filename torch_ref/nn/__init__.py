@@ -9,10 +9,10 @@ from torch_ref.nn.multi_head import MultiHeadAttention as MultiHeadAttention
 from torch_ref.nn.multi_head import WideMultiHeadSelfAttention as WideMultiHeadSelfAttention
 from torch_ref.nn.positions import LearnedPositions as LearnedPositions
 from torch_ref.nn.positions import SinusoidalPositions as SinusoidalPositions
-from torch_ref.nn.positions import rotary as rotary
 from torch_ref.nn.positions import sinusoidal_positions as sinusoidal_positions
 from torch_ref.nn.recurrent import GRU as GRU
 from torch_ref.nn.rotary_positions import Rotary as Rotary
+from torch_ref.nn.rotary_positions import rotary as rotary
 from torch_ref.nn.single_head import AdditiveAttention as AdditiveAttention
 from torch_ref.nn.single_head import DotProductAttention as DotProductAttention
 from torch_ref.nn.transformer import TransformerBlock as TransformerBlock

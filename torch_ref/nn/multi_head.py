@@ -34,7 +34,7 @@ class MultiHeadAttention(nn.Module):
         out_features: int | None = None,
         use_bias: bool | Collection[str] = False,
         normalize_qk: bool | str = False,
-        qk_norm_epsilon: float = 1e-6,
+        qk_norm_epsilon: float | None = None,
         qk_norm_over: str = "head",
         rotary: nn.Module | None = None,
         rotary_base: float | None = None,
@@ -60,7 +60,9 @@ class MultiHeadAttention(nn.Module):
             width = d if qk_norm_over == "head" else heads * d
             if normalize_qk == "rms":
                 return nn.RMSNorm(width, eps=qk_norm_epsilon)
-            return nn.LayerNorm(width, eps=qk_norm_epsilon, bias=normalize_qk == "layer")
+            usual = 1e-6 if normalize_qk is True else 1e-5
+            epsilon = usual if qk_norm_epsilon is None else qk_norm_epsilon
+            return nn.LayerNorm(width, eps=epsilon, bias=normalize_qk == "layer")
 
         if normalize_qk:
             self.query_ln, self.key_ln = make_norm(num_heads), make_norm(self.num_kv_heads)
@@ -89,7 +91,7 @@ class MultiHeadAttention(nn.Module):
         positions "*b t" and key_positions "*b s" are those of rotary, 0 ... n - 1 by default.
         """
         if key is None:
-            key, key_positions = query, positions
+            key, key_positions = query, positions if key_positions is None else key_positions
         value = key if value is None else value
         t, s = query.shape[-2], key.shape[-2]
 

@@ -1,4 +1,4 @@
-"""Where a token stands: learned and sinusoidal positions to add, and rotary ones to turn by."""
+"""Where a token stands: learned and sinusoidal positions, which are added."""
 
 import torch
 from torch import Tensor, nn
@@ -42,20 +42,3 @@ class SinusoidalPositions(nn.Module):
         """x "*b t m" -> "*b t m"."""
         table = sinusoidal_positions(x.shape[-2], self.features, dtype=at_least_float32(x).dtype)
         return x + table.to(x)
-
-
-def rotary(x: Tensor, positions: Tensor | None = None, base: float = 10000.0) -> Tensor:
-    """Rotates features by the position, so that dot products know only distances (Su et al. 2021).
-
-        (x_i, x_{i + d/2}) is rotated by the angle position * base^(-2i / d),    i = 0 ... d/2 - 1
-
-    The halves are paired as in GPT-NeoX and Llama. Shapes: x "*b t h d", positions "t" or "*b t", by default
-    0 ... t - 1 -> "*b t h d".
-    """
-    t, half = x.shape[-3], x.shape[-1] // 2
-    first, second = at_least_float32(x).split(half, dim=-1)
-    positions = torch.arange(t, device=x.device) if positions is None else positions
-    frequencies = base ** (-torch.arange(half, dtype=first.dtype, device=x.device) / half)
-    angles = (positions[..., None] * frequencies).unsqueeze(-2)  # "*b t 1 d/2"
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)

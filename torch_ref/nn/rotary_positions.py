@@ -54,6 +54,11 @@ class Rotary(nn.Module):
         return torch.stack(turned, dim=-1).to(x.dtype)
 
 
+def rotary(x: Tensor, positions: Tensor | None = None, base: float = 10000.0) -> Tensor:
+    """x "*b t h d" turned by its positions, without scaling."""
+    return Rotary(base)(x, positions)
+
+
 def no_scaling(base: float, n: int, length: float) -> tuple[list[float], float]:
     """base^(-2i / n)."""
     return [1 / base ** (2 * i / n) for i in range(n // 2)], 1.0

@@ -1,4 +1,4 @@
-"""The transformer block: attention and a network on each position, with residuals and layer norms."""
+"""The transformer block: attention and a network on each position, with residuals and norms."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,7 +45,7 @@ class TransformerBlock(nn.Module):
         num_kv_heads: int | None = None,
         normalize_qk: bool = False,
         rotary_base: float | None = None,
-        attention: Mapping[str, Any] | None = None,
+        attention_options: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.place, self.parallel, self.causal = norm, parallel, causal
@@ -61,7 +61,7 @@ class TransformerBlock(nn.Module):
                 return nn.RMSNorm(features, eps=norm_epsilon)
             return nn.LayerNorm(features, eps=1e-5 if norm_epsilon is None else norm_epsilon)
 
-        own = {"rotary_base": rotary_base, **heads, **(attention or {})}
+        own = {"rotary_base": rotary_base, **heads, **(attention_options or {})}
         self.attention = MultiHeadAttention(num_heads, features, **own)
         # The positions of a memory are not those of x, so cross attention is never rotary.
         self.cross_attention = MultiHeadAttention(num_heads, features, **heads) if cross_attention else None

@@ -82,7 +82,7 @@ class MultiheadAttention(nnx.Module):
         checks.number("dropout", dropout, "[0, 1)")
         flags = dict(bias=bias, add_bias_kv=add_bias_kv, add_zero_attn=add_zero_attn, batch_first=batch_first)
         for name, flag in flags.items():
-            checks.one_of(name, flag, (True, False))
+            checks.flag(name, flag)
         options: dict[str, Any] = dict(
             use_bias=bias, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )

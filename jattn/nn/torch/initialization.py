@@ -30,7 +30,7 @@ def initialize(module: Any, *, rngs: nnx.Rngs) -> Any:
 
     =========================  ==================================================================================
     linear layers              weight and bias uniform within 1 / sqrt(fan-in)
-    `MultiheadAttention`  input projections uniform within sqrt(6 / (fan-in + fan-out)), of the packed matrix
+    `MultiheadAttention`       input projections uniform within sqrt(6 / (fan-in + fan-out)), of the packed matrix
                                where PyTorch packs them; bias_k and bias_v normal, std sqrt(1 / m); other biases 0;
                                the output projection's weight like a linear layer's
     `Transformer`              every matrix uniform within sqrt(6 / (fan-in + fan-out)); the rest as above

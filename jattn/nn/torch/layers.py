@@ -4,7 +4,6 @@ Masks are `MultiheadAttention`'s: ``True`` where a query may **not** attend. ``r
 does not have, also returns the weights of each layer and head, ``b h t s``, from before dropout.
 """
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn.nn.dropout import Dropout, split
-from jattn.nn.feed_forward import ACTIVATION_FUNCTIONS, Activation
+from jattn.nn.feed_forward import Activation, activation_function
 from jattn.nn.layers import LayerNorm, Linear
 from jattn.nn.torch.attention import MultiheadAttention, TorchMask
 
@@ -34,7 +33,7 @@ class _Layer(nnx.Module):
         nhead: int,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
-        activation: Activation | Callable[[Array], Array] = "relu",
+        activation: Activation = "relu",
         layer_norm_eps: float = 1e-5,
         batch_first: bool = False,
         norm_first: bool = False,
@@ -44,12 +43,11 @@ class _Layer(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        if not callable(activation):
-            checks.one_of("activation", activation, tuple(ACTIVATION_FUNCTIONS))
+        activation_function(activation)
         checks.divides("nhead", nhead, "d_model", d_model)
         checks.number("dim_feedforward", dim_feedforward, "[1, inf)", integer=True)
         checks.number("layer_norm_eps", layer_norm_eps, "[0, inf)")
-        checks.one_of("norm_first", norm_first, (True, False))
+        checks.flag("norm_first", norm_first)
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         def attend() -> MultiheadAttention:
@@ -90,8 +88,7 @@ class _Layer(nnx.Module):
 
     def _feed_forward(self, norm: LayerNorm, x: Array, rngs: list[PRNGKeyArray | None]) -> Array:
         """x with the two-layer network's output added."""
-        activation = self.activation if callable(self.activation) else ACTIVATION_FUNCTIONS[self.activation]
-        y = self.dropout(activation(self.linear1(self._before(norm, x))), rngs[0])
+        y = self.dropout(activation_function(self.activation)(self.linear1(self._before(norm, x))), rngs[0])
         return self._after(norm, x, self.linear2(y), rngs[1])
 
     def _before(self, norm: LayerNorm, x: Array) -> Array:

@@ -1,6 +1,6 @@
 """PyTorch's transformer, ``torch.nn.Transformer``, and its stacks of layers, which are in layers.py."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn.nn.dropout import split
+from jattn.nn.feed_forward import Activation
 from jattn.nn.layers import LayerNorm
 from jattn.nn.torch.attention import TorchMask
 from jattn.nn.torch.layers import TransformerDecoderLayer, TransformerEncoderLayer
-from jattn.nn.transformer import Activation
 from jattn.nn.weights import in_turn
 
 __all__ = ["Transformer", "TransformerDecoder", "TransformerEncoder"]
@@ -141,7 +141,7 @@ class Transformer(nnx.Module):
         num_decoder_layers: int = 6,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
-        activation: Activation | Callable[[Array], Array] = "relu",
+        activation: Activation = "relu",
         custom_encoder: nnx.Module | None = None,
         custom_decoder: nnx.Module | None = None,
         layer_norm_eps: float = 1e-5,

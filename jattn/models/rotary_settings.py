@@ -1,0 +1,95 @@
+"""Rotary positions as Hugging Face's configurations have them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jattn.models.hugging_face import real_setting
+from jattn.nn.rotary_positions import Rotary
+from jattn.nn.rotary_scaling import (
+    DynamicNTKScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRoPEScaling,
+    RotaryScaling,
+    YaRNScaling,
+)
+
+__all__ = ["rotary_of"]
+
+_LONGEST = "max_position_embeddings"
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def rotary_of(config: Mapping[str, Any]) -> Rotary:
+    """The rotary positions of a model; newer files have them in ``rope_parameters``, older ones in ``rope_scaling``.
+
+    The kinds are those of transformers: default, linear, dynamic, yarn, llama3 and longrope.
+
+    Example:
+
+        >>> rotary_of({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}})
+        Rotary(base=500000.0, features=None, interleaved=False, scaling=LinearScaling(factor=2.0))
+    """
+    settings: dict[str, Any] = {"rope_theta": config.get("rope_theta", 10000.0)}
+    place = "rope_parameters"
+    for name in ("rope_scaling", "rope_parameters"):
+        given = config.get(name) or {}
+        if not isinstance(given, Mapping):
+            raise ValueError(f"config's {name} must be a dict. Got {given!r:.80}.")
+        place = name if given else place
+        settings.update({key: value for key, value in given.items() if value is not None})
+    older = settings.pop("type", "default")
+    kind = settings.pop("rope_type", older)
+    if kind not in _KINDS:
+        raise ValueError(f"config's {place} must have a rope_type among {', '.join(_KINDS)}. Got {kind!r:.80}.")
+    make, needed, optional = _KINDS[kind]
+    base = real_setting(settings, "rope_theta", "(0, inf)")
+    if unknown := sorted(settings.keys() - {"rope_theta", _ORIGINAL} - {*needed, *optional}):
+        raise ValueError(f"config's {place} must have settings of {kind!r} positions alone. Got {', '.join(unknown)}.")
+    # Lengths may stand outside of it, and there go before those inside.
+    longest = config.get(_LONGEST)
+    settings[_LONGEST], settings[_ORIGINAL] = longest, config.get(_ORIGINAL) or settings.get(_ORIGINAL, longest)
+    if kind in ("yarn", "longrope") and longest is not None:
+        settings.setdefault("factor", longest / settings[_ORIGINAL])
+    if missing := [name for name in needed if settings.get(name) is None]:
+        raise ValueError(
+            f"config's {place} must have {', '.join(missing)} for {kind!r} positions. "
+            f"Got {dict(config.get(place) or {})!r:.200}."
+        )
+    given = {here: settings[name] for name, here in {**needed, **optional}.items() if name in settings}
+    given = {here: tuple(value) if isinstance(value, list) else value for here, value in given.items()}
+    return Rotary(base, scaling=make(**given))
+
+
+_Kind = tuple[Callable[..., RotaryScaling | None], dict[str, str], dict[str, str]]
+# By transformers' name: the scaling, and what their settings are called here, those that must be there first.
+_KINDS: dict[str, _Kind] = {
+    "default": (lambda: None, {}, {}),
+    "linear": (LinearScaling, {"factor": "factor"}, {}),
+    "dynamic": (DynamicNTKScaling, {"factor": "factor", _LONGEST: "max_length"}, {}),
+    "yarn": (
+        YaRNScaling,
+        {"factor": "factor", _ORIGINAL: "original_max_length"},
+        {name: name for name in ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")},
+    ),
+    "llama3": (
+        Llama3Scaling,
+        {
+            "factor": "factor",
+            "low_freq_factor": "low_frequency_factor",
+            "high_freq_factor": "high_frequency_factor",
+            _ORIGINAL: "original_max_length",
+        },
+        {},
+    ),
+    "longrope": (
+        LongRoPEScaling,
+        {
+            "short_factor": "short_factors",
+            "long_factor": "long_factors",
+            _ORIGINAL: "original_max_length",
+            "factor": "factor",
+        },
+        {"attention_factor": "attention_factor"},
+    ),
+}
