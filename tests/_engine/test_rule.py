@@ -38,7 +38,7 @@ def square(x: jax.Array) -> jax.Array:
         lambda: biases.where(square_of_distance, factor=("h", jnp.arange(4.0))),
         lambda: scores.Gaussian(bandwidth=jnp.arange(1.0, 4.0)),
         lambda: scores.modified(square_of_distance, scores.DotProduct(2.0)),
-        lambda: masks.where(square_of_distance, span=square),
+        lambda: masks.where(square_of_distance, span=square_of_distance),
     ],
 )
 def test_alike_values_are_equal(make):
