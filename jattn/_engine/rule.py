@@ -17,6 +17,7 @@ own, which come last.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -120,15 +121,17 @@ class Rule(Pytree):
     def check_formula(self, name: str, shape: Shape, what: str, dtype: Any) -> None:
         """Raise ValueError where the formula gives something else, for a single pair or for all of them."""
         batch = (1,) * self.lead() if shape.batch is None else shape.batch
-        for t, s in ((1, 1), (shape.t, shape.s)):
 
-            def formula(rule: Rule, t: Any = t, s: Any = s) -> Any:
-                part = rule.aligned(len(batch)).rows(0, t).columns(0, s)
-                with as_part_of_a_program(name):
-                    result = part.formula(grid_of(t, s, ndim=len(batch) + 3))
-                return an_array(name, result, what)
+        def formula(rule: Rule, t: Any, s: Any) -> Any:
+            part = rule.aligned(len(batch)).rows(0, t).columns(0, s)
+            with as_part_of_a_program(name):
+                result = part.formula(grid_of(t, s, ndim=len(batch) + 3))
+            return an_array(name, result, what)
 
-            result = jax.eval_shape(formula, self)
+        # An `if` fails with JAX's own error for a single pair, with NumPy's for several; shapes say more for all pairs.
+        single = jax.eval_shape(functools.partial(formula, t=1, s=1), self)
+        whole = jax.eval_shape(functools.partial(formula, t=shape.t, s=shape.s), self)
+        for result, t, s in ((whole, shape.t, shape.s), (single, 1, 1)):
             full = (*batch, shape.h, t, s)
             known = shape.batch is not None and shape.h is not None
             fits = len(result.shape) >= 2 and (not known or checks.broadcasts_to(result.shape, full))

@@ -491,7 +491,7 @@ def test_mistakes(options, message):
             lambda: biases.where(lambda q, k: q, n=jnp.ones(2)),
             "f must be a function of query, key, n. Got a function of",
         ),
-        (lambda: masks.where(causal, span=3), "span must be a function of the first and the last"),
+        (lambda: masks.where(causal, span=3), "span must be a function of first, last. Got 3"),
         (lambda: masks.where(with_n, n=("ht", jnp.ones(3), 2)), "n must be an array, or a pair of axes"),
         (lambda: biases.where(with_n, n=("th", jnp.ones((3, 2)))), 'n must be .* in the order of "bhts"'),
         (lambda: masks.dilated_window(1, 1, 0), r"dilation must be an integer in \[1, inf\). Got 0"),
