@@ -214,7 +214,7 @@ def test_importance_of_a_task() -> None:
         ({"metrics": ()}, r"metrics must be some of l1, .* Got none\."),
         ({"random_draws": -1}, r"random_draws must be an integer in \[0, inf\)\. Got -1\."),
         ({"seed": -1}, r"seed must be an integer in \[0, 4294967296\)\. Got -1\."),
-        ({"progress": 2}, r"progress must be one of True, False\. Got 2\."),
+        ({"progress": 2}, r"progress must be True or False\. Got 2\."),
     ],
 )
 def test_tasks_that_are_refused(wrong: dict[str, Any], message: str) -> None:

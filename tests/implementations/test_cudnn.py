@@ -38,6 +38,7 @@ NAMED = {  # what the kernel has arguments for; the others it is given as arrays
     "lengths",
     "one length",
     "no keys",
+    "prefix",
     "an example without keys",
     "causal and lengths",
     "window and lengths",

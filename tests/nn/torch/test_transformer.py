@@ -96,7 +96,7 @@ ERRORS = [
     (lambda: nn.torch.Transformer(M, H, dropout=1.0, rngs=rngs), "dropout must be a number in [0, 1). Got 1.0."),
     (
         lambda: nn.torch.TransformerEncoderLayer(M, H, norm_first="no", rngs=rngs),
-        "norm_first must be one of True, False. Got 'no'.",
+        "norm_first must be True or False. Got 'no'.",
     ),
     (
         lambda: nn.torch.TransformerEncoderLayer(M, H, layer_norm_eps=-1, rngs=rngs),
