@@ -275,7 +275,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "memory unused": (
         lambda: nn.TransformerBlock(2, 8, 16, rngs=rngs())(X, MEMORY),
-        r"memory must be None for a block with cross_attention=False\. Got an array\.",
+        r"memory must be None for a block with cross_attention=False\. Got one\.",
     ),
     "norm": (
         lambda: nn.TransformerBlock(2, 8, 16, norm="middle", rngs=rngs()),
