@@ -91,7 +91,7 @@ BLOCKS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]] 
     "pre, SwiGLU, no biases": ({"norm": "pre", "use_bias": False, **SWIGLU}, ALONE, {"mask": mask}),
     "sandwich, decoder": ({**DECODER, "norm": "sandwich"}, BOTH, {"memory_valid_lens": np.array([0, 4])}),
     "positions, bias of the logits": (
-        {"norm": "pre", "attention_options": {"rotary_base": 50.0, "logits_soft_cap": 1.5, "use_sinks": True}},
+        {"norm": "pre", "rotary_base": 50.0, "attention_options": {"logits_soft_cap": 1.5, "use_sinks": True}},
         {"x": x, "bias": rng.standard_normal((3, 5, 5))},
         {"positions": np.array([[0, 1, 2, 3, 4], [0, 0, 1, 7, 9]])},
     ),
