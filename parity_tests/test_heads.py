@@ -42,8 +42,8 @@ def pruned(removed: Removed, module: Any, torch_module: Any) -> dict[str, Any]:
 )
 def test_pruned_attention(parity: Parity, options: dict[str, Any], removed: list[int]) -> None:
     pair = pruned({"": removed}, **both(nn.MultiHeadAttention, 3, 12, **options))
-    inputs = {"query": queries, "key": keys}
-    parity("pruned MultiHeadAttention", call_for_weights, call_for_weights, inputs, **pair, dtypes=("float64",))
+    inputs, fixed = {"query": queries, "key": keys}, {"positions": np.arange(2, 7)}
+    parity("pruned MultiHeadAttention", call_for_weights, call_for_weights, inputs, fixed, **pair, dtypes=("float64",))
 
 
 @pytest.mark.parametrize("removed", [[0, 1, 2], [1, 3], [4], [0, 1, 2, 3, 5]], ids=str)
