@@ -212,18 +212,22 @@ class MultiHeadAttention(nnx.Module):
             positions = checks.positions("positions", positions, query.shape[:-2], query.shape[-2])
         if key is None and key_positions is None:
             key_positions = positions
-        if not isinstance(key, KeysAndValues):
-            key = query if key is None else key
-            query, key, value = checks.query_key_value(query, key, key if value is None else value, heads=False)
-            self._check_positions(positions, key_positions, query.shape[-2], key.shape[-2])
-            key = self.project(key, value, key_positions)
-        else:
+        if isinstance(key, KeysAndValues):
             self._check_projected(key, value, query.shape[:-2])
             key_positions = key.positions if key_positions is None else key_positions
-            self._check_positions(positions, key_positions, query.shape[-2], key.keys.shape[-3])
+            s = key.keys.shape[-3]
+        else:
+            key = query if key is None else key
+            query, key, value = checks.query_key_value(query, key, key if value is None else value, heads=False)
+            s = key.shape[-2]
+        self._check_positions(positions, key_positions, query.shape[-2], s)
         if key_positions is not None:
-            key_positions = checks.positions("key_positions", key_positions, query.shape[:-2], key.keys.shape[-3])
-        longest = jnp.arange(key.keys.shape[-3]) if key_positions is None else key_positions
+            key_positions = checks.positions("key_positions", key_positions, query.shape[:-2], s)
+        if not isinstance(key, KeysAndValues):
+            key = self.project(key, value, key_positions)
+        longest = key_positions
+        if longest is None and self.rotary is not None:
+            longest = jnp.arange(s)
         queries = self._positioned(self.query(query), self.query_ln, positions, longest)
         keys, values, _ = key
         if self.kv_heads is not None:

@@ -14,6 +14,7 @@ import torch
 
 from jattn import nn
 from parity_tests.conftest import Parity
+from parity_tests.nn.hugging_face import Wide
 from parity_tests.tolerances import FLOAT64
 from torch_ref.nn import rotary_positions as reference
 
@@ -117,15 +118,6 @@ def test_gradients_of_positions(parity: Parity) -> None:
 
 
 # transformers
-
-
-class Wide:
-    """torch, in which float32 is float64."""
-
-    float = float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
 
 
 @contextmanager
