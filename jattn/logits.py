@@ -24,7 +24,7 @@ from jattn._engine.axes import Shape, apart, over
 from jattn._engine.checks import is_concrete
 from jattn._engine.dtypes import at_least_float32, widest
 from jattn._engine.extents import Extent, slice_along
-from jattn._engine.grid import Grid, grid_of, known_arange
+from jattn._engine.grid import Grid, grid_of
 from jattn._engine.of_caller import an_array, as_part_of_a_program
 from jattn._engine.rule import Rule
 from jattn._kernels import Given
@@ -155,7 +155,8 @@ class Logits(Rule):
             # The inner where keeps -inf times 0 out of the cap's gradient.
             x = jnp.where(ruled_out, -jnp.inf, cap * jnp.tanh(jnp.where(ruled_out, 0, x) / cap))
         if self.mask is not None:
-            x = jnp.where(fit(jnp.asarray(self.mask.formula(grid))), x, -jnp.inf)
+            allowed = fit(jnp.asarray(self.mask.formula(grid)))
+            x = lax.select(jnp.broadcast_to(allowed, x.shape), x, jnp.full_like(x, -jnp.inf))
         return x
 
     def grid(self, t: int, s: int, start: Extent = 0, first: Extent = 0, *, ndim: int = 3, known: bool = False) -> Grid:
@@ -168,7 +169,7 @@ class Logits(Rule):
             ndim=ndim,
             query=self.query_positions,
             key=self.key_positions,
-            arange=known_arange if known else jnp.arange,
+            known=known,
         )
 
     def key_range(self, start: Extent, rows: int, s: int) -> tuple[Extent, Extent]:
@@ -319,8 +320,12 @@ def _take(x: Array, indices: np.ndarray | None, axis: int) -> Array:
 
 
 def _in_rows(x: Shaped[Array, "#g #r #w"], g: int, rows: int) -> Shaped[Array, "rg _"]:
+    if g == 1:
+        return jnp.broadcast_to(x[0], (rows, x.shape[-1]))
     return jnp.swapaxes(jnp.broadcast_to(x, (g, rows, x.shape[-1])), 0, 1).reshape(rows * g, -1)
 
 
 def _by_head(x: Float[Array, "rg w"], g: int) -> Float[Array, "g r w"]:
+    if g == 1:
+        return x[None]
     return jnp.swapaxes(x.reshape(-1, g, x.shape[-1]), 0, 1)

@@ -2,13 +2,14 @@
 
     weights = exp(logits) / ( sum of exp(logits) + exp(sink) );  output = weights @ value
 
-Every attention in jattn is `average` of some logits: of all at once (dense), or of a block of them at a time
+Every attention in jattn is an `Average` under some logits: of all at once (dense), or of a block of them at a time
 (streaming).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +20,7 @@ from jattn._engine.compiled import compiled
 from jattn._engine.dtypes import at_least_float32, widest
 from jattn._masks import Mask, as_mask
 
-__all__ = ["Pooled", "average", "beside_sinks", "masked_softmax", "softmax"]
-
-
-class Pooled(NamedTuple):
-    """What `average` returns, in float32 or wider; any head axis is in front."""
-
-    output: Float[Array, "*b t e"]
-    weights: Float[Array, "*b t s"]  # from before dropout
-    log_sum_exp: Float[Array, "*b t"]  # minus infinity, with zero gradient, for a query that may attend to nothing
+__all__ = ["Average", "beside_sinks", "masked_softmax", "softmax"]
 
 
 def masked_softmax(
@@ -81,33 +74,52 @@ def _of_allowed(logits: Array, allowed: Array | None) -> Array:
     return softmax(x if allowed is None else jnp.where(allowed, x, -jnp.inf))[0]
 
 
-def average(
-    logits: Float[Array, "*b t s"],
-    value: Float[Array, "*b s e"],
-    *,
-    sinks: Float[Array, "*#b #t"] | None = None,
-    keep: Bool[Array, "*b t s"] | None = None,
-    dropout_rate: float = 0.0,
-    never_empty: bool = False,
-    divide_last: bool = False,
-) -> Pooled:
+@dataclasses.dataclass(frozen=True)
+class Average:
     """The values' average under the softmax of the logits, minus infinity counting as masked.
 
-    ``sinks`` are further logits, one for each query, that have no value. ``keep`` survives dropout. ``never_empty``
-    says that there are keys, and that no logit is minus infinity. ``divide_last``, with no axis in front, saves a pass
-    over the logits on a CPU; it would break up an accelerator's fused softmax.
+    In float32 or wider; any head axis is in front. What nobody asks for is not even traced.
     """
-    weights, log_sum_exp = softmax(logits, never_empty=never_empty)
-    value = value.astype(widest(value, logits))  # wide, so that the output is rounded once
-    if keep is None and divide_last:
-        output = _divided_last(logits, value)
-    else:
-        kept = weights if keep is None else jnp.where(keep, weights / (1 - dropout_rate), 0)
-        output = jnp.matmul(kept.astype(value.dtype), value)
-    if sinks is None:
-        return Pooled(output, weights, log_sum_exp)
-    share, log_sum_exp = beside_sinks(log_sum_exp, sinks)
-    return Pooled(output * share[..., None], weights * share[..., None], log_sum_exp)
+
+    logits: Float[Array, "*b t s"]
+    value: Float[Array, "*b s e"]
+    sinks: Float[Array, "*#b #t"] | None = None  # further logits, one for each query, that have no value
+    keep: Bool[Array, "*b t s"] | None = None  # what survives dropout
+    dropout_rate: float = 0.0
+    never_empty: bool = False  # whether there are keys, and no logit is minus infinity
+    # A CPU is spared a pass over the logits, where no axis is in front; an accelerator's fused softmax would break up.
+    divide_last: bool = False
+
+    @functools.cached_property
+    def output(self) -> Float[Array, "*b t e"]:
+        value = self.value.astype(widest(self.value, self.logits))  # wide, so that the output is rounded once
+        if self.keep is None and self.divide_last:
+            output = _divided_last(self.logits, value)
+        else:
+            weights = self._of_keys[0]
+            kept = weights if self.keep is None else jnp.where(self.keep, weights / (1 - self.dropout_rate), 0)
+            output = jnp.matmul(kept.astype(value.dtype), value)
+        return output if self.sinks is None else output * self._beside_sinks[0][..., None]
+
+    @functools.cached_property
+    def weights(self) -> Float[Array, "*b t s"]:
+        """From before dropout."""
+        weights = self._of_keys[0]
+        return weights if self.sinks is None else weights * self._beside_sinks[0][..., None]
+
+    @functools.cached_property
+    def log_sum_exp(self) -> Float[Array, "*b t"]:
+        """Minus infinity, with zero gradient, for a query that may attend to nothing."""
+        return self._of_keys[1] if self.sinks is None else self._beside_sinks[1]
+
+    @functools.cached_property
+    def _of_keys(self) -> tuple[Array, Array]:
+        return softmax(self.logits, never_empty=self.never_empty)
+
+    @functools.cached_property
+    def _beside_sinks(self) -> tuple[Array, Array]:
+        assert self.sinks is not None
+        return beside_sinks(self._of_keys[1], self.sinks)
 
 
 def beside_sinks(log_sum_exp: Float[Array, "*b t"], sinks: Float[Array, "*#b #t"]) -> tuple[Array, Array]:
@@ -152,8 +164,13 @@ def _softmax_of_full_rows(x: Float[Array, "*b t s"]) -> tuple[Float[Array, "*b t
 def _softmax_jvp(softmax: Callable[[Array], Any], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
     """``d w = w (d x - sum of w d x)``: JAX's own keeps more arrays, and takes a small model's step 1.7 times."""
     weights, log_sum_exp = softmax(*primals)
-    mean = jnp.sum(weights * tangents[0], axis=-1, keepdims=True)
-    return (weights, log_sum_exp), (weights * (tangents[0] - mean), mean.squeeze(-1))
+    d_weights, mean = _d_weights(weights, tangents[0])
+    return (weights, log_sum_exp), (d_weights, mean.squeeze(-1))
+
+
+def _d_weights(weights: Float[Array, "*b t s"], dx: Float[Array, "*b t s"]) -> tuple[Array, Float[Array, "*b t 1"]]:
+    mean = jnp.sum(weights * dx, axis=-1, keepdims=True)
+    return weights * (dx - mean), mean
 
 
 for _of_rows in (_softmax, _softmax_of_full_rows):
@@ -170,5 +187,6 @@ def _divided_last(x: Float[Array, "t s"], value: Float[Array, "s e"]) -> Float[A
 @_divided_last.defjvp
 def _divided_last_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (x, value), (dx, dvalue) = primals, tangents
-    weights, d_weights = jax.jvp(lambda x: _softmax(x)[0], (x,), (dx,))
+    weights, _ = _softmax(x)
+    d_weights, _ = _d_weights(weights, dx)
     return _divided_last(x, value), jnp.matmul(d_weights, value) + jnp.matmul(weights, dvalue)

@@ -13,7 +13,7 @@ from jattn._engine.platform import Platform, where_lowered
 from jattn.implementations.call import Call
 from jattn.implementations.streaming import Streaming, stream
 from jattn.logits import Logits, repeat_heads
-from jattn.softmax import Pooled, beside_sinks, softmax
+from jattn.softmax import Average, beside_sinks, softmax
 
 __all__ = ["AttentionStatistics", "statistics_of", "weights_of"]
 
@@ -73,8 +73,8 @@ def _streamed(call: Call, platform: Platform) -> AttentionStatistics:
     return AttentionStatistics(entropy, largest, norm, jnp.swapaxes(received[..., 0], -1, -2))
 
 
-def _total_and_rows(pooled: Pooled) -> Any:
-    return pooled.output, _of_rows(pooled.weights)
+def _total_and_rows(average: Average) -> Any:
+    return average.output, _of_rows(average.weights)
 
 
 def _of_rows(weights: Float[Array, "*b t s"]) -> tuple[Array, Array, Array]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array
 
 from jattn._engine.extents import Extent
 
-__all__ = ["Grid", "grid_of", "known_arange"]
+__all__ = ["Grid", "grid_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +54,19 @@ def grid_of(
     ndim: int = 3,
     query: Array | None = None,
     key: Array | None = None,
-    arange: Callable[[int], Any] = jnp.arange,
+    known: bool = False,
 ) -> Grid:
     """t queries from ``start`` on and s keys from ``first`` on, at these aligned positions or at their own numbers.
 
-    ``ndim`` is the number of axes ``*b h t s``.
+    ``ndim`` is the number of axes ``*b h t s``. Numbers that are ``known`` are NumPy's, not traced under ``jit``.
     """
-    lead = (1,) * (ndim - 2)
-    row = start + arange(t).reshape(*lead, t, 1)
-    column = first + arange(s).reshape(*lead, 1, s)
+
+    def numbers(n: int, start: Extent, axis: int) -> Any:
+        shape = [1] * ndim
+        shape[axis] = n
+        dtype = jnp.result_type(int)
+        counted = np.arange(n, dtype=dtype).reshape(shape) if known else lax.broadcasted_iota(dtype, shape, ndim + axis)
+        return counted if isinstance(start, int) and start == 0 else start + counted
+
+    row, column = numbers(t, start, -2), numbers(s, first, -1)
     return Grid(row if query is None else query, column if key is None else key, row, column)
-
-
-def known_arange(n: int) -> np.ndarray:
-    """``jnp.arange(n)``, not traced under ``jit``."""
-    return np.arange(n, dtype=jnp.arange(0).dtype)

@@ -8,7 +8,7 @@ from jattn._engine.dropout import dropout_keep
 from jattn._engine.platform import Platform
 from jattn.implementations.call import Call, Implementation, Result
 from jattn.logits import harmless_value, repeat_heads
-from jattn.softmax import average
+from jattn.softmax import Average
 
 __all__ = ["SMALL", "Dense"]
 
@@ -43,7 +43,7 @@ class Dense(Implementation):
         if call.dropout_rate > 0:
             assert call.dropout_rng is not None
             keep = dropout_keep(call.dropout_rng, call.dropout_rate, (*batch, h, t, logits.key.shape[-3]))
-        pooled = average(
+        average = Average(
             logits.matrix(attended),
             jnp.swapaxes(repeat_heads(value, h), -2, -3),
             sinks=logits.sinks_of_rows(),
@@ -52,7 +52,7 @@ class Dense(Implementation):
             never_empty=logits.reaches_all,
         )
         return Result(
-            jnp.swapaxes(pooled.output, -2, -3),
-            pooled.weights if call.return_weights else None,
-            jnp.swapaxes(pooled.log_sum_exp, -1, -2) if call.return_log_sum_exp else None,
+            jnp.swapaxes(average.output, -2, -3),
+            average.weights if call.return_weights else None,
+            jnp.swapaxes(average.log_sum_exp, -1, -2) if call.return_log_sum_exp else None,
         )

@@ -1,6 +1,6 @@
 """The definition over blocks of queries: memory linear in the sequence, and no work on keys that a mask rules out.
 
-`stream` calls `jattn.softmax.average` on one block of queries of one key head, with the keys in the mask's range, and
+`stream` calls `jattn.softmax.Average` on one block of queries of one key head, with the keys in the mask's range, and
 each row's softmax whole: one block at a time on a CPU, many side by side on an accelerator. Nothing here has a
 derivative rule: a block is recomputed in the backward pass, and forward mode and second order are JAX's.
 
@@ -29,7 +29,7 @@ from jattn._score import Score
 from jattn.implementations.call import Call, Implementation, Result
 from jattn.implementations.dense import Dense
 from jattn.logits import Logits, harmless_key, harmless_value
-from jattn.softmax import Pooled, average
+from jattn.softmax import Average
 
 __all__ = ["Streaming", "output", "output_and_log_sum_exp", "stream"]
 
@@ -68,18 +68,18 @@ class Streaming(Implementation):
         return Result(result[0], log_sum_exp=result[1]) if call.return_log_sum_exp else Result(result)
 
 
-def output(pooled: Pooled) -> Any:
+def output(average: Average) -> Any:
     """What is kept of a block, for `stream`."""
-    return pooled.output
+    return average.output
 
 
-def output_and_log_sum_exp(pooled: Pooled) -> Any:
+def output_and_log_sum_exp(average: Average) -> Any:
     """Likewise, with the logarithm of the sum under the softmax."""
-    return pooled.output, pooled.log_sum_exp
+    return average.output, average.log_sum_exp
 
 
-def stream(call: Call, platform: Platform, of: Callable[[Pooled], Any] = output) -> Any:
-    """What ``of`` takes of each row of a block's `Pooled`, for all rows: by default the output ``*b t h e``."""
+def stream(call: Call, platform: Platform, of: Callable[[Average], Any] = output) -> Any:
+    """What ``of`` takes of each row of a block's `Average`, for all rows: by default the output ``*b t h e``."""
     logits, score = call.logits, call.logits.score
     assert isinstance(score, Score)
     if type(score).as_products is Score.as_products:
@@ -102,7 +102,7 @@ def stream(call: Call, platform: Platform, of: Callable[[Pooled], Any] = output)
 
 
 def _over_examples(
-    call: Call, platform: Platform, of: Callable[[Pooled], Any], attended: Bool[Array, "..."] | None
+    call: Call, platform: Platform, of: Callable[[Average], Any], attended: Bool[Array, "..."] | None
 ) -> Any:
     """`stream`, with the score as it is: all heads of all examples."""
     logits, value = call.logits, call.value
@@ -237,13 +237,13 @@ def _block(
     matrix: Array,
     call: Call,
     platform: Platform,
-    of: Callable[[Pooled], Any],
+    of: Callable[[Average], Any],
 ) -> Any:
-    """What ``of`` takes of `average` for ``width`` keys from ``first`` on and the queries from ``start`` on."""
+    """What ``of`` takes of `Average` for ``width`` keys from ``first`` on and the queries from ``start`` on."""
     r, s = query.shape[0] // g, key.shape[-1]
     first = clip(first, s - width)
     tile, sinks = dataclasses.replace(rules, query=query, key=key, score=score).tile(start, r, first, width, g)
-    pooled = average(
+    average = Average(
         tile,
         slice_along(value, first, width, -1).T,
         sinks=sinks,
@@ -251,7 +251,7 @@ def _block(
         dropout_rate=call.dropout_rate,
         divide_last=platform.is_cpu,
     )
-    return of(pooled)
+    return of(average)
 
 
 def _keep(
