@@ -37,8 +37,7 @@ from examples.digits import optimizer as digits_optimizer
 from examples.digits import trained
 from examples.sentence_search import documented, packaged_folder
 from jattn import heads
-from jattn.models import DigitsClassifier, SentenceEncoder
-from jattn.models.sentences import pool
+from jattn.models import DigitsClassifier, SentenceEncoder, pool
 from jattn.training import adamw, fit
 
 console = Console()

@@ -54,9 +54,6 @@ def dot_product_attention(
         The output ``*b t h e`` in value's dtype; with return_residual also the log-sum-exp ``*b t h`` in float32 or
         wider, minus infinity for a query with nothing to attend to.
 
-    Raises:
-        ValueError: naming the argument that doesn't fit.
-
     Example:
 
         >>> import jax

@@ -47,9 +47,6 @@ def nadaraya_watson(
     Returns:
         ``t``, ``*b t`` or ``*b t e``, as value; with return_weights also the weights.
 
-    Raises:
-        ValueError: naming the argument that doesn't fit.
-
     Example:
 
         >>> import jax.numpy as jnp

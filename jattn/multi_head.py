@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -11,6 +11,8 @@ from jattn._engine import checks
 from jattn._engine.compiled import compiled
 from jattn._engine.platform import platform_of, platforms
 from jattn._engine.pytree import Known
+from jattn._engine.signature import spell_out
+from jattn._flax import FlaxOptions, as_flax_means
 from jattn._masks import Mask, as_mask
 from jattn.biases import Bias, as_bias
 from jattn.implementations import choice
@@ -53,10 +55,16 @@ class Options(LogitsOptions, total=False):
 
     dropout_rate: float
     dropout_rng: PRNGKeyArray | None
+    broadcast_dropout: bool
     head_gates: Float[Array, "..."] | None
 
 
+class AttentionOptions(Options, FlaxOptions, total=False):
+    """Likewise, and what Flax's modules pass to their ``attention_fn``."""
+
+
 _OPTIONS = tuple(Options.__annotations__)
+_OF_FLAX = tuple(FlaxOptions.__annotations__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +139,7 @@ def bind(
     key_positions: Int[Array, "..."] | None = None,
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
+    broadcast_dropout: bool = False,
     head_gates: Float[Array, "..."] | None = None,
 ) -> Bound:
     """An attention with these arguments: ``.run()``, ``.explain()``, ``.weights()`` and ``.statistics()`` of one value.
@@ -156,10 +165,8 @@ def bind(
             integers that broadcast to ``*b t``, and of the keys, ``*b s``; 0 ... n - 1 by default.
         dropout_rate: share of the weights to drop, the others being scaled up, in [0, 1).
         dropout_rng: the randomness for it, a ``jax.random.key``. The same rng drops the same weights.
+        broadcast_dropout: whether the same weights are dropped in all heads of all examples.
         head_gates: a factor on each head's output, ``h`` or ``*b h``.
-
-    Raises:
-        ValueError: naming the argument that doesn't fit.
 
     Example:
 
@@ -204,7 +211,9 @@ def bind(
     checks.dropout(dropout_rate, dropout_rng, rng_name="dropout_rng")
     if head_gates is not None:
         head_gates = checks.head_gates(head_gates, tuple(batch), h)
-    return Bound(Call(logits, value, Known(dropout_rate), dropout_rng if dropout_rate > 0 else None, head_gates))
+    broadcast_dropout = checks.flag("broadcast_dropout", broadcast_dropout)
+    rng = dropout_rng if dropout_rate > 0 else None
+    return Bound(Call(logits, value, Known(dropout_rate), rng, broadcast_dropout, head_gates))
 
 
 def attention(
@@ -214,7 +223,7 @@ def attention(
     *,
     return_weights: bool = False,
     implementation: ImplementationName | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[AttentionOptions],
 ) -> Output | Any:
     """Attention with any score: each query's average of the values, weighted by how well its keys match.
 
@@ -234,13 +243,13 @@ def attention(
             the program is lowered for; `explain` says which. cuDNN is considered only where the process that traces the
             program sees an NVIDIA GPU.
         options: ``score``, ``mask``, ``bias``, ``scale``, ``logits_soft_cap``, ``sinks``, ``query_positions``,
-            ``key_positions``, ``dropout_rate``, ``dropout_rng``, ``head_gates``, as in `bind`.
+            ``key_positions``, ``dropout_rate``, ``dropout_rng``, ``broadcast_dropout``, ``head_gates``, as in `bind`.
+            It is also the ``attention_fn`` of ``flax.nnx.MultiHeadAttention`` and Linen's: where they are given, it
+            takes ``is_causal``, ``deterministic``, ``dtype``, ``precision``, ``module`` and masks of any dtype, as Flax
+            means them.
 
     Returns:
         The output ``*b t h e`` in value's dtype; with return_weights also the weights, in float32 or wider.
-
-    Raises:
-        ValueError: naming the argument that doesn't fit.
 
     Example:
 
@@ -254,8 +263,12 @@ def attention(
     Source: Vaswani et al., Attention Is All You Need, 2017; grouped queries: Ainslie et al., GQA, 2023; the soft cap:
     Gemma 2, 2024; sinks: Xiao et al., Efficient Streaming Language Models with Attention Sinks, 2024, as in gpt-oss.
     """
-    checks.keywords("attention", options, _OPTIONS)
-    bound = bind(query, key, checks.array("value", value), **options)
+    checks.keywords("attention", options, (*_OPTIONS, *_OF_FLAX))
+    if not options.keys().isdisjoint(_OF_FLAX):
+        return as_flax_means(
+            attention, query, key, value, return_weights=return_weights, implementation=implementation, **options
+        )
+    bound = bind(query, key, checks.array("value", value), **cast(Options, options))
     return bound.run(return_weights=return_weights, implementation=implementation)
 
 
@@ -279,9 +292,6 @@ def explain(
 
     Returns:
         ``implementation``, ``reason``, and ``refused``, a dictionary of reasons; it prints as a few lines.
-
-    Raises:
-        ValueError: naming the argument that doesn't fit.
 
     Example:
 
@@ -318,9 +328,6 @@ def attention_weights(
     Returns:
         ``*b h t s`` in float32 or wider, with h and t the chosen heads and queries; both axes are always kept.
 
-    Raises:
-        ValueError: naming the argument that doesn't fit.
-
     Example (where does the last token of an example look, in head 3?):
 
         >>> import jax
@@ -346,9 +353,6 @@ def attention_statistics(
         options: ``score``, ``mask``, ``bias``, ``scale``, ``logits_soft_cap``, ``sinks``, ``query_positions``,
             ``key_positions``, as in `bind`.
 
-    Raises:
-        ValueError: naming the argument that doesn't fit.
-
     Example (no mask and equal keys, so that all weights are 1 / 4):
 
         >>> import jax.numpy as jnp
@@ -368,3 +372,10 @@ def _of_logits(function: str, query: Array, key: Array, options: Any) -> Bound:
                 f"{name} must be left to attention, as it changes no weight that is returned. Got it here."
             )
     return bind(query, key, **options)
+
+
+spell_out(attention, _OPTIONS, bind)
+spell_out(attention, _OF_FLAX, as_flax_means)
+spell_out(explain, _OPTIONS, bind)
+spell_out(attention_weights, LogitsOptions.__annotations__, bind)
+spell_out(attention_statistics, LogitsOptions.__annotations__, bind)

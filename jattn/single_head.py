@@ -43,9 +43,6 @@ def additive_attention(
     Returns:
         The output ``*b t e``; with return_weights also the weights.
 
-    Raises:
-        ValueError: naming the argument that doesn't fit.
-
     Example:
 
         >>> query, key, value = jnp.ones((2, 3, 20)), jnp.ones((2, 10, 2)), jnp.ones((2, 10, 4))

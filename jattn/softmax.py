@@ -84,7 +84,7 @@ class Average:
     logits: Float[Array, "*b t s"]
     value: Float[Array, "*b s e"]
     sinks: Float[Array, "*#b #t"] | None = None  # further logits, one for each query, that have no value
-    keep: Bool[Array, "*b t s"] | None = None  # what survives dropout
+    keep: Bool[Array, "*#b t s"] | None = None  # what survives dropout
     dropout_rate: float = 0.0
     never_empty: bool = False  # whether there are keys, and no logit is minus infinity
     # A CPU is spared a pass over the logits, where no axis is in front; an accelerator's fused softmax would break up.

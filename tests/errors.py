@@ -5,6 +5,6 @@ import re
 import pytest
 
 
-def raises(*phrases: str):
+def raises(*phrases: str, kind: type[Exception] = ValueError):
     """A ValueError with these phrases, in this order."""
-    return pytest.raises(ValueError, match=r"[\s\S]*".join(map(re.escape, phrases)))
+    return pytest.raises(kind, match=r"[\s\S]*".join(map(re.escape, phrases)))

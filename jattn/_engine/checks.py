@@ -77,6 +77,11 @@ def at_most(name: str, n: Any, most_name: str, most: int) -> None:
 
 def array(name: str, x: Any) -> Array:
     """``x`` as an array."""
+    if getattr(x, "is_nested", False):
+        raise ValueError(
+            f"{name} must be one array. Got a nested tensor. Pad it (torch.nested.to_padded_tensor), and say by a mask "
+            "or by lengths what is padding."
+        )
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError) as error:

@@ -19,6 +19,7 @@ class Call(Pytree):
     value: Array | None
     dropout_rate: Known = Known(0)
     dropout_rng: PRNGKeyArray | None = None
+    broadcast_dropout: bool = False
     head_gates: Array | None = None
     return_weights: bool = False
     return_log_sum_exp: bool = False

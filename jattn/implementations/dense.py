@@ -42,7 +42,8 @@ class Dense(Implementation):
         keep = None
         if call.dropout_rate > 0:
             assert call.dropout_rng is not None
-            keep = dropout_keep(call.dropout_rng, call.dropout_rate, (*batch, h, t, logits.key.shape[-3]))
+            lead = (1,) * (len(batch) + 1) if call.broadcast_dropout else (*batch, h)
+            keep = dropout_keep(call.dropout_rng, call.dropout_rate, (*lead, t, logits.key.shape[-3]))
         average = Average(
             logits.matrix(attended),
             jnp.swapaxes(repeat_heads(value, h), -2, -3),

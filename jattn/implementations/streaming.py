@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 
 from jattn._engine.dropout import dropout_keep_at
 from jattn._engine.extents import Extent, clip, slice_along
@@ -247,23 +247,22 @@ def _block(
         tile,
         slice_along(value, first, width, -1).T,
         sinks=sinks,
-        keep=_keep(call.dropout_rng, call.dropout_rate, matrix, g, start, r, first, width),
+        keep=_keep(call, matrix, g, start, r, first, width),
         dropout_rate=call.dropout_rate,
         divide_last=platform.is_cpu,
     )
     return of(average)
 
 
-def _keep(
-    rng: PRNGKeyArray | None, rate: float, matrix: Array, g: int, start: Extent, r: int, first: Extent, width: int
-) -> Array | None:
+def _keep(call: Call, matrix: Array, g: int, start: Extent, r: int, first: Extent, width: int) -> Array | None:
     """What dropout keeps of a block, ``rg w``."""
-    if rate == 0:
+    if call.dropout_rate == 0:
         return None
-    assert rng is not None
-    matrices = matrix + jnp.arange(g)[:, None, None]
+    assert call.dropout_rng is not None
+    heads = jnp.arange(g)[:, None, None]
+    matrices = jnp.zeros_like(heads) if call.broadcast_dropout else matrix + heads
     rows, columns = start + jnp.arange(r)[None, :, None], first + jnp.arange(width)[None, None, :]
-    keep = dropout_keep_at(rng, rate, matrices, rows, columns)
+    keep = dropout_keep_at(call.dropout_rng, call.dropout_rate, matrices, rows, columns)
     return jnp.swapaxes(keep, 0, 1).reshape(r * g, width)
 
 

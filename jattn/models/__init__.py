@@ -1,15 +1,15 @@
 """Whole models, built from `jattn.nn`."""
 
-from jattn.models.classifier import DigitsClassifier
 from jattn.models.decoding import Beams, Decoded, beam_search, greedy
-from jattn.models.encoder import TextEncoder
 from jattn.models.generation import Continuation, greedy_continuation
-from jattn.models.gpt2 import GPT2
-from jattn.models.llama import Llama
-from jattn.models.recall import RecallClassifier
-from jattn.models.regression import AttentionRegressor, TransformerRegressor
-from jattn.models.sentences import SentenceEncoder, pool
-from jattn.models.translation import DecoderState, Seq2Seq
+from jattn.models.hugging_face.bert import TextEncoder
+from jattn.models.hugging_face.gpt2 import GPT2
+from jattn.models.hugging_face.llama import Llama
+from jattn.models.hugging_face.sentences import SentenceEncoder, pool
+from jattn.models.tasks.classifier import DigitsClassifier
+from jattn.models.tasks.recall import RecallClassifier
+from jattn.models.tasks.regression import AttentionRegressor, TransformerRegressor
+from jattn.models.tasks.translation import DecoderState, Seq2Seq
 
 __all__ = [
     "GPT2",

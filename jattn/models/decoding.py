@@ -19,7 +19,7 @@ from jattn._engine import checks
 from jattn._engine.axes import Shape
 from jattn._engine.dtypes import at_least_float32
 from jattn.masks import lengths
-from jattn.models.translation import DecoderState, Seq2Seq
+from jattn.models.tasks.translation import DecoderState, Seq2Seq
 
 __all__ = ["Beams", "Decoded", "beam_search", "greedy"]
 

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Int
 from jattn._engine import checks
 from jattn._engine.axes import Shape
 from jattn.masks import lengths
-from jattn.models.gpt2 import GPT2
-from jattn.models.llama import Llama
+from jattn.models.hugging_face.gpt2 import GPT2
+from jattn.models.hugging_face.llama import Llama
 
 __all__ = ["Continuation", "greedy_continuation"]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_ref.models.translation import DecoderState, Seq2Seq
+from torch_ref.models.tasks.translation import DecoderState, Seq2Seq
 
 
 class Decoded(NamedTuple):

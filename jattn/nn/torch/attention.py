@@ -1,5 +1,6 @@
 """``torch.nn.MultiheadAttention`` with its own arguments and meanings, on the same `jattn.attention` as everything."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -111,8 +112,9 @@ class MultiheadAttention(nnx.Module):
         is_causal: bool = False,
         *,
         rng: PRNGKeyArray | None = None,
+        **others: Any,
     ) -> tuple[Float[Array, "*bt m"], Float[Array, "..."] | None]:
-        """Attend.
+        """Attend. Nested tensors, and the ``static_k`` and ``static_v`` of torch.nn.functional, are refused.
 
         Args:
             query: ``t b m``, or ``b t m`` with batch_first, or ``t m`` without a batch; m = embed_dim.
@@ -132,6 +134,7 @@ class MultiheadAttention(nnx.Module):
             ``h t s`` without a batch), after dropout. There is one more key for add_bias_kv, and then one for
             add_zero_attn.
         """
+        _check_no_others(others)
         output, weights = self.with_head_weights(
             query,
             key,
@@ -302,3 +305,13 @@ def _nan_in_empty_rows(mask: Array | None, bias: Array | None) -> tuple[Array | 
     empty = ~reachable.any(axis=-1, keepdims=True)
     nan = jnp.where(empty, jnp.nan, 0.0)
     return None if mask is None else mask | empty, nan if bias is None else bias + nan
+
+
+def _check_no_others(others: Mapping[str, Any]) -> None:
+    """Raise for arguments that `MultiheadAttention` does not take."""
+    for name in others.keys() & {"static_k", "static_v"}:
+        raise ValueError(
+            f"{name} must be left out, as the layer projects keys and values itself. Got one. Heads that are projected "
+            "once are what jattn.nn.MultiHeadAttention.project makes, and that layer takes."
+        )
+    checks.keywords("MultiheadAttention", others, inspect.signature(MultiheadAttention.__call__).parameters)

@@ -25,6 +25,8 @@ class TransformerEncoder(nnx.Module):
         encoder_layer: is copied, with its numbers: as in PyTorch, all layers begin alike. `initialize` draws each anew.
         num_layers: how many copies.
         norm: for the last layer's output, `LayerNorm` for one; None for none.
+        enable_nested_tensor: False; arrays have one shape, and padded tokens are what the layers make of them.
+        mask_check: of no effect without nested tensors.
 
     Example:
 
@@ -35,7 +37,20 @@ class TransformerEncoder(nnx.Module):
         ((2, 5, 8), [(2, 2, 5, 5), (2, 2, 5, 5), (2, 2, 5, 5)])
     """
 
-    def __init__(self, encoder_layer: nnx.Module, num_layers: int, norm: nnx.Module | None = None) -> None:
+    def __init__(
+        self,
+        encoder_layer: nnx.Module,
+        num_layers: int,
+        norm: nnx.Module | None = None,
+        enable_nested_tensor: bool = False,
+        mask_check: bool = True,
+    ) -> None:
+        if checks.flag("enable_nested_tensor", enable_nested_tensor):
+            raise ValueError(
+                "enable_nested_tensor must be False, as arrays have one shape. Got True. Leave it out: PyTorch's "
+                "outputs differ at padded tokens only, where they are zeros in its fast path."
+            )
+        checks.flag("mask_check", mask_check)
         self.layers = nnx.List(_copies("encoder_layer", encoder_layer, num_layers))
         self.norm = norm
 

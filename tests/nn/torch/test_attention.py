@@ -193,6 +193,8 @@ ERRORS = [
         attend_with_a_traced_hint,
         "is_causal must be a Python bool. Got a traced one. Leave is_causal out: attn_mask decides alone.",
     ),
+    (lambda: attend(static_k=jnp.ones(3)), "static_k must be left out, as the layer projects keys and values itself."),
+    (lambda: attend(static_v=None), "static_v must be left out"),
     (
         lambda: attend(attention(dropout=0.5)),
         "rng must be given when dropout_rate is above 0. Got None with dropout_rate 0.5.",

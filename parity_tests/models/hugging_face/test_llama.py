@@ -16,7 +16,7 @@ import torch_ref.models
 from jattn import models
 from parity_tests.compare import DTYPES
 from parity_tests.conftest import Parity
-from parity_tests.models.decoders import (
+from parity_tests.models.hugging_face.decoders import (
     LENS,
     TOKENS,
     V,

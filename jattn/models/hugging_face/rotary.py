@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jattn.models.hugging_face import real_setting
+from jattn.models.hugging_face.family import real_setting
 from jattn.nn.rotary_positions import Rotary
 from jattn.nn.rotary_scaling import (
     DynamicNTKScaling,

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jattn.models import SentenceEncoder, TextEncoder, encoder_weights, pool
-from jattn.models.sentences import TOKENS_PER_BATCH, bucket, plan_batches
+from jattn.models import SentenceEncoder, TextEncoder, pool
+from jattn.models.hugging_face.bert import BERT_FAMILY
+from jattn.models.hugging_face.sentences import TOKENS_PER_BATCH, bucket, plan_batches
 from jattn.weights import files
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -59,7 +60,7 @@ def encoder() -> TextEncoder:
 
 
 def model(**options: Any) -> TextEncoder:
-    encoder = TextEncoder(**{**encoder_weights.BERT_FAMILY.arguments(CONFIG), **options}, rngs=nnx.Rngs(0))
+    encoder = TextEncoder(**{**BERT_FAMILY.arguments(CONFIG), **options}, rngs=nnx.Rngs(0))
     encoder.eval()
     return encoder
 

@@ -1,0 +1,1 @@
+"""Models that Hugging Face has too, one file a family: class, settings and names together."""

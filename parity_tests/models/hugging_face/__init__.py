@@ -1,0 +1,1 @@
+"""Parity of the models that Hugging Face has too."""

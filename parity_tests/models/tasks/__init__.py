@@ -1,0 +1,1 @@
+"""Parity of the models for one task each."""

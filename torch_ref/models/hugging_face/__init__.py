@@ -1,0 +1,1 @@
+"""Models that Hugging Face has too."""

@@ -1,0 +1,1 @@
+"""Models for one task each."""
