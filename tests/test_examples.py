@@ -24,6 +24,7 @@ SHORT = {
     "date_translation": ["--epochs", "1", "--examples", "500"],
     "date_translation, sentences": ["--epochs", "2", "--pairs", "examples/data/eng-fra.tsv"],
     "digits": ["--epochs", "1", "--seeds", "1"],
+    "many_layers": ["--layers", "2", "3", "--steps", "3"],
     "head_pruning": [
         *("--models", "digits", "--epochs", "2", "--shares", "0.5"),
         *("--rounds", "1", "--folds", "1", "--timing-rounds", "2"),

@@ -26,6 +26,7 @@ from jattn.nn.rotary_scaling import (
     RotaryScaling,
     YaRNScaling,
 )
+from jattn.nn.settings import settings_of
 from jattn.nn.single_head import AdditiveAttention, DotProductAttention
 from jattn.nn.transformer import TransformerBlock
 from jattn.nn.weights import Outputs
@@ -58,6 +59,7 @@ __all__ = [
     "WideMultiHeadSelfAttention",
     "YaRNScaling",
     "rotary",
+    "settings_of",
     "sinusoidal_positions",
 ]
 

@@ -59,9 +59,7 @@ class LayerNorm(nnx.LayerNorm):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        remedy = " Normalize over one axis, the last." if isinstance(features, tuple | list) else ""
-        if not checks.is_count(features) or features < 1:
-            raise ValueError(f"features must be an integer in [1, inf). Got {features!r:.80}.{remedy}")
+        _check_norm(features, epsilon, use_scale=use_scale, use_bias=use_bias)
         super().__init__(
             features,
             epsilon=epsilon,
@@ -141,6 +139,7 @@ class RMSNorm(nnx.RMSNorm):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        _check_norm(features, epsilon, use_scale=use_scale)
         scale_offset = checks.number("scale_offset", scale_offset, "(-inf, inf)")
         if scale_offset and not use_scale:
             raise ValueError(f"scale_offset must be 0 where use_scale is False. Got {scale_offset}.")
@@ -162,6 +161,16 @@ class RMSNorm(nnx.RMSNorm):
         wide = x.astype(at_least_float32(x))
         y = _divide_by_root_mean_square(wide, float(jnp.finfo(wide).eps) if self.epsilon is None else self.epsilon)
         return (y if scale is None else y * (self.scale_offset + scale.astype(y.dtype))).astype(x.dtype)
+
+
+def _check_norm(features: Any, epsilon: Any, **flags: Any) -> None:
+    remedy = " Normalize over one axis, the last." if isinstance(features, tuple | list) else ""
+    if not checks.is_count(features) or features < 1:
+        raise ValueError(f"features must be an integer in [1, inf). Got {features!r:.80}.{remedy}")
+    if epsilon is not None:
+        checks.number("epsilon", epsilon, "[0, inf)")
+    for name, given in flags.items():
+        checks.flag(name, given)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -30,6 +30,7 @@ class LearnedPositions(nnx.Module):
     """
 
     def __init__(self, max_length: int, features: int, *, rngs: nnx.Rngs, **options: Any) -> None:
+        checks.number("max_length", max_length, "[1, inf)", integer=True)
         self.embedding = Embed(max_length, features, rngs=rngs, **options)
 
     def __call__(self, x: Float[Array, "*b t m"]) -> Float[Array, "*b t m"]:
@@ -55,7 +56,8 @@ class SinusoidalPositions(nnx.Module):
     """
 
     def __init__(self, features: int, *, base: float = 10000.0) -> None:
-        self.features, self.base = features, base
+        self.features = int(checks.number("features", features, "[1, inf)", integer=True))
+        self.base = checks.number("base", base, "(0, inf)")
 
     def __call__(self, x: Float[Array, "*b t m"]) -> Float[Array, "*b t m"]:
         """x with the sines and cosines of positions 0 to t - 1 added."""

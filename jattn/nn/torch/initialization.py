@@ -29,14 +29,14 @@ def initialize(module: Any, *, rngs: nnx.Rngs) -> Any:
     """Draw all parameters of ``module`` anew, in place, from the distributions that PyTorch gives such layers.
 
     =========================  ==================================================================================
-    linear layers              weight and bias uniform within 1 / sqrt(fan-in)
+    linear, convolution        weight and bias uniform within 1 / sqrt(fan-in)
     `MultiheadAttention`       input projections uniform within sqrt(6 / (fan-in + fan-out)), of the packed matrix
                                where PyTorch packs them; bias_k and bias_v normal, std sqrt(1 / m); other biases 0;
                                the output projection's weight like a linear layer's
     `Transformer`              every matrix uniform within sqrt(6 / (fan-in + fan-out)); the rest as above
     `GRU`                      everything uniform within 1 / sqrt(hidden_features)
     embeddings                 standard normal; zero at padding_idx
-    norms                      1 and 0
+    norms                      1 and 0; the scale 0 where 1 is added to it
     =========================  ==================================================================================
 
     The layers of a `TransformerEncoder` are drawn independently; PyTorch's begin as copies of one.
@@ -100,6 +100,14 @@ def _linear_draws(module: Any) -> Iterator[_Draw]:
         yield _Draw(module.bias, _uniform(fan_in**-0.5))
 
 
+def _convolution_draws(module: nnx.Conv) -> Iterator[_Draw]:
+    *size, fan_in, fan_out = module.kernel.shape
+    fan_in, fan_out = int(np.prod(size)) * fan_in, int(np.prod(size)) * fan_out
+    yield _Draw(module.kernel, _uniform(fan_in**-0.5), (fan_in, fan_out))
+    if module.bias is not None:
+        yield _Draw(module.bias, _uniform(fan_in**-0.5))
+
+
 def _attention_draws(module: MultiheadAttention) -> Iterator[_Draw]:
     m, projections = module.embed_dim, (module.query, module.key, module.value)
     packed = all(p.in_features == (m,) for p in projections)
@@ -141,7 +149,8 @@ def _embedding_draws(module: nnx.Embed) -> Iterator[_Draw]:
 
 
 def _norm_draws(module: Any) -> Iterator[_Draw]:
-    starts = (("scale", nnx.initializers.ones), ("bias", nnx.initializers.zeros))
+    whole = 1 - getattr(module, "scale_offset", 0)
+    starts = (("scale", nnx.initializers.constant(whole)), ("bias", nnx.initializers.zeros))
     for parameter, start in ((getattr(module, name, None), start) for name, start in starts):
         if parameter is not None:
             yield _Draw(parameter, start)
@@ -158,6 +167,7 @@ def _xavier(fans: tuple[int, int]) -> _Distribution:
 _RULES: dict[type, Callable[[Any], Iterator[_Draw]]] = {
     nnx.Linear: _linear_draws,
     nnx.LinearGeneral: _linear_draws,
+    nnx.Conv: _convolution_draws,
     nnx.LayerNorm: _norm_draws,
     nnx.RMSNorm: _norm_draws,
     nnx.Embed: _embedding_draws,

@@ -25,6 +25,11 @@ PAIRS: dict[str, Pair] = {
         lambda: nn.Linear(8, 20, use_bias=False, rngs=rngs),
         lambda: torch.nn.Linear(8, 20, bias=False),
     ),
+    "Conv, 1-D, groups": (
+        lambda: nn.Conv(4, 6, 3, feature_group_count=2, rngs=rngs),
+        lambda: torch.nn.Conv1d(4, 6, 3, groups=2),
+    ),
+    "Conv, 2-D": (lambda: nn.Conv(3, 5, (2, 3), rngs=rngs), lambda: torch.nn.Conv2d(3, 5, (2, 3))),
     "GRU": (lambda: nn.GRU(5, 8, 2, rngs=rngs), lambda: torch.nn.GRU(5, 8, 2)),
     "Embedding": (lambda: nn.Embed(9, 8, rngs=rngs), lambda: torch.nn.Embedding(9, 8)),
     "Embedding, padding": (

@@ -1,4 +1,4 @@
-"""nn.torch.initialize without PyTorch: what it refuses."""
+"""nn.torch.initialize without PyTorch: what it refuses, and what PyTorch has no layer for."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,3 +28,8 @@ def test_a_refused_init_leaves_the_module_as_it_was() -> None:
     with pytest.raises(ValueError, match="Got own without one"):
         nn.torch.initialize(module, rngs=rngs)
     np.testing.assert_array_equal(module.linear.kernel[...], before)
+
+
+def test_a_scale_beside_an_offset() -> None:
+    norm = nn.torch.initialize(nn.RMSNorm(4, scale_offset=1.0, rngs=rngs), rngs=rngs)
+    np.testing.assert_array_equal(norm.scale[...], 0)
