@@ -18,6 +18,7 @@ class Products(Score):
     """What `Score.as_products` is scored by: the dot product in full precision, which is not every device's default."""
 
     by_pair: ClassVar[bool] = True
+    takes_zeros: ClassVar[bool] = True
 
     def pairs(self, query: Float[Array, "t m"], key: Float[Array, "s m"]) -> Float[Array, "t s"]:
         return jnp.matmul(query, key.T, precision=lax.Precision.HIGHEST)
@@ -92,6 +93,7 @@ class Gaussian(_Kernel):
     """
 
     by_pair: ClassVar[bool] = True
+    takes_zeros: ClassVar[bool] = True
 
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         return -self.squared_distance(query, key) / 2
@@ -131,6 +133,7 @@ class Boxcar(_Kernel):
     """
 
     by_pair: ClassVar[bool] = True
+    takes_zeros: ClassVar[bool] = True
 
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         squared = self.squared_distance(query, key)
@@ -148,6 +151,7 @@ class Epanechnikov(_Kernel):
     """
 
     by_pair: ClassVar[bool] = True
+    takes_zeros: ClassVar[bool] = True
 
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         squared = self.squared_distance(query, key)

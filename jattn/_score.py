@@ -24,12 +24,14 @@ class Score(Pytree):
     # others, so that a part of the logits can be computed by itself. Whoever writes ``__call__`` anew says so anew.
     by_pair: ClassVar[bool] = False
     reaches_all: ClassVar[bool] = False  # whether no key scores minus infinity, short of an overflow
+    # Whether zeros may stand for a key that nobody attends to, and have a derivative; otherwise another key does.
+    takes_zeros: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "__call__" in cls.__dict__:
-            cls.by_pair = cls.__dict__.get("by_pair", False)
-            cls.reaches_all = cls.__dict__.get("reaches_all", False)
+            for name in ("by_pair", "reaches_all", "takes_zeros"):
+                setattr(cls, name, cls.__dict__.get(name, False))
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         """The logits of every query with every key."""

@@ -99,7 +99,7 @@ class Logits(Rule):
         batch, h, _, s = self.shape
         attended = self.attended()
         if self.by_pair:
-            key = harmless_key(self.key, attended)
+            key = harmless_key(self.key, attended, self.score)
             key = repeat_heads(key, h) if heads is None else key[..., heads // (h // key.shape[-2]), :]
             query = _take(_take(self.query, queries, -3), heads, -2)
             x = _called(self.score, query, key)
@@ -229,7 +229,7 @@ class Logits(Rule):
                 attended = repeat_heads(attended, h) if attended.shape[-2] != 1 else attended
             x = _scores(self.score, self.query, repeat_heads(self.key, h), attended)
         else:
-            x = _called(self.score, self.query, repeat_heads(harmless_key(self.key, attended), h))
+            x = _called(self.score, self.query, repeat_heads(harmless_key(self.key, attended, self.score), h))
         _check_scores(x, (*batch, h, t, s), "*b h t s")
         return x
 
@@ -253,7 +253,8 @@ def _scores(score: Score, query: Array, key: Array, attended: Array | None) -> A
 @_scores.defjvp
 def _scores_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     score, query, key, attended = primals
-    _, tangent = jax.jvp(lambda *x: x[0](*x[1:]), (score, query, harmless_key(key, attended)), tangents[:3])
+    harmless = harmless_key(key, attended, score)
+    _, tangent = jax.jvp(lambda *x: x[0](*x[1:]), (score, query, harmless), tangents[:3])
     return score(query, key), tangent
 
 
@@ -268,13 +269,20 @@ def harmless_value(
 
 
 def harmless_key(
-    key: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"] | None, *, unless_all: bool = False
+    key: Float[Array, "*b s k d"],
+    attended: Bool[Array, "*#b #s #k 1"] | None,
+    score: Any = None,
+    *,
+    unless_all: bool = False,
 ) -> Float[Array, "*b s k d"]:
-    """Keys with one that somebody attends to in the place of those that nobody does, which may be NaN or infinite.
+    """Keys with zeros, or one that somebody attends to, in the place of those that nobody does, which may be NaN.
 
-    A score is sure to take such a key: zeros, say, have no direction, and ones may lie outside of a ball.
+    A score is sure to take such a key: zeros may have no direction, and ones may lie outside of a ball.
     """
-    return key if attended is None else _replaced(key, attended, _an_attended(key, attended), unless_all)
+    if attended is None:
+        return key
+    zeros = isinstance(score, Score) and score.takes_zeros
+    return _replaced(key, attended, jnp.zeros((), key.dtype) if zeros else _an_attended(key, attended), unless_all)
 
 
 def _an_attended(key: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"]) -> Float[Array, "*b 1 k d"]:

@@ -52,6 +52,7 @@ class DotProduct(Score):
     """
 
     by_pair: ClassVar[bool] = True
+    takes_zeros: ClassVar[bool] = True
     reaches_all: ClassVar[bool] = True
     scale: Number | None = None
 
@@ -104,6 +105,7 @@ class Additive(Score):
     """
 
     by_pair: ClassVar[bool] = True
+    takes_zeros: ClassVar[bool] = True
     reaches_all: ClassVar[bool] = True
     w_query: Float[Array, "c n"]
     w_key: Float[Array, "d n"]
@@ -137,6 +139,7 @@ class _Hidden(Score):
     """`Additive` of queries and keys that are projected already."""
 
     by_pair: ClassVar[bool] = True
+    takes_zeros: ClassVar[bool] = True
     w_value: Float[Array, "n"]
 
     def __call__(self, query: Float[Array, "*b t h n"], key: Float[Array, "*b s h n"]) -> Float[Array, "*b h t s"]:
@@ -157,6 +160,7 @@ class Constant(Score):
     """
 
     by_pair: ClassVar[bool] = True
+    takes_zeros: ClassVar[bool] = True
     reaches_all: ClassVar[bool] = True
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:

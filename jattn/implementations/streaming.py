@@ -156,7 +156,7 @@ def _prepared(
     if attended is not None:
         # A pass over all of them is a sixth of a processor's time on 2,048 tokens in segments of 512, all attended to.
         attended, unless_all = jnp.moveaxis(attended, 1, 2), platform.is_cpu
-        key = harmless_key(key, attended, unless_all=unless_all)
+        key = harmless_key(key, attended, score, unless_all=unless_all)
         value = harmless_value(value, attended, unless_all=unless_all)
     query, key, prepared = score.prepare(query, key)
     return query, key, value, prepared

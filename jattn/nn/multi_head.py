@@ -123,6 +123,17 @@ class MultiHeadAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        widths = dict(
+            in_features=in_features,
+            qkv_features=qkv_features,
+            key_features=key_features,
+            value_features=value_features,
+            value_head_features=value_head_features,
+            out_features=out_features,
+        )
+        for name, width in widths.items():
+            if width is not None:
+                checks.number(name, width, "[1, inf)", integer=True)
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         qkv_features = in_features if qkv_features is None else qkv_features
         out_features = in_features if out_features is None else out_features
@@ -134,8 +145,6 @@ class MultiHeadAttention(nnx.Module):
         for name, number in (("scale", scale), ("logits_soft_cap", logits_soft_cap)):
             if number is not None:
                 checks.scalar(name, number)
-        if value_head_features is not None:
-            checks.number("value_head_features", value_head_features, "[1, inf)", integer=True)
         biased = _names_of_biased(use_bias)
         checks.one_of("qk_norm_over", qk_norm_over, ("head", "width"))
         qk_norm = _norm_of_heads(normalize_qk, qk_norm_epsilon)

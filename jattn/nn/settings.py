@@ -30,6 +30,6 @@ def settings_of(layer: type[nnx.Module]) -> dict[str, Any]:
     """
     if not (isinstance(layer, type) and issubclass(layer, nnx.Module)):
         raise ValueError(f"layer must be a class of layers, as jattn.nn.TransformerBlock is. Got {layer!r:.80}.")
-    parameters = inspect.signature(layer).parameters.values()
+    _, *parameters = inspect.signature(layer.__init__).parameters.values()
     named = [x for x in parameters if x.kind not in (x.VAR_POSITIONAL, x.VAR_KEYWORD)]
     return {x.name: x.default for x in named if x.name not in _OF_EVERY_LAYER}

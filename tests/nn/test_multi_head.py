@@ -203,12 +203,15 @@ def test_a_mask_of_tokens_is_no_lengths(make):
 def test_stacked_blocks():
     """One compiled block for all layers, by nnx.scan; and recomputed in the backward pass, by nnx.remat."""
 
-    @nnx.split_rngs(splits=3)
-    @nnx.vmap
-    def stacked(rngs: nnx.Rngs):
-        return nn.TransformerBlock(H, M, 12, norm="pre", rotary_base=50.0, causal=True, rngs=rngs)
+    def stacked(layers: int):
+        @nnx.split_rngs(splits=layers)
+        @nnx.vmap
+        def blocks(rngs: nnx.Rngs):
+            return nn.TransformerBlock(H, M, 12, norm="pre", rotary_base=50.0, causal=True, rngs=rngs)
 
-    blocks, x = stacked(nnx.Rngs(0)), normal(0, 2, T, M).astype(jnp.float32)
+        return blocks(nnx.Rngs(0))
+
+    blocks, x = stacked(3), normal(0, 2, T, M).astype(jnp.float32)
 
     @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
     def run(one, x):
@@ -221,3 +224,10 @@ def test_stacked_blocks():
     np.testing.assert_allclose(run(blocks, x), expected, atol=1e-5)
     gradients = nnx.grad(lambda blocks: (run(blocks, x) ** 2).sum())(blocks)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
+
+    def size(layers: int) -> int:
+        graph, state = nnx.split(stacked(layers))
+        loss = jax.value_and_grad(lambda state: run(nnx.merge(graph, state), x).sum())
+        return len(jax.jit(loss).lower(state).as_text().splitlines())
+
+    assert size(2) == size(32), "the program grows with the number of layers"

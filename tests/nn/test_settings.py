@@ -28,6 +28,7 @@ def test_every_layer_has_some(layer: type[nnx.Module]) -> None:
     assert nn.settings_of(layer)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_no_layer() -> None:
     with raises("layer must be a class of layers, as jattn.nn.TransformerBlock is.", "Norm"):
         nn.settings_of(nn.Norm)
@@ -50,7 +51,8 @@ def test_what_is_no_layer() -> None:
         (nn.RMSNorm, (4, {"epsilon": float("nan")}), "epsilon must be a number in [0, inf). Got nan."),
         (nn.LearnedPositions, (0, 4), "max_length must be an integer in [1, inf). Got 0."),
         (nn.MultiHeadAttention, (0, 4), "num_heads must be a positive divisor of qkv_features"),
-        (nn.MultiHeadAttention, (2, 4.0), "features"),
+        (nn.MultiHeadAttention, (2, 4.0), "in_features must be an integer in [1, inf). Got 4.0."),
+        (nn.MultiHeadAttention, (2, 4, {"key_features": 0}), "key_features must be an integer in [1, inf). Got 0."),
     ],
 )
 def test_errors_of_construction(layer: Any, arguments: tuple[Any, ...], message: str) -> None:
