@@ -15,9 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jattn import biases, masks, scores
+from jattn.bound import bind
 from jattn.drop_in import dot_product_attention
 from jattn.kernel_regression import nadaraya_watson
-from jattn.multi_head import attention, attention_statistics, attention_weights, bind, explain
+from jattn.multi_head import attention, attention_statistics, attention_weights, explain
 from jattn.single_head import additive_attention
 from jattn.softmax import masked_softmax
 

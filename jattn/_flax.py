@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
 from jattn._engine import checks
-from jattn._masks import Mask
+from jattn._mask import Mask
 from jattn.masks import all_of, causal
 
 __all__ = ["FlaxOptions", "as_flax_means"]

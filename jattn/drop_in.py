@@ -9,8 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jattn import masks
 from jattn._engine import checks
 from jattn._engine.axes import Shape
-from jattn._masks import Lengths, Mask
-from jattn.multi_head import Bound, Output, bind
+from jattn._mask import Mask
+from jattn._masks import Lengths
+from jattn.bound import Bound, Output, bind
 from jattn.scores import Number
 
 __all__ = ["dot_product_attention"]

@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Bool, Float
 
 from jattn._engine import checks
-from jattn._masks import Mask
+from jattn._mask import Mask
 from jattn.scores import Boxcar, Constant, Epanechnikov, Gaussian, Number, Score
 from jattn.single_head import single_head_attention
 

@@ -28,7 +28,7 @@ from jattn._engine.grid import Grid, grid_of
 from jattn._engine.of_caller import an_array, as_part_of_a_program
 from jattn._engine.rule import Rule
 from jattn._kernels import Given
-from jattn._masks import Mask
+from jattn._mask import Mask
 from jattn._score import Number, Score, is_by_pair
 from jattn.biases import Bias
 from jattn.scores import Modification

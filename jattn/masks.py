@@ -29,7 +29,7 @@ from jattn._engine.axes import over
 from jattn._engine.function_rule import function_and_arrays
 from jattn._engine.grid import Grid
 from jattn._engine.of_caller import takes
-from jattn._masks import Mask, as_mask
+from jattn._mask import Mask, as_mask
 
 __all__ = [
     "Grid",

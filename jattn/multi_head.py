@@ -1,62 +1,18 @@
 """The public functions: bind the arguments, then ask what is bound."""
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Unpack, cast
 
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from jattn._engine import checks
-from jattn._engine.compiled import compiled
-from jattn._engine.platform import platform_of, platforms
-from jattn._engine.pytree import Known
 from jattn._engine.signature import spell_out
 from jattn._flax import FlaxOptions, as_flax_means
-from jattn._masks import Mask, as_mask
-from jattn.biases import Bias, as_bias
-from jattn.implementations import choice
-from jattn.implementations.call import Call, Result
+from jattn.bound import Bound, LogitsOptions, Options, Output, bind
 from jattn.implementations.choice import Explanation, ImplementationName
-from jattn.logits import Logits, ScoreFn
-from jattn.scores import DotProduct, Modified, Number
-from jattn.statistics import AttentionStatistics, statistics_of, weights_of
+from jattn.statistics import AttentionStatistics
 
-__all__ = [
-    "Bound",
-    "LogitsOptions",
-    "Output",
-    "attention",
-    "attention_statistics",
-    "attention_weights",
-    "bind",
-    "explain",
-]
-
-# Functions that return a pair on request are annotated "| Any", so that a type checker leaves both uses in peace.
-Output = Float[Array, "*b t h e"]
-
-
-class LogitsOptions(TypedDict, total=False):
-    """What makes the logits out of query and key, as in `bind`."""
-
-    score: ScoreFn | None
-    mask: Mask | Bool[Array, "..."] | None
-    bias: Bias | Float[Array, "..."] | None
-    scale: Number | None
-    logits_soft_cap: Number | None
-    sinks: Float[Array, "..."] | None
-    query_positions: Int[Array, "..."] | None
-    key_positions: Int[Array, "..."] | None
-
-
-class Options(LogitsOptions, total=False):
-    """Likewise, and what is done to weights and output."""
-
-    dropout_rate: float
-    dropout_rng: PRNGKeyArray | None
-    broadcast_dropout: bool
-    head_gates: Float[Array, "..."] | None
+__all__ = ["attention", "attention_statistics", "attention_weights", "explain"]
 
 
 class AttentionOptions(Options, FlaxOptions, total=False):
@@ -65,155 +21,6 @@ class AttentionOptions(Options, FlaxOptions, total=False):
 
 _OPTIONS = tuple(Options.__annotations__)
 _OF_FLAX = tuple(FlaxOptions.__annotations__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """An attention whose arguments are bound and checked: compute it, or ask about it. Made by `bind`."""
-
-    call: Call
-
-    def run(self, *, return_weights: bool = False, implementation: ImplementationName | None = None) -> Output | Any:
-        """The output, or a pair of output and weights; as `attention` returns them."""
-        result = self.result(implementation, return_weights=checks.flag("return_weights", return_weights))
-        return (result.output, result.weights) if return_weights else result.output
-
-    def result(self, implementation: ImplementationName | None = None, **extra: Any) -> Result:
-        """The output, and what ``extra`` asks for: ``return_weights``, ``return_log_sum_exp``."""
-        if self.call.value is None:
-            raise ValueError("value must be given for an output. Got None; weights() and statistics() need none.")
-        return choice.run(dataclasses.replace(self.call, **extra), implementation)
-
-    def explain(
-        self,
-        *,
-        return_weights: bool = False,
-        implementation: ImplementationName | None = None,
-        platform: str | None = None,
-    ) -> Explanation:
-        """Which implementation would run, as `jattn.explain` says it."""
-        known = platforms()
-        checks.one_of("platform", platform, (None, *known))
-        if self.call.value is None:
-            raise ValueError("value must be given for an output. Got None.")
-        call = dataclasses.replace(self.call, return_weights=checks.flag("return_weights", return_weights))
-        where = platform_of(call.logits.query) if platform is None else known[platform]
-        return choice.decide(call, implementation, where)
-
-    def weights(
-        self, heads: int | slice | Sequence[int] | None = None, queries: int | slice | Sequence[int] | None = None
-    ) -> Float[Array, "*b heads queries s"]:
-        """The weights of chosen heads and queries, as `attention_weights` returns them."""
-        logits = self.call.logits
-        _, h, t, _ = logits.shape
-        if queries is not None and not isinstance(t, int):
-            raise ValueError(f"queries must be None where the number of queries is a symbol, {t}. Got {queries!r}.")
-        chosen = [
-            None if x is None else tuple(checks.selection(name, x, n).tolist())
-            for name, x, n in (("heads", heads, h), ("queries", queries, t))
-        ]
-        return _weights(logits.called(), *chosen)
-
-    def statistics(self) -> AttentionStatistics:
-        """Entropy and the like, as `attention_statistics` returns them."""
-        return statistics_of(self.call.logits)
-
-
-@compiled("heads", "queries")
-def _weights(logits: Logits, heads: tuple[int, ...] | None, queries: tuple[int, ...] | None) -> Array:
-    return weights_of(*logits.chosen(*(None if x is None else np.asarray(x, int) for x in (heads, queries))))
-
-
-def bind(
-    query: Float[Array, "*b t h c"],
-    key: Float[Array, "*b s k d"],
-    value: Float[Array, "*b s k e"] | None = None,
-    *,
-    score: ScoreFn | None = None,
-    mask: Mask | Bool[Array, "..."] | None = None,
-    bias: Bias | Float[Array, "..."] | None = None,
-    scale: Number | None = None,
-    logits_soft_cap: Number | None = None,
-    sinks: Float[Array, "..."] | None = None,
-    query_positions: Int[Array, "..."] | None = None,
-    key_positions: Int[Array, "..."] | None = None,
-    dropout_rate: float = 0.0,
-    dropout_rng: PRNGKeyArray | None = None,
-    broadcast_dropout: bool = False,
-    head_gates: Float[Array, "..."] | None = None,
-) -> Bound:
-    """An attention with these arguments: ``.run()``, ``.explain()``, ``.weights()`` and ``.statistics()`` of one value.
-
-    Args:
-        query: ``*b t h c``; c is d, unless the score compares different widths.
-        key: ``*b s k d``, with as many heads as query or a divisor of them: of h / k = g query heads in a group, heads
-            0 to g - 1 use key and value head 0.
-        value: ``*b s k e``; its width may differ from the others'. Weights and statistics need none. Keys and values
-            that the mask lets no query attend to may hold anything, also NaN; those that some query may attend to must
-            be finite for all queries, as 0 times NaN is NaN.
-        score: how well a key matches a query, a value of `jattn.scores` or any function from ``*b t h d`` and
-            ``*b s h d`` to ``*b h t s``; by default ``DotProduct(scale)``. A function is called each time, with all
-            keys: those that no query may attend to as they are, or another key in their place if they aren't finite.
-        mask: who may attend to whom, a value of `jattn.masks` or a boolean array that broadcasts to ``*b h t s``,
-            ``True`` where a query may attend to a key.
-        bias: added to the scaled scores: a value of `jattn.biases`, or an array that broadcasts to ``*b h t s``; minus
-            infinity means "not allowed".
-        scale: of the default score, ``1 / sqrt(d)`` by default.
-        logits_soft_cap: keeps the logits within (-cap, cap) by ``cap tanh(logits / cap)``.
-        sinks: a further logit without a value for each head, ``h`` or ``*b h``, which takes its share of the weights.
-        query_positions, key_positions: what masks, biases and modified scores take for the positions of the queries,
-            integers that broadcast to ``*b t``, and of the keys, ``*b s``; 0 ... n - 1 by default.
-        dropout_rate: share of the weights to drop, the others being scaled up, in [0, 1).
-        dropout_rng: the randomness for it, a ``jax.random.key``. The same rng drops the same weights.
-        broadcast_dropout: whether the same weights are dropped in all heads of all examples.
-        head_gates: a factor on each head's output, ``h`` or ``*b h``.
-
-    Example:
-
-        >>> import jax
-        >>> from jattn.masks import causal
-        >>> query = key = value = jax.random.normal(jax.random.key(0), (2, 5, 8, 16))
-        >>> bound = bind(query, key, value, mask=causal())
-        >>> bound.run().shape, bound.weights(heads=3, queries=-1).shape, bound.statistics().entropy.shape
-        ((2, 5, 8, 16), (2, 1, 1, 5), (2, 8, 5))
-    """
-    if value is None:
-        query, key = checks.query_and_key(query, key)
-    else:
-        query, key, value = checks.query_key_value(query, key, value)
-    *batch, _, h, _ = query.shape
-    modification = None
-    if score is None:
-        score = DotProduct(scale)
-    elif scale is not None:
-        raise ValueError(f"scale must be None when score is given, as a score has its own. Got {scale}.")
-    checks.score(score, query, key)
-    if isinstance(score, Modified):
-        modification, score = score.modification, score.score
-    if type(score) is DotProduct and isinstance(score.scale, float):
-        score = DotProduct(Known(score.scale))
-    if logits_soft_cap is not None:
-        checks.positive("logits_soft_cap", logits_soft_cap, finite=True, remedy=" For none, pass None.")
-        checks.scalar("logits_soft_cap", logits_soft_cap)
-    logits = Logits(
-        query,
-        key,
-        score,
-        modification,
-        None if bias is None else as_bias(bias),
-        logits_soft_cap,
-        None if mask is None else as_mask(mask),
-        None if sinks is None else checks.floating("sinks", sinks, "*b h", 1),
-        None if query_positions is None else checks.integer_axis("query_positions", query_positions),
-        None if key_positions is None else checks.integer_axis("key_positions", key_positions),
-    )
-    logits.check(logits.shape)
-    checks.dropout(dropout_rate, dropout_rng, rng_name="dropout_rng")
-    if head_gates is not None:
-        head_gates = checks.head_gates(head_gates, tuple(batch), h)
-    broadcast_dropout = checks.flag("broadcast_dropout", broadcast_dropout)
-    rng = dropout_rng if dropout_rate > 0 else None
-    return Bound(Call(logits, value, Known(dropout_rate), rng, broadcast_dropout, head_gates))
 
 
 def attention(

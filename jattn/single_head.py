@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jattn import masks
 from jattn._engine import checks
-from jattn._masks import Mask, as_mask
+from jattn._mask import Mask, as_mask
 from jattn.multi_head import attention
 from jattn.scores import Additive
 

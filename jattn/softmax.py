@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from jattn._engine import checks
 from jattn._engine.compiled import compiled
 from jattn._engine.dtypes import at_least_float32, widest
-from jattn._masks import Mask, as_mask
+from jattn._mask import Mask, as_mask
 
 __all__ = ["Average", "beside_sinks", "masked_softmax", "softmax"]
 

@@ -11,8 +11,8 @@ from jax.test_util import check_grads
 
 from jattn import dot_product_attention, masks
 from jattn._engine.platform import ACCELERATOR
+from jattn.bound import Bound
 from jattn.implementations.cudnn import Cudnn
-from jattn.multi_head import Bound
 from tests import oracle
 
 B, T, S, H, D = 2, 5, 7, 4, 3

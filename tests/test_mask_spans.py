@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jattn._masks import as_mask
+from jattn._mask import as_mask
 from jattn.logits import Logits
 from jattn.masks import causal, dense, lengths, prefix, segments, sliding_window
 from tests import ingredients, strategies

@@ -7,8 +7,8 @@ import pytest
 from jax.test_util import check_grads
 
 from jattn import dot_product_attention, masked_softmax, masks
+from jattn.bound import bind
 from jattn.logits import repeat_heads
-from jattn.multi_head import bind
 from tests import oracle
 
 INF = np.inf

@@ -7,9 +7,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jattn._engine.dtypes import at_least_float32
+from jattn.bound import LogitsOptions
 from jattn.heads.gates import layers, output_projection
 from jattn.masks import Mask, all_of, lengths
-from jattn.multi_head import LogitsOptions, attention_statistics
+from jattn.multi_head import attention_statistics
 from jattn.nn.multi_head import attend_per_head
 from jattn.nn.weights import as_pair
 

@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jattn._engine.loops import broadcast_map, largest_divisor, side_by_side
 from jattn._engine.plan import Block, Group, key_ranges, plan
 from jattn._engine.platform import Platform
-from jattn._masks import And, Causal, Lengths, Mask, SlidingWindow
+from jattn._mask import And, Mask
+from jattn._masks import Causal, Lengths, SlidingWindow
 from jattn.implementations.call import Call, Implementation, Result
 from jattn.logits import Logits
 from jattn.scores import DotProduct

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jattn import masks
 from jattn._engine.axes import Shape
 from jattn._engine.grid import grid_of
-from jattn._masks import as_mask
+from jattn._mask import as_mask
 from jattn.masks import causal, lengths, prefix, segments, sliding_window
 from tests import ingredients, strategies
 

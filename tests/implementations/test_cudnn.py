@@ -11,8 +11,8 @@ import pytest
 import jattn
 from jattn import attention, bind, masks, scores
 from jattn._engine.platform import ACCELERATOR, platforms
+from jattn.bound import Bound
 from jattn.implementations import cudnn
-from jattn.multi_head import Bound
 from tests import ingredients
 from tests.ingredients import integers
 
