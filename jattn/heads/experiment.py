@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from jattn._engine import checks
 from jattn.heads.cross_validation import cross_validate
 from jattn.heads.gates import counts
-from jattn.heads.pruning import number_of_heads, numbers_of_heads, prune
+from jattn.heads.pruning import check_can_be_pruned, number_of_heads, numbers_of_heads, prune
 from jattn.heads.records import TUNED_WHOLE, Fold, Option, Round, Study, percent
 from jattn.heads.refinement import refine
 from jattn.heads.task import Task, check_task
@@ -79,6 +79,7 @@ def study(
         NonFiniteError: if a measure or score is NaN or infinite.
     """
     check_task(task)
+    check_can_be_pruned(model)
     allowed_drop = float(checks.number("allowed_drop", allowed_drop, "[0, inf)"))
     total = sum(counts(model).values())
     in_all, tried = number_of_heads("share", share, model), sorted(set(numbers_of_heads(shares, model)) - {0})

@@ -10,7 +10,7 @@ from jattn._engine import checks
 from jattn.heads.gates import Model, check_paths, counts, layers
 from jattn.nn.torch import MultiheadAttention as TorchMultiheadAttention
 
-__all__ = ["number_of_heads", "numbers_of_heads", "prune"]
+__all__ = ["check_can_be_pruned", "number_of_heads", "numbers_of_heads", "prune"]
 
 
 def prune(model: Model, heads: Mapping[str, Sequence[int]]) -> Model:
@@ -54,20 +54,33 @@ def prune(model: Model, heads: Mapping[str, Sequence[int]]) -> Model:
         kept = _kept(path, removed, h)
         if len(kept) == h:
             continue
-        if isinstance(layer, TorchMultiheadAttention):
-            raise ValueError(
-                f"heads must name layers that can lose heads. Got {path!r}, a jattn.nn.torch.MultiheadAttention: in "
-                "PyTorch's module the heads together are as wide as the input, so it cannot hold fewer of them. Switch "
-                "them off with jattn.heads.gated, or build the layer from jattn.nn.MultiHeadAttention."
-            )
-        if layer.query_ln is not None and layer.qk_norm_over == "width":
-            raise ValueError(
-                f"heads must name layers that can lose heads. Got {path!r}, which norms the queries of all heads "
-                'together (qk_norm_over="width"), so that each head depends on the others. Switch them off with '
-                "jattn.heads.gated."
-            )
+        if reason := _cannot_lose_heads(layer):
+            raise ValueError(f"heads must name layers that can lose heads. Got {path!r}, {reason}")
         _shrink(layer, kept)
     return copy
+
+
+def check_can_be_pruned(model: nnx.Module) -> None:
+    """Raise ValueError unless all layers can lose heads, before anything is measured for it."""
+    for path, layer in layers(model).items():
+        if reason := _cannot_lose_heads(layer):
+            raise ValueError(f"model must have layers that can lose heads. Got {path!r}, {reason}")
+
+
+def _cannot_lose_heads(layer: Any) -> str | None:
+    """Why not, and what to do; None if it can."""
+    if isinstance(layer, TorchMultiheadAttention):
+        return (
+            "a jattn.nn.torch.MultiheadAttention: in PyTorch's module the heads together are as wide as the input, so "
+            "it cannot hold fewer of them. Switch them off with jattn.heads.gated, or build the layer from "
+            "jattn.nn.MultiHeadAttention."
+        )
+    if layer.query_ln is not None and layer.qk_norm_over == "width":
+        return (
+            'which norms the queries of all heads together (qk_norm_over="width"), so that each head depends on the '
+            "others. Switch them off with jattn.heads.gated."
+        )
+    return None
 
 
 def number_of_heads(name: str, share: Any, model: nnx.Module) -> int:

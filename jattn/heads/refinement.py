@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from jattn._engine import checks
 from jattn.heads.gates import counts
 from jattn.heads.metrics import METRICS
-from jattn.heads.pruning import number_of_heads, prune
+from jattn.heads.pruning import check_can_be_pruned, number_of_heads, prune
 from jattn.heads.records import Round
 from jattn.heads.task import Task, check_task
 from jattn.heads.trials import scorer
@@ -49,6 +49,7 @@ def refine(
         NonFiniteError: if a measure or score is NaN or infinite.
     """
     check_task(task)
+    check_can_be_pruned(model)
     rounds = checks.number("rounds", rounds, "[1, inf)", integer=True)
     arguments.function("fine_tune", fine_tune, "model and train")
     checks.one_of("metric", metric, tuple(METRICS))

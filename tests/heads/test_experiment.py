@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 
-from jattn import heads
+from jattn import heads, nn
 from jattn.heads.experiment import choose
 from jattn.training import fit
+from tests.errors import raises
 from tests.heads.useless_heads import ADAM, ATTEND, TEST, TRAIN, VALIDATION, loss, measured, predict, score, task
 
 
@@ -152,3 +154,26 @@ def test_studies_that_are_refused(options: dict[str, Any], message: str) -> None
     given: dict[str, Any] = dict(task=task(), predict=predict, allowed_drop=0.1) | options
     with pytest.raises(ValueError, match=message):
         heads.study(ATTEND, TRAIN, VALIDATION, **given)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (nn.torch.MultiheadAttention(12, 3, rngs=nnx.Rngs(0)), "a jattn.nn.torch.MultiheadAttention"),
+        (
+            nn.MultiHeadAttention(3, 12, normalize_qk="rms", qk_norm_over="width", rngs=nnx.Rngs(0)),
+            'which norms the queries of all heads together (qk_norm_over="width")',
+        ),
+    ],
+    ids=["torch", "norm over the width"],
+)
+def test_a_model_that_cannot_lose_heads_is_refused_before_anything_is_measured(model: Any, why: str) -> None:
+    def never(*arguments: Any) -> Any:
+        raise AssertionError("it was measured")
+
+    tasks = task(loss=never, score=never)
+    with raises("model must have layers that can lose heads. Got ''", why, "jattn.heads.gated"):
+        heads.study(model, TRAIN, VALIDATION, task=tasks, predict=never, allowed_drop=0.1)
+    with raises("model must have layers that can lose heads", why):
+        heads.refine(model, TRAIN, VALIDATION, task=tasks, fine_tune=never, share=0.5)
