@@ -176,4 +176,4 @@ def test_a_model_that_cannot_lose_heads_is_refused_before_anything_is_measured(m
     with raises("model must have layers that can lose heads. Got ''", why, "jattn.heads.gated"):
         heads.study(model, TRAIN, VALIDATION, task=tasks, predict=never, allowed_drop=0.1)
     with raises("model must have layers that can lose heads", why):
-        heads.refine(model, TRAIN, VALIDATION, task=tasks, fine_tune=never, share=0.5)
+        heads.refine(model, TRAIN, VALIDATION, task=tasks, fine_tune=never, share=0.5, metric="l1")
