@@ -55,6 +55,7 @@ class TransformerBlock(nnx.Module):
         num_kv_heads, normalize_qk: as in `MultiHeadAttention`, for both attentions.
         rotary, rotary_base: as there, for self-attention.
         attention_options: further arguments of the self-attention, a `MultiHeadAttention`, by name.
+        cross_attention_options: likewise, of the attention to the memory.
         kernel_init, bias_init, dtype, param_dtype: as in ``flax.nnx.Linear``.
         rngs: for the initial parameters.
 
@@ -89,6 +90,7 @@ class TransformerBlock(nnx.Module):
         rotary: Rotary | None = None,
         rotary_base: float | None = None,
         attention_options: Mapping[str, Any] | None = None,
+        cross_attention_options: Mapping[str, Any] | None = None,
         kernel_init: Initializer = default_kernel_init,
         bias_init: Initializer = default_bias_init,
         dtype: Any = None,
@@ -109,20 +111,22 @@ class TransformerBlock(nnx.Module):
             normalize_qk=normalize_qk,
             dropout_rate=attention_dropout_rate,
         )
-        further = dict(attention_options or {})
-        if twice := sorted(
-            further.keys() & {"rotary", "rotary_base", *heads, *inits, *types, "num_heads", "in_features"}
-        ):
-            raise ValueError(
-                "attention_options must hold what the block has no argument for. Its own are "
-                f"{', '.join(twice)} (dropout_rate as attention_dropout_rate). Got {further!r:.200}."
-            )
-        own: dict[str, Any] = {"rotary": rotary, "rotary_base": rotary_base, **heads, **further}
+        own = {"rotary", "rotary_base", *heads, *inits, *types, "num_heads", "in_features"}
+        further, across = dict(attention_options or {}), dict(cross_attention_options or {})
+        for name, options in (("attention_options", further), ("cross_attention_options", across)):
+            if twice := sorted(options.keys() & own):
+                raise ValueError(
+                    f"{name} must hold what the block has no argument for. Its own are {', '.join(twice)} "
+                    f"(dropout_rate as attention_dropout_rate). Got {options!r:.200}."
+                )
+        if across and not cross_attention:
+            raise ValueError("cross_attention_options must be None for a block with cross_attention=False. Got some.")
         self.norm_place, self.parallel, self.causal = norm, parallel, causal
-        self.attention = MultiHeadAttention(num_heads, features, **own, **inits, **types)
+        within: dict[str, Any] = {"rotary": rotary, "rotary_base": rotary_base, **heads, **further}
+        self.attention = MultiHeadAttention(num_heads, features, **within, **inits, **types)
         # The positions of a memory are not those of x, so cross attention is never rotary.
         self.cross_attention = (
-            MultiHeadAttention(num_heads, features, **heads, **inits, **types) if cross_attention else None
+            MultiHeadAttention(num_heads, features, **heads, **across, **inits, **types) if cross_attention else None
         )
         self.feed_forward = FeedForward(
             features,

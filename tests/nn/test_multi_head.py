@@ -166,6 +166,14 @@ def test_biases_one_by_one():
         (lambda: block(norm_kind=np.ones(2)), ("norm_kind must be a jattn.nn.Norm",)),
         (lambda: block(causal="yes"), ("causal must be True or False", "'yes'")),
         (lambda: block(attention_options={"use_bias": False}), ("attention_options must hold what", "use_bias")),
+        (
+            lambda: block(cross_attention=True, cross_attention_options={"rotary": None}),
+            ("cross_attention_options must hold what", "rotary"),
+        ),
+        (
+            lambda: block(cross_attention_options={"scale": 1.0}),
+            ("cross_attention_options must be None for a block with cross_attention=False",),
+        ),
         (lambda: nn.LayerNorm(4, rngs=nnx.Rngs(0))(jnp.ones((3, 1))), ("x must have 4 features", "(3, 1)")),
         (lambda: nn.RMSNorm(4, rngs=nnx.Rngs(0))(jnp.ones((3, 1))), ("x must have 4 features", "(3, 1)")),
         (lambda: nn.LayerNorm(4, rngs=nnx.Rngs(0))(jnp.ones((3, 4), int)), ("x must be floating point",)),
@@ -198,6 +206,22 @@ def test_a_mask_of_tokens_is_no_lengths(make):
         model(tokens, valid_lens=mask)
     model.eval()
     assert model(tokens, valid_lens=mask.sum(-1)).shape[:2] == (2, T)
+
+
+def test_options_of_the_attention_to_a_memory():
+    """T5 has no scale in either attention, and heads as wide as it likes."""
+    options = {"scale": 1.0, "qkv_features": 2 * M}
+    block = nn.TransformerBlock(H, M, 12, cross_attention=True, cross_attention_options=options, rngs=nnx.Rngs(0))
+    x, memory = normal(0, 2, T, M).astype(jnp.float32), normal(1, 2, 9, M).astype(jnp.float32)
+    _, (within, across) = block(x, memory, return_weights=True)
+    assert block.cross_attention.query.kernel.shape == (M, H, 2 * M // H)
+    attended = block.norm1(x + block.attention(x))
+    expected = block.cross_attention(attended, memory, return_weights=True).weights
+    np.testing.assert_allclose(across, expected, rtol=1e-5)
+    query, key = (
+        layer(y) for layer, y in ((block.cross_attention.query, attended), (block.cross_attention.key, memory))
+    )
+    np.testing.assert_allclose(across, jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", query, key)), rtol=1e-5)
 
 
 def test_stacked_blocks():
