@@ -97,7 +97,7 @@ def compare(layers: int, seed: int) -> dict[str, Any]:
 
 
 def ensemble(steps: int, seed: int, members: int = 4) -> tuple[Float[Array, "n"], float]:
-    """The last loss of each of several decoders that are trained together, and that of their averaged probabilities."""
+    """The loss on unseen text of several decoders that are trained together, and that of their mean probabilities."""
     tokens, v = documentation()
     rows = tokens[: tokens.size // 65 * 65].reshape(-1, 65)
     seen, unseen = rows[:-64], rows[-64:]
@@ -115,11 +115,11 @@ def ensemble(steps: int, seed: int, members: int = 4) -> tuple[Float[Array, "n"]
         of_rows, *of_members = jax.random.split(rng, members + 1)
         batch = seen[jax.random.randint(of_rows, (16,), 0, len(seen))]
 
-        def mean_loss(models: Decoder) -> Array:
+        def total_loss(models: Decoder) -> Array:
             each = nnx.vmap(loss_of, in_axes=(0, None, 0))(models, batch, jnp.stack(of_members))
             return each.sum()  # each depends on its own parameters alone
 
-        optimizer.update(models, nnx.grad(mean_loss)(models))
+        optimizer.update(models, nnx.grad(total_loss)(models))
 
     for rng in jax.random.split(jax.random.key(seed), steps):
         step(models, optimizer, rng)

@@ -9,7 +9,6 @@ from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
@@ -47,7 +46,7 @@ def as_flax_means(
     dtype: Any = None,
     precision: Any = None,
     module: Any = None,
-    force_fp32_for_softmax: bool = False,  # it always is, or wider
+    force_fp32_for_softmax: bool = False,
     qk_attn_weights_einsum: None = None,
     attn_weights_value_einsum: None = None,
     return_weights: bool = False,
@@ -60,11 +59,12 @@ def as_flax_means(
         query, key, value: of any floating-point dtypes, which are promoted.
         mask: of any dtype; 0 is where a query may not attend, as in the float32 that ``nnx.make_causal_mask`` makes.
         is_causal: whether query i sees the keys up to i, beside the mask.
-        dropout_rate, dropout_rng: as in `attend`.
+        dropout_rate, dropout_rng: as in `attend`; ``broadcast_dropout`` too, which Flax's modules always pass.
         deterministic: no dropout.
         dtype: that of the computation and of the output.
         precision: of the products, as in ``jax.lax.dot``.
-        module: where to leave the weights, as its intermediate ``attention_weights``.
+        module: where to leave the weights, as its intermediate ``attention_weights``, in the dtype of the computation.
+        force_fp32_for_softmax: leave them in float32 or wider, as they are computed in any case.
         return_weights, options: as in `attend`.
     """
     for name, given in (
@@ -74,6 +74,8 @@ def as_flax_means(
         if given is not None:
             raise ValueError(f"{name} must be None, as jattn.attention has products of its own. Got {given!r:.80}.")
     checks.flag("deterministic", deterministic)
+    if module is not None and not hasattr(module, "sow"):
+        raise ValueError(f"module must be a module of Flax's, to leave the weights in. Got {module!r:.80}.")
     arrays = [checks.array(name, x) for name, x in (("query", query), ("key", key), ("value", value))]
     dtype = jnp.result_type(*arrays) if dtype is None else dtype
     if mask is not None and not isinstance(mask, Mask):
@@ -90,9 +92,11 @@ def as_flax_means(
         )
     if module is None:
         return result
+    from flax import nnx  # which `import jattn` leaves out
+
     output, weights = result
     collection: Any = nnx.Intermediate if isinstance(module, nnx.Module) else "intermediates"
-    module.sow(collection, "attention_weights", weights)
+    module.sow(collection, "attention_weights", weights if force_fp32_for_softmax else weights.astype(dtype))
     return (output, weights) if return_weights else output
 
 
@@ -100,12 +104,11 @@ def _products_of(precision: Any) -> contextlib.AbstractContextManager[Any]:
     """Products of matrices with this precision."""
     if precision is None:
         return contextlib.nullcontext()
-    both = set(precision) if isinstance(precision, tuple) else {precision}
-    names = [one.name.lower() if isinstance(one, lax.Precision) else one for one in both]
+    names = {lax.Precision: lambda one: one.name.lower(), lax.DotAlgorithmPreset: lambda one: one.name}
     try:
-        (name,) = names
-        return jax.default_matmul_precision(name)
-    except ValueError as error:
+        (one,) = set(precision) if isinstance(precision, tuple) else {precision}
+        return jax.default_matmul_precision(names.get(type(one), str)(one))
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"precision must be None or a precision of jax.lax.dot, one for both operands. Got {precision!r:.80}."
         ) from error

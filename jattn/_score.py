@@ -30,7 +30,9 @@ class Score(Pytree):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "__call__" in cls.__dict__:
-            for name in ("by_pair", "reaches_all", "takes_zeros"):
+            cls.by_pair = cls.__dict__.get("by_pair", False)
+        if cls.__dict__.keys() & {"__call__", "prepare", "pairs", "as_products"}:
+            for name in ("reaches_all", "takes_zeros"):
                 setattr(cls, name, cls.__dict__.get(name, False))
 
     def __call__(self, query: Float[Array, "*b t h c"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:

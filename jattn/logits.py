@@ -277,7 +277,8 @@ def harmless_key(
 ) -> Float[Array, "*b s k d"]:
     """Keys with zeros, or one that somebody attends to, in the place of those that nobody does, which may be NaN.
 
-    A score is sure to take such a key: zeros may have no direction, and ones may lie outside of a ball.
+    Zeros are for a score that says it takes them. Any is sure to take a key that somebody attends to, while zeros may
+    have no direction, ones may lie outside of a ball, and the mean of all keys may be asked for.
     """
     if attended is None:
         return key
@@ -327,7 +328,8 @@ def _take(x: Array, indices: np.ndarray | None, axis: int) -> Array:
     return x if indices is None else jnp.take(x, indices, axis=axis)
 
 
-def _in_rows(x: Shaped[Array, "#g #r #w"], g: int, rows: int) -> Shaped[Array, "rg _"]:
+def _in_rows(x: Shaped[Array, "..."], g: int, rows: int) -> Shaped[Array, "rg _"]:
+    x = x.reshape((1,) * (3 - x.ndim) + x.shape)
     if g == 1:
         return jnp.broadcast_to(x[0], (rows, x.shape[-1]))
     return jnp.swapaxes(jnp.broadcast_to(x, (g, rows, x.shape[-1])), 0, 1).reshape(rows * g, -1)

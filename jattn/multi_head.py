@@ -16,7 +16,7 @@ __all__ = ["attention", "attention_statistics", "attention_weights", "explain"]
 
 
 class AttentionOptions(Options, FlaxOptions, total=False):
-    """Likewise, and what Flax's modules pass to their ``attention_fn``."""
+    """`Options`, and what Flax's modules pass to their ``attention_fn``."""
 
 
 _OPTIONS = tuple(Options.__annotations__)
@@ -53,7 +53,8 @@ def attention(
             ``key_positions``, ``dropout_rate``, ``dropout_rng``, ``broadcast_dropout``, ``head_gates``, as in `bind`.
             It is also the ``attention_fn`` of ``flax.nnx.MultiHeadAttention`` and Linen's: where they are given, it
             takes ``is_causal``, ``deterministic``, ``dtype``, ``precision``, ``module`` and masks of any dtype, as Flax
-            means them.
+            means them. Linen passes what is in a function's signature: around it use ``functools.partial``, no lambda.
+            Beside a cache of Flax's, masks are arrays.
 
     Returns:
         The output ``*b t h e`` in value's dtype; with return_weights also the weights, in float32 or wider.

@@ -41,6 +41,27 @@ class Below(masks.Mask):
         return grid.key < self.most
 
 
+def of_two_axes(x: jax.Array) -> jax.Array:
+    """Without the axes of examples and heads, where nothing differs among them."""
+    return x.reshape(x.shape[-2:]) if x.size == np.prod(x.shape[-2:]) else x
+
+
+class OfTwoAxes(masks.Mask):
+    """A user's own whose formula gives ``t s``."""
+
+    def formula(self, grid):
+        return of_two_axes(grid.query >= grid.key)
+
+
+class BiasOfTwoAxes(biases.Bias):
+    """Likewise."""
+
+    rate: jax.Array
+
+    def formula(self, grid):
+        return of_two_axes(-self.rate * abs(grid.query - grid.key))
+
+
 class Cosine(scores.Score):
     """A user's own that streams."""
 
@@ -81,6 +102,7 @@ def each_mask(b: int, h: int, t: int, s: int) -> Masks:
         "function": masks.where(lambda q, k: k % 3 <= q % 2),
         "function with a span": masks.where(lambda q, k: k // 2 == q // 2, span=lambda a, b: (a - 1, b + 1)),
         "own": Checkered(),
+        "own, of two axes": OfTwoAxes(),
         "lengths": masks.lengths(lens),
         "an example without keys": masks.lengths(jnp.where(jnp.arange(b) == 0, 0, s)),
         "lengths per query": masks.lengths(integers(3, s + 1, b, t)),
@@ -117,6 +139,7 @@ def each_bias(b: int, h: int, t: int, s: int) -> dict[str, biases.Bias | jax.Arr
         "relative": biases.relative(normal(28, 8, h), max_distance=20),
         "relative, backwards": biases.relative(normal(29, 6, h), bidirectional=False, max_distance=9),
         "function": biases.where(lambda q, k, rate: -rate * jnp.sqrt(1.0 + abs(q - k)), rate=("h", normal(30, h))),
+        "own, of two axes": BiasOfTwoAxes(jnp.asarray(0.3)),
         "sum": biases.alibi(normal(31, h) ** 2) + normal(32, t, s),
     }
 

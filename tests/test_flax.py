@@ -1,5 +1,6 @@
 """`jattn.attention` as the ``attention_fn`` of Flax's modules, NNX and Linen, with the meaning that they give it."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,7 @@ CASES: dict[str, tuple[jax.Array, Any]] = {
 
 def in_nnx(attention_fn: Any, x: jax.Array, mask: Any, **options: Any) -> Any:
     call = {name: options.pop(name) for name in ("rngs", "sow_weights", "is_causal") if name in options}
-    given = dict(num_heads=H, in_features=M, decode=False, deterministic=True, **options)
+    given = {"num_heads": H, "in_features": M, "decode": False, "deterministic": True, **options}
     attend = nnx.MultiHeadAttention(**given, attention_fn=attention_fn, rngs=nnx.Rngs(0))
     return attend(X, x, mask=mask, **call), attend
 
@@ -108,27 +109,25 @@ def test_dropout_that_all_heads_and_examples_share(implementation: Any) -> None:
     assert all((own[i, :, j] != own[0, :, 0]).any() for i in range(B) for j in range(h) if (i, j) != (0, 0))
 
 
+@pytest.mark.parametrize("broadcast", [True, False])
 @PARENTS
-def test_dropout_in_a_module(inside: Callable[..., Any], theirs: Any) -> None:
-    def output(broadcast: bool, seed: int) -> jax.Array:
-        rngs = nnx.Rngs(seed) if inside is in_nnx else {"dropout": jax.random.key(seed)}
-        options: Any = dict(dropout_rate=0.5, broadcast_dropout=broadcast, rngs=rngs)
-        if inside is in_nnx:
-            attend = nnx.MultiHeadAttention(
-                num_heads=H,
-                in_features=M,
-                decode=False,
-                dropout_rate=0.5,
-                broadcast_dropout=broadcast,
-                attention_fn=jattn.attention,
-                rngs=nnx.Rngs(0),
-            )
-            return attend(X, rngs=rngs, deterministic=False)
-        return inside(jattn.attention, X, None, deterministic=False, **options)[0]
+def test_dropout_in_a_module(inside: Callable[..., Any], theirs: Any, broadcast: bool) -> None:
+    """The module says whether all heads and examples share it: what it passes on is tried on values of one each."""
+    calls = []
 
-    assert not np.allclose(output(True, 1), output(False, 1))
-    assert not np.allclose(output(True, 1), output(True, 2))
-    np.testing.assert_array_equal(output(True, 1), output(True, 1))
+    @functools.wraps(jattn.attention)
+    def seen(*arrays: jax.Array, **options: Any) -> Any:
+        calls.append((arrays, options))
+        return jattn.attention(*arrays, **options)
+
+    rngs = nnx.Rngs(1) if inside is in_nnx else {"dropout": jax.random.key(1)}
+    dropped_out = dict(dropout_rate=0.5, broadcast_dropout=broadcast, deterministic=False, rngs=rngs)
+    assert not np.allclose(inside(seen, X, None, **dropped_out)[0], inside(theirs, X, None)[0], atol=1e-3)
+    (query, key, _), options = calls[-1]
+    each = jnp.broadcast_to(jnp.eye(T)[:, None], (B, T, H, T))
+    dropped = np.asarray(jattn.attention(query, key, each, **options)) == 0
+    assert dropped.any()
+    assert (dropped == dropped[:1, :, :1]).all() == broadcast
 
 
 def test_a_cache_of_flax_s() -> None:
@@ -148,6 +147,7 @@ def test_precision_is_that_of_the_products() -> None:
 
     assert "HIGHEST" in program("highest")
     assert "HIGHEST" in program(jax.lax.Precision.HIGHEST)
+    assert "F32_F32_F32" in program(jax.lax.DotAlgorithmPreset.F32_F32_F32)
     assert "HIGHEST" not in program(None)
 
 
@@ -181,6 +181,8 @@ def test_the_signature_names_every_argument() -> None:
         ({"attn_weights_value_einsum": jnp.einsum}, ("attn_weights_value_einsum must be None",)),
         ({"precision": "sharp"}, ("precision must be None or a precision of jax.lax.dot", "Got 'sharp'")),
         ({"precision": ("high", "highest")}, ("precision must be None", "one for both operands")),
+        ({"precision": ["high"]}, ("precision must be None or a precision of jax.lax.dot", "['high']")),
+        ({"module": 3}, ("module must be a module of Flax's", "Got 3")),
         ({"deterministic": None}, ("deterministic must be True or False", "Got None")),
         ({"is_causal": 1}, ("is_causal must be True or False", "Got 1")),
         ({"deterministic": False, "broadcast_dropout": "yes"}, ("broadcast_dropout must be True or False",)),

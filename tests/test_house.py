@@ -3,6 +3,8 @@
 import ast
 import graphlib
 import importlib
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +100,13 @@ def test_one_name_in_one_place():
 def test_imports_run_in_no_circle():
     graph = {name: {other for other in imported(tree) if other in MODULES} - {name} for name, tree in MODULES.items()}
     list(graphlib.TopologicalSorter(graph).static_order())  # which raises where there is a circle
+
+
+def test_the_functions_need_jax_alone():
+    """`import jattn` takes JAX's own time, and no library's that the modules need."""
+    code = "import sys, jattn; print(*sorted({'flax', 'optax', 'rich', 'torch', 'matplotlib'} & sys.modules.keys()))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == ""
 
 
 def test_torch_is_imported_by_weights_and_parity_alone():

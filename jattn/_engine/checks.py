@@ -181,15 +181,14 @@ def example_lengths(name: str, lens: Any, batch: tuple[int, ...]) -> int | Array
     """How many tokens of each example are real: one number for all, or one for each; no mask of tokens."""
     if lens is None:
         return None
-    lens = integers(name, lens)
     if jnp.shape(lens) not in ((), batch):
         remedy = ""
         if jnp.ndim(lens) == len(batch) + 1:
-            remedy = f" Of a mask of ones and zeros, padded on the right, pass its sum: {name}=mask.sum(-1)."
+            remedy = f" Of a mask of ones and zeros, padded on the right alone, pass its sum: {name}=mask.sum(-1)."
         raise ValueError(
             f"{name} must be one number for each example, shape {batch}. Got shape {jnp.shape(lens)}.{remedy}"
         )
-    return lens
+    return integers(name, lens)
 
 
 def integer_axis(name: str, x: Any) -> Array:
@@ -287,6 +286,13 @@ def number(name: str, x: Any, interval: str = "[0, inf)", *, integer: bool = Fal
     ):
         raise ValueError(f"{name} must be {'an integer' if integer else 'a number'} in {interval}. Got {x!r:.80}.")
     return known
+
+
+def counts(**given: Any) -> None:
+    """How wide a layer is, and how many of something it has: integers from 1, by their names; None is not looked at."""
+    for name, n in given.items():
+        if n is not None:
+            number(name, n, "[1, inf)", integer=True)
 
 
 def positive(name: str, x: Any, *, finite: bool = False, remedy: str = "") -> None:

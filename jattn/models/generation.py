@@ -85,7 +85,7 @@ def greedy_continuation(
             f"prompt and max_new_tokens must be at most max_length = {model.max_length} together. "
             f"Got {t} + {max_new_tokens}."
         )
-    ends = [eos] if isinstance(eos, int) else list(eos)
+    ends: list[Any] = np.atleast_1d(np.asarray(eos, object)).tolist()
     for token in ends:
         checks.number("eos", token, f"[0, {v})", integer=True)
     if pad is not None:

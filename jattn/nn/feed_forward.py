@@ -72,8 +72,7 @@ class FeedForward(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         activation_function(activation)
-        for name, width in (("features", features), ("hidden_features", hidden_features)):
-            checks.number(name, width, "[1, inf)", integer=True)
+        checks.counts(features=features, hidden_features=hidden_features)
         checks.flag("use_bias", use_bias)
         options: dict[str, Any] = dict(
             use_bias=use_bias,

@@ -123,17 +123,9 @@ class MultiHeadAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        widths = dict(
-            in_features=in_features,
-            qkv_features=qkv_features,
-            key_features=key_features,
-            value_features=value_features,
-            value_head_features=value_head_features,
-            out_features=out_features,
-        )
-        for name, width in widths.items():
-            if width is not None:
-                checks.number(name, width, "[1, inf)", integer=True)
+        checks.counts(num_heads=num_heads, num_kv_heads=num_kv_heads, in_features=in_features)
+        checks.counts(qkv_features=qkv_features, key_features=key_features, value_features=value_features)
+        checks.counts(value_head_features=value_head_features, out_features=out_features)
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         qkv_features = in_features if qkv_features is None else qkv_features
         out_features = in_features if out_features is None else out_features
@@ -142,9 +134,11 @@ class MultiHeadAttention(nnx.Module):
         head = qkv_features // num_heads
         value_head = head if value_head_features is None else value_head_features
 
-        for name, number in (("scale", scale), ("logits_soft_cap", logits_soft_cap)):
-            if number is not None:
-                checks.scalar(name, number)
+        if scale is not None:
+            checks.scalar("scale", scale)
+        if logits_soft_cap is not None:
+            checks.scalar("logits_soft_cap", logits_soft_cap)
+            checks.positive("logits_soft_cap", logits_soft_cap)
         biased = _names_of_biased(use_bias)
         checks.one_of("qk_norm_over", qk_norm_over, ("head", "width"))
         qk_norm = _norm_of_heads(normalize_qk, qk_norm_epsilon)
@@ -388,6 +382,7 @@ class WideMultiHeadSelfAttention(MultiHeadAttention):
     """
 
     def __init__(self, features: int, num_heads: int, *, rngs: nnx.Rngs, **options: Any) -> None:
+        checks.counts(features=features, num_heads=num_heads)
         super().__init__(
             num_heads, features, qkv_features=num_heads * features, **{"use_bias": True, **options}, rngs=rngs
         )

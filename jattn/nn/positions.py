@@ -30,7 +30,7 @@ class LearnedPositions(nnx.Module):
     """
 
     def __init__(self, max_length: int, features: int, *, rngs: nnx.Rngs, **options: Any) -> None:
-        checks.number("max_length", max_length, "[1, inf)", integer=True)
+        checks.counts(max_length=max_length)
         self.embedding = Embed(max_length, features, rngs=rngs, **options)
 
     def __call__(self, x: Float[Array, "*b t m"]) -> Float[Array, "*b t m"]:
@@ -56,7 +56,8 @@ class SinusoidalPositions(nnx.Module):
     """
 
     def __init__(self, features: int, *, base: float = 10000.0) -> None:
-        self.features = int(checks.number("features", features, "[1, inf)", integer=True))
+        checks.counts(features=features)
+        self.features = int(features)
         self.base = checks.number("base", base, "(0, inf)")
 
     def __call__(self, x: Float[Array, "*b t m"]) -> Float[Array, "*b t m"]:

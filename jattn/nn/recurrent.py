@@ -71,8 +71,7 @@ class GRU(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1. Got {num_layers}.")
+        checks.counts(in_features=in_features, hidden_features=hidden_features, num_layers=num_layers)
         options: dict[str, Any] = dict(
             kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )

@@ -102,6 +102,10 @@ class TransformerBlock(nnx.Module):
             raise ValueError('parallel must be False unless norm="pre", without cross attention. Got True.')
         for name, flag in (("causal", causal), ("cross_attention", cross_attention)):
             checks.flag(name, flag)
+        checks.counts(num_heads=num_heads, features=features, feedforward_features=feedforward_features)
+        rates = dict(residual_dropout_rate=residual_dropout_rate, attention_dropout_rate=attention_dropout_rate)
+        for name, rate in rates.items():
+            checks.number(name, rate, "[0, 1)")
         make_norm = as_norm("norm_kind", norm_kind)
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         inits: dict[str, Any] = dict(kernel_init=kernel_init, bias_init=bias_init)
@@ -122,6 +126,8 @@ class TransformerBlock(nnx.Module):
         if across and not cross_attention:
             raise ValueError("cross_attention_options must be None for a block with cross_attention=False. Got some.")
         self.norm_place, self.parallel, self.causal = norm, parallel, causal
+        if "qkv_features" not in further:
+            checks.divides("num_heads", num_heads, "features", features)
         within: dict[str, Any] = {"rotary": rotary, "rotary_base": rotary_base, **heads, **further}
         self.attention = MultiHeadAttention(num_heads, features, **within, **inits, **types)
         # The positions of a memory are not those of x, so cross attention is never rotary.

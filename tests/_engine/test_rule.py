@@ -197,6 +197,25 @@ class Centred(scores.Score):
         return scores.DotProduct(1.0)(query, jnp.tanh(key) - key * key.mean(axis=-3, keepdims=True))
 
 
+class Direction(scores.DotProduct):
+    """A user's own that has no direction, and no derivative, at zero, where its base is a plain product."""
+
+    def prepare(self, query, key):
+        query, key = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (query, key))
+        return query, key, scores.DotProduct(1.0)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "streaming"])
+def test_a_score_on_another_does_not_take_zeros_for_it(implementation):
+    query, key, value = query_key_value()
+    mask = masks.lengths(jnp.array([30, 7]))
+    assert scores.DotProduct.takes_zeros
+    assert not Direction.takes_zeros
+    f = functools.partial(jattn.attention, mask=mask, score=Direction(), implementation=implementation)
+    output, pull = jax.vjp(f, query, key, value)
+    assert all(jnp.isfinite(x).all() for x in (output, *pull(output)))
+
+
 @pytest.mark.parametrize("score", [Ball(), Ball().__call__], ids=["by pair", "a function"])
 def test_padding_stays_where_a_score_is_defined(score):
     query, key, value = query_key_value()

@@ -213,7 +213,7 @@ def test_options_of_the_attention_to_a_memory():
     options = {"scale": 1.0, "qkv_features": 2 * M}
     block = nn.TransformerBlock(H, M, 12, cross_attention=True, cross_attention_options=options, rngs=nnx.Rngs(0))
     x, memory = normal(0, 2, T, M).astype(jnp.float32), normal(1, 2, 9, M).astype(jnp.float32)
-    _, (within, across) = block(x, memory, return_weights=True)
+    _, (_, across) = block(x, memory, return_weights=True)
     assert block.cross_attention.query.kernel.shape == (M, H, 2 * M // H)
     attended = block.norm1(x + block.attention(x))
     expected = block.cross_attention(attended, memory, return_weights=True).weights

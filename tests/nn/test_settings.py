@@ -1,6 +1,7 @@
 """What layers can be told, and that each mistake in it is named when the layer is made."""
 
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -24,8 +25,13 @@ LAYERS = [x for x in map(nn.__dict__.get, nn.__all__) if isinstance(x, type) and
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_every_layer_has_some(layer: type[nnx.Module]) -> None:
-    assert nn.settings_of(layer)
+def test_settings_are_what_the_docstring_names(layer: type[nnx.Module]) -> None:
+    settings = nn.settings_of(layer)
+    assert not settings.keys() & {"self", "rngs", "dtype", "param_dtype", "kernel_init", "bias_init", "options"}
+    if layer not in (nn.Linear, nn.LinearGeneral):  # whose docstrings are Flax's
+        assert all(re.search(rf"^ {{8}}[^:]*\b{name}\b[^:]*:", layer.__doc__ or "", re.M) for name in settings), (
+            settings
+        )
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -50,7 +56,23 @@ def test_what_is_no_layer() -> None:
         (nn.RMSNorm, ((4, 4),), "Normalize over one axis, the last."),
         (nn.RMSNorm, (4, {"epsilon": float("nan")}), "epsilon must be a number in [0, inf). Got nan."),
         (nn.LearnedPositions, (0, 4), "max_length must be an integer in [1, inf). Got 0."),
-        (nn.MultiHeadAttention, (0, 4), "num_heads must be a positive divisor of qkv_features"),
+        (nn.MultiHeadAttention, (0, 4), "num_heads must be an integer in [1, inf). Got 0."),
+        (nn.MultiHeadAttention, (3, 4), "num_heads must be a positive divisor of qkv_features, 4. Got 3."),
+        (nn.MultiHeadAttention, (2, 4, {"logits_soft_cap": -1.0}), "logits_soft_cap must be positive. Got -1.0."),
+        (nn.WideMultiHeadSelfAttention, (2, "x"), "num_heads must be an integer in [1, inf). Got 'x'."),
+        (nn.TransformerBlock, (4, 0, 8), "features must be an integer in [1, inf). Got 0."),
+        (nn.TransformerBlock, (4, 8, 0), "feedforward_features must be an integer in [1, inf). Got 0."),
+        (nn.TransformerBlock, (3, 8, 8), "num_heads must be a positive divisor of features, 8. Got 3."),
+        (
+            nn.TransformerBlock,
+            (2, 8, 8, {"residual_dropout_rate": 2}),
+            "residual_dropout_rate must be a number in [0, 1)",
+        ),
+        (nn.Conv, (0, 4, 3), "in_features must be an integer in [1, inf). Got 0."),
+        (nn.Conv, (3, 4.0, 3), "out_features must be an integer in [1, inf). Got 4.0."),
+        (nn.GRU, (0, 4), "in_features must be an integer in [1, inf). Got 0."),
+        (nn.GRU, (4, "x"), "hidden_features must be an integer in [1, inf). Got 'x'."),
+        (nn.AdditiveAttention, (3, 4, 0), "hidden_features must be an integer in [1, inf). Got 0."),
         (nn.MultiHeadAttention, (2, 4.0), "in_features must be an integer in [1, inf). Got 4.0."),
         (nn.MultiHeadAttention, (2, 4, {"key_features": 0}), "key_features must be an integer in [1, inf). Got 0."),
     ],

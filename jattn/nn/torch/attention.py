@@ -135,6 +135,8 @@ class MultiheadAttention(nnx.Module):
             add_zero_attn.
         """
         _check_no_others(others)
+        for name, flag in (("need_weights", need_weights), ("average_attn_weights", average_attn_weights)):
+            checks.flag(name, flag)
         output, weights = self.with_head_weights(
             query,
             key,
@@ -311,7 +313,7 @@ def _check_no_others(others: Mapping[str, Any]) -> None:
     """Raise for arguments that `MultiheadAttention` does not take."""
     for name in others.keys() & {"static_k", "static_v"}:
         raise ValueError(
-            f"{name} must be left out, as the layer projects keys and values itself. Got one. Heads that are projected "
+            f"{name} must be left out, as the layer projects keys and values itself. Got it. Heads that are projected "
             "once are what jattn.nn.MultiHeadAttention.project makes, and that layer takes."
         )
     checks.keywords("MultiheadAttention", others, inspect.signature(MultiheadAttention.__call__).parameters)
