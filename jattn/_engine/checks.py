@@ -288,7 +288,7 @@ def number(name: str, x: Any, interval: str = "[0, inf)", *, integer: bool = Fal
     return known
 
 
-def counts(**given: Any) -> None:
+def positive_integers(**given: Any) -> None:
     """How wide a layer is, and how many of something it has: integers from 1, by their names; None is not looked at."""
     for name, n in given.items():
         if n is not None:

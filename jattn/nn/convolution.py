@@ -57,7 +57,9 @@ class Conv(nnx.Conv):
         rngs: nnx.Rngs,
         **options: Any,
     ) -> None:
-        checks.counts(in_features=in_features, out_features=out_features, feature_group_count=feature_group_count)
+        checks.positive_integers(
+            in_features=in_features, out_features=out_features, feature_group_count=feature_group_count
+        )
         size = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (kernel_size,)
         if len(size) not in _AXES or not _all_at_least(1, size):
             raise ValueError(f"kernel_size must be one positive integer or two. Got {kernel_size!r:.80}.")

@@ -56,7 +56,7 @@ class Embed(nnx.Embed):
         rngs: nnx.Rngs,
         **options: Any,
     ) -> None:
-        checks.counts(num_embeddings=num_embeddings, features=features)
+        checks.positive_integers(num_embeddings=num_embeddings, features=features)
         if padding_idx is not None:
             padding_idx = int(checks.selection("padding_idx", padding_idx, num_embeddings)[0])
         if scale is not None:

@@ -72,7 +72,7 @@ class FeedForward(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         activation_function(activation)
-        checks.counts(features=features, hidden_features=hidden_features)
+        checks.positive_integers(features=features, hidden_features=hidden_features)
         checks.flag("use_bias", use_bias)
         options: dict[str, Any] = dict(
             use_bias=use_bias,

@@ -123,9 +123,9 @@ class MultiHeadAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        checks.counts(num_heads=num_heads, num_kv_heads=num_kv_heads, in_features=in_features)
-        checks.counts(qkv_features=qkv_features, key_features=key_features, value_features=value_features)
-        checks.counts(value_head_features=value_head_features, out_features=out_features)
+        checks.positive_integers(num_heads=num_heads, num_kv_heads=num_kv_heads, in_features=in_features)
+        checks.positive_integers(qkv_features=qkv_features, key_features=key_features, value_features=value_features)
+        checks.positive_integers(value_head_features=value_head_features, out_features=out_features)
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         qkv_features = in_features if qkv_features is None else qkv_features
         out_features = in_features if out_features is None else out_features
@@ -382,7 +382,7 @@ class WideMultiHeadSelfAttention(MultiHeadAttention):
     """
 
     def __init__(self, features: int, num_heads: int, *, rngs: nnx.Rngs, **options: Any) -> None:
-        checks.counts(features=features, num_heads=num_heads)
+        checks.positive_integers(features=features, num_heads=num_heads)
         super().__init__(
             num_heads, features, qkv_features=num_heads * features, **{"use_bias": True, **options}, rngs=rngs
         )

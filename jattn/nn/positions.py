@@ -30,7 +30,7 @@ class LearnedPositions(nnx.Module):
     """
 
     def __init__(self, max_length: int, features: int, *, rngs: nnx.Rngs, **options: Any) -> None:
-        checks.counts(max_length=max_length)
+        checks.positive_integers(max_length=max_length)
         self.embedding = Embed(max_length, features, rngs=rngs, **options)
 
     def __call__(self, x: Float[Array, "*b t m"]) -> Float[Array, "*b t m"]:
@@ -56,7 +56,7 @@ class SinusoidalPositions(nnx.Module):
     """
 
     def __init__(self, features: int, *, base: float = 10000.0) -> None:
-        checks.counts(features=features)
+        checks.positive_integers(features=features)
         self.features = int(features)
         self.base = checks.number("base", base, "(0, inf)")
 

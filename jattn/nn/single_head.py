@@ -108,7 +108,9 @@ class AdditiveAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        checks.counts(query_features=query_features, key_features=key_features, hidden_features=hidden_features)
+        checks.positive_integers(
+            query_features=query_features, key_features=key_features, hidden_features=hidden_features
+        )
         options: dict[str, Any] = dict(
             use_bias=False, kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )

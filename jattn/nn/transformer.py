@@ -102,7 +102,7 @@ class TransformerBlock(nnx.Module):
             raise ValueError('parallel must be False unless norm="pre", without cross attention. Got True.')
         for name, flag in (("causal", causal), ("cross_attention", cross_attention)):
             checks.flag(name, flag)
-        checks.counts(num_heads=num_heads, features=features, feedforward_features=feedforward_features)
+        checks.positive_integers(num_heads=num_heads, features=features, feedforward_features=feedforward_features)
         rates = dict(residual_dropout_rate=residual_dropout_rate, attention_dropout_rate=attention_dropout_rate)
         for name, rate in rates.items():
             checks.number(name, rate, "[0, 1)")
