@@ -162,6 +162,9 @@ class Line(ABC):
     optional: bool
     heads: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return self.written
+
     @abstractmethod
     def load(self, passage: Passage) -> None:
         """Towards the module."""
@@ -179,7 +182,7 @@ class Line(ABC):
         return False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conversion(Line):
     """Entries of the state dict that hold the numbers of entries of the module.
 
@@ -224,7 +227,7 @@ class Conversion(Line):
         return [name] if found is None else [pattern.fill(found) for pattern in targets]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Zeros(Line):
     """Zeros that the module has and the state dict has not, made like other entries or as the module expects."""
 

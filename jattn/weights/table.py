@@ -53,7 +53,7 @@ class Table:
         object.__setattr__(self, "lines", lines)
 
     def __repr__(self) -> str:
-        return f"Table([{', '.join(line.written for line in self.lines)}])"
+        return f"Table({list(self.lines)})"
 
     def load(self, entries: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
         """The entries of a state dict as the module has them.
@@ -100,13 +100,11 @@ class Table:
         return found
 
     def adds(self, name: str) -> bool:
-        """Whether an entry of the module is added, since the state dict has none."""
+        """Whether an entry of the module is nothing but what lines add, since the state dict has none."""
         found = [name]
         for line in reversed(self.lines):
-            if any(line.adds(name) for name in found):
-                return True
-            found = [old for name in found for old in line.new_names(name, back=True)]
-        return False
+            found = [old for name in found if not line.adds(name) for old in line.new_names(name, back=True)]
+        return not found
 
 
 Renaming = Mapping[str, str | None] | Table

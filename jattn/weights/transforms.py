@@ -83,7 +83,7 @@ def prefixed(
         >>> list(table.dump({"norm.weight": np.ones(2), "lm_head.weight": np.ones(2)}))
         ['model.norm.weight', 'lm_head.weight']
     """
-    written = _written("prefixed", theirs, ours)
+    written = _written("prefixed", theirs, *([ours] if ours else []))
     for prefix in (theirs, ours):
         if not isinstance(prefix, str) or (prefix and not prefix.endswith(".")):
             raise ValueError(f"{written} must have prefixes that end in a dot. Got {prefix!r}.")
