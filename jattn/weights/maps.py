@@ -20,7 +20,7 @@ Relayout = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 class Map(NamedTuple):
     """Parameters that belong together, the entries that hold the same numbers, and the way from each to the other."""
 
-    parameters: tuple[nnx.Param, ...]
+    parameters: tuple[nnx.Variable, ...]
     names: tuple[str, ...]
     to_torch: Relayout
     from_torch: Relayout
@@ -134,7 +134,7 @@ def _child_maps(child: Any, name: str, kinds: Any = nnx.Param) -> Iterator[Map]:
 
 
 def _one_to_one(
-    parameter: nnx.Param,
+    parameter: nnx.Variable,
     name: str,
     to_torch: Callable[[np.ndarray], np.ndarray],
     from_torch: Callable[[np.ndarray], np.ndarray],

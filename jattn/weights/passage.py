@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jattn.weights.files import to_numpy
-from jattn.weights.patterns import Anywhere, Found, NoWay, Path, Pattern
+from jattn.weights.patterns import Anywhere, Binding, NoWay, Path, Pattern
 
 __all__ = ["Conversion", "Line", "Passage", "Problem", "Zeros"]
 
@@ -93,10 +93,10 @@ class Passage:
                 entries[target], origins[target] = array, origin
         self.entries, self.origins = entries, origins
 
-    def _grouped(self, sources: Sequence[Pattern]) -> tuple[dict[Found, list[str | None]], dict[str, Found]]:
+    def _grouped(self, sources: Sequence[Pattern]) -> tuple[dict[Binding, list[str | None]], dict[str, Binding]]:
         """The names that belong together, and to whom each belongs."""
-        groups: dict[Found, list[str | None]] = {}
-        places: dict[str, Found] = {}
+        groups: dict[Binding, list[str | None]] = {}
+        places: dict[str, Binding] = {}
         for name in self.entries:
             for i, pattern in enumerate(sources):
                 if (found := pattern.match(name)) is not None:
@@ -109,7 +109,7 @@ class Passage:
 
     def _made(
         self,
-        found: Found,
+        found: Binding,
         names: list[str | None],
         sources: Sequence[Pattern],
         targets: Sequence[Pattern],

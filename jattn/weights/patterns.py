@@ -8,6 +8,7 @@ from functools import cached_property
 
 __all__ = [
     "Anywhere",
+    "Binding",
     "NoWay",
     "Path",
     "Pattern",
@@ -22,7 +23,7 @@ __all__ = [
 
 _SPECIAL = frozenset("\\^$*+?()[]{}|")  # which a regular expression has, and names have not
 
-Found = tuple[str, ...]  # what tells one of the names that a pattern stands for from the others
+Binding = tuple[str, ...]  # what tells one of the names that a pattern stands for from the others
 
 
 class Pattern(ABC):
@@ -31,11 +32,11 @@ class Pattern(ABC):
     head = ""  # how all of the names begin, as far as that is known
 
     @abstractmethod
-    def match(self, name: str) -> Found | None:
+    def match(self, name: str) -> Binding | None:
         """What tells this name from the others, None if it is not one of them."""
 
     @abstractmethod
-    def fill(self, found: Found) -> str:
+    def fill(self, found: Binding) -> str:
         """The name that something was told of."""
 
 
@@ -53,11 +54,11 @@ class Path(Pattern):
     def _regex(self) -> re.Pattern[str]:
         return re.compile(re.escape(self.text).replace(r"\#", r"(\d+)") + r"((?:\..*)?)")
 
-    def match(self, name: str) -> Found | None:
+    def match(self, name: str) -> Binding | None:
         match = self._regex.fullmatch(name)
         return match and match.groups()
 
-    def fill(self, found: Found) -> str:
+    def fill(self, found: Binding) -> str:
         pieces = self.text.split("#")
         return "".join(piece + rest for piece, rest in zip(pieces, found, strict=True))
 
@@ -73,12 +74,12 @@ class Prefix(Pattern):
     def head(self) -> str:  # type: ignore[override]
         return self.text
 
-    def match(self, name: str) -> Found | None:
+    def match(self, name: str) -> Binding | None:
         if not name.startswith(self.text) or any(pattern.match(name) is not None for pattern in self.but):
             return None
         return (name.removeprefix(self.text),)
 
-    def fill(self, found: Found) -> str:
+    def fill(self, found: Binding) -> str:
         return self.text + found[0]
 
 
@@ -88,10 +89,10 @@ class Anywhere(Pattern):
 
     text: str
 
-    def match(self, name: str) -> Found | None:
+    def match(self, name: str) -> Binding | None:
         return (name,) if re.search(self.text, name) else None
 
-    def fill(self, found: Found) -> str:
+    def fill(self, found: Binding) -> str:
         return found[0]
 
 
@@ -102,11 +103,11 @@ class Substitution(Pattern):
     text: str
     replacement: str
 
-    def match(self, name: str) -> Found | None:
+    def match(self, name: str) -> Binding | None:
         new, count = re.subn(self.text, self.replacement, name)
         return (new,) if count else None
 
-    def fill(self, found: Found) -> str:
+    def fill(self, found: Binding) -> str:
         return found[0]
 
 
@@ -114,10 +115,10 @@ class Substitution(Pattern):
 class NoWay(Pattern):
     """The far side of a regular expression, from where nothing leads back."""
 
-    def match(self, name: str) -> Found | None:
+    def match(self, name: str) -> Binding | None:
         return None
 
-    def fill(self, found: Found) -> str:
+    def fill(self, found: Binding) -> str:
         return found[0]
 
 

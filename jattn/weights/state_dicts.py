@@ -74,7 +74,7 @@ def load_state_dict(
     if alien := [repr(name) for name in state_dict if not isinstance(name, str)]:
         raise ValueError(f"{subject} must have names that are strings. Got {', '.join(alien)}.")
     maps, arrays = _fitted(module, subject, state_dict, {} if rename is None else rename)
-    loaded: dict[int, tuple[nnx.Param, np.ndarray]] = {}
+    loaded: dict[int, tuple[nnx.Variable, np.ndarray]] = {}
     for m in maps:
         for parameter, value in zip(m.parameters, m.from_torch([arrays[name] for name in m.names]), strict=True):
             if id(parameter) in loaded and loaded[id(parameter)][1].tobytes() != value.tobytes():

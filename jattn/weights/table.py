@@ -74,7 +74,7 @@ class Table:
         passage = Passage(dict(entries))
         for line in reversed(self.lines):
             line.dump(passage)
-        _refuse("rename must lead back from each entry of the module.", passage)
+        _refuse("table must lead back from each entry of the module.", passage)
         return passage.entries
 
     def passage(self, entries: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None) -> Passage:

@@ -54,12 +54,14 @@ def rename(theirs: str, ours: str, *, optional: bool = False, back: bool | tuple
     written = _written("rename", theirs, ours)
     if not isinstance(theirs, str) or not is_regex(theirs):
         sources, targets = _both_sides(written, (theirs,), (ours,))
-        return Conversion(written, sources, targets, _same, _same, optional, bool(back))
+        return Conversion(written, sources, targets, _unchanged, _unchanged, optional, bool(back))
     check_regex(f"{written}'s name", theirs, ours)
     if not isinstance(back, bool):
         check_regex(f"back of {written}", *back)
     way_back = NoWay() if isinstance(back, bool) else Substitution(*back)
-    return Conversion(written, (Substitution(theirs, ours),), (way_back,), _same, _same, optional, back is not False)
+    return Conversion(
+        written, (Substitution(theirs, ours),), (way_back,), _unchanged, _unchanged, optional, back is not False
+    )
 
 
 def prefixed(
@@ -87,8 +89,8 @@ def prefixed(
     for prefix in (theirs, ours):
         if not isinstance(prefix, str) or (prefix and not prefix.endswith(".")):
             raise ValueError(f"{written} must have prefixes that end in a dot. Got {prefix!r}.")
-    kept = tuple(pattern_of(f"but of {written}", name) for name in _several(but))
-    return Conversion(written, (Prefix(theirs, kept),), (Prefix(ours, kept),), _same, _same, optional, back)
+    kept = tuple(pattern_of(f"but of {written}", name) for name in _each_of(but))
+    return Conversion(written, (Prefix(theirs, kept),), (Prefix(ours, kept),), _unchanged, _unchanged, optional, back)
 
 
 def transposed(
@@ -341,9 +343,9 @@ def convert(
         >>> table.load({"norm.weight": np.array([0.0, 0.5])})
         {'norm.weight': array([1. , 1.5])}
     """
-    names = [*_several(theirs), *_several(ours)]
+    names = [*_each_of(theirs), *_each_of(ours)]
     written = _written("convert", theirs, ours)
-    sources, targets = _both_sides(written, names[: len(_several(theirs))], names[len(_several(theirs)) :])
+    sources, targets = _both_sides(written, names[: len(_each_of(theirs))], names[len(_each_of(theirs)) :])
 
     def through(function: Callable[..., Any], count: int) -> Callable[[list[Any]], Sequence[Any]]:
         def arrays(xs: list[Any]) -> Sequence[Any]:
@@ -366,7 +368,7 @@ def _written(function: str, *arguments: Any) -> str:
     return f"{function}({', '.join(map(repr, arguments))})"
 
 
-def _several(names: str | Sequence[str]) -> Sequence[str]:
+def _each_of(names: str | Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
 
 
@@ -380,7 +382,7 @@ def _both_sides(written: str, theirs: Sequence[str], ours: Sequence[str]) -> tup
     return sides[0], sides[1]
 
 
-def _same(xs: list[Any]) -> list[Any]:
+def _unchanged(xs: list[Any]) -> list[Any]:
     return xs
 
 

@@ -422,9 +422,9 @@ def test_what_a_line_refuses(change: dict[str, Any], lines: list[Any], expected:
     ],
 )
 def test_what_does_not_lead_back(lines: list[Any], expected: list[str]) -> None:
-    with pytest.raises(ValueError, match="rename must lead back") as error:
+    with pytest.raises(ValueError, match="table must lead back") as error:
         Table(lines).dump({"b.weight": np.ones(3)})
-    assert str(error.value).split("\n  ") == ["rename must lead back from each entry of the module.", *expected]
+    assert str(error.value).split("\n  ") == ["table must lead back from each entry of the module.", *expected]
 
 
 def test_patterns_do_not_lead_back(tmp_path: Any, unchecked: None) -> None:
