@@ -190,6 +190,9 @@ def _fitting_prefix(maps: Sequence[Map], entries: Mapping[str, Any], rename: Ren
         heads = [head for line in rename.lines for head in line.heads]
         return names.fitting_prefix(entries.keys(), expected, rename.new_names, heads)
 
+    if not isinstance(rename, Mapping):  # which is an error of its own
+        return None
+
     def move(name: str) -> list[str]:
         new = names.new_name(name, rename)
         return [] if new is None else [new]

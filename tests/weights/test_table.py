@@ -432,6 +432,12 @@ def test_patterns_do_not_lead_back(tmp_path: Any, unchecked: None) -> None:
         save(feed_forward(), tmp_path / "a.safetensors", rename={"a": "b"})  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_table() -> None:
+    with raises("rename must map regular expressions to replacements. Got a list."):
+        load_state_dict(feed_forward(), ENTRIES, rename=FITS)  # type: ignore[arg-type]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Prefixes.
 
