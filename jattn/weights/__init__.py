@@ -36,17 +36,16 @@ are data, not parameters, and stay where they are.
 
 from jattn.weights import files
 from jattn.weights.files import to_numpy, to_tensor
+from jattn.weights.fused import merge, split
 from jattn.weights.maps import register_map
 from jattn.weights.state_dicts import load_state_dict, save, state_dict
 from jattn.weights.table import Table
 from jattn.weights.transforms import (
     convert,
     dropped,
-    merge,
     part,
     prefixed,
     rename,
-    split,
     tied,
     transposed,
     zeros,

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 __all__ = [
     "Anywhere",
@@ -14,11 +15,11 @@ __all__ = [
     "Pattern",
     "Prefix",
     "Substitution",
+    "as_written",
+    "both_sides",
     "check_regex",
     "is_regex",
-    "path_of",
     "pattern_of",
-    "same_numbers",
 ]
 
 _SPECIAL = frozenset("\\^$*+?()[]{}|")  # which a regular expression has, and names have not
@@ -127,7 +128,7 @@ def is_regex(text: str) -> bool:
     return not _SPECIAL.isdisjoint(text)
 
 
-def path_of(argument: str, text: str) -> Path:
+def _path_of(argument: str, text: str) -> Path:
     """The pattern of a name, with a ValueError for ``argument`` if it is none."""
     if not isinstance(text, str) or not text:
         raise ValueError(f"{argument} must be a name, with # for a number. Got {text!r}.")
@@ -137,9 +138,9 @@ def path_of(argument: str, text: str) -> Path:
 
 
 def pattern_of(argument: str, text: str) -> Path | Anywhere:
-    """As `path_of`, where a regular expression may be too."""
+    """The pattern of a name, where a regular expression may be too."""
     if not isinstance(text, str) or not is_regex(text):
-        return path_of(argument, text)
+        return _path_of(argument, text)
     check_regex(argument, text)
     return Anywhere(text)
 
@@ -152,6 +153,17 @@ def check_regex(argument: str, text: str, replacement: str = "") -> None:
         raise ValueError(f"{argument} must be a regular expression that re.sub takes. Got {text!r}: {error}.") from None
 
 
-def same_numbers(patterns: Sequence[Path]) -> bool:
-    """Whether all of these names have as many numbers."""
-    return len({pattern.text.count("#") for pattern in patterns}) < 2
+def as_written(function: str, *arguments: Any) -> str:
+    """The call that made a line, for its errors."""
+    return f"{function}({', '.join(map(repr, arguments))})"
+
+
+def both_sides(written: str, theirs: Sequence[str], ours: Sequence[str]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """The patterns of a line's names, found to stand for each other."""
+    sides = [tuple(_path_of(f"{written}'s name", name) for name in names) for names in (theirs, ours)]
+    both = (*sides[0], *sides[1])
+    if len({pattern.text.count("#") for pattern in both}) > 1:
+        raise ValueError(f"{written} must have as many # in each name. Got {', '.join(p.text for p in both)}.")
+    if len(set(sides[0])) < len(sides[0]) or len(set(sides[1])) < len(sides[1]):
+        raise ValueError(f"{written} must name each entry once. Got one twice.")
+    return sides[0], sides[1]

@@ -1,5 +1,7 @@
 """The lines of a table: what an entry of a state dict is called in a module, and how its numbers lie there.
 
+Those for fused weights are in `fused.py`.
+
 A name stands for a parameter, or for a module with all of its parameters; ``#`` in it stands for a number, the same on
 either side. Where an entry keeps its name, or is dropped, a regular expression finds it too: a text is one if it has
 any of ``\\ ^ $ * + ? ( ) [ ] { } |``.
@@ -17,18 +19,17 @@ from jattn.weights.files import to_numpy
 from jattn.weights.passage import Conversion, Line, Zeros
 from jattn.weights.patterns import (
     NoWay,
-    Path,
     Pattern,
     Prefix,
     Substitution,
+    as_written,
+    both_sides,
     check_regex,
     is_regex,
-    path_of,
     pattern_of,
-    same_numbers,
 )
 
-__all__ = ["convert", "dropped", "merge", "part", "prefixed", "rename", "split", "tied", "transposed", "zeros"]
+__all__ = ["convert", "dropped", "part", "prefixed", "rename", "tied", "transposed", "zeros"]
 
 
 def rename(theirs: str, ours: str, *, optional: bool = False, back: bool | tuple[str, str] = True) -> Line:
@@ -51,9 +52,9 @@ def rename(theirs: str, ours: str, *, optional: bool = False, back: bool | tuple
         >>> list(table.dump({"blocks.0.norm1.weight": np.ones(2)}))
         ['h.0.ln_1.weight']
     """
-    written = _written("rename", theirs, ours)
+    written = as_written("rename", theirs, ours)
     if not isinstance(theirs, str) or not is_regex(theirs):
-        sources, targets = _both_sides(written, (theirs,), (ours,))
+        sources, targets = both_sides(written, (theirs,), (ours,))
         return Conversion(written, sources, targets, _unchanged, _unchanged, optional, bool(back))
     check_regex(f"{written}'s name", theirs, ours)
     if not isinstance(back, bool):
@@ -85,7 +86,7 @@ def prefixed(
         >>> list(table.dump({"norm.weight": np.ones(2), "lm_head.weight": np.ones(2)}))
         ['model.norm.weight', 'lm_head.weight']
     """
-    written = _written("prefixed", theirs, *([ours] if ours else []))
+    written = as_written("prefixed", theirs, *([ours] if ours else []))
     for prefix in (theirs, ours):
         if not isinstance(prefix, str) or (prefix and not prefix.endswith(".")):
             raise ValueError(f"{written} must have prefixes that end in a dot. Got {prefix!r}.")
@@ -113,11 +114,11 @@ def transposed(
         >>> {name: x.shape for name, x in entries.items()}
         {'blocks.0.linear1.weight': (8, 2), 'blocks.0.linear1.bias': (8,)}
     """
-    written = _written("transposed", name, *([] if ours is None else [ours]))
+    written = as_written("transposed", name, *([] if ours is None else [ours]))
     sources: tuple[Pattern, ...] = (pattern_of(f"{written}'s name", name),)
     targets: tuple[Pattern, ...] = sources
     if ours is not None:
-        sources, targets = _both_sides(written, (name,), (ours,))
+        sources, targets = both_sides(written, (name,), (ours,))
     order = None if axes is None else tuple(axes)
     inverse = None if order is None else tuple(np.argsort(order).tolist())
     return Conversion(
@@ -128,68 +129,6 @@ def transposed(
         lambda xs: [layouts.turned(xs[0], inverse)],
         optional,
     )
-
-
-def split(
-    theirs: str,
-    ours: Sequence[str],
-    *,
-    axis: int = 0,
-    sizes: Sequence[int] | None = None,
-    num_heads: int = 1,
-    optional: bool = False,
-) -> Line:
-    """Several entries of the module that are one in the state dict: a fused query, key and value.
-
-    Args:
-        theirs: the name in the state dict.
-        ours: the names in the module, in the order in which they lie there.
-        axis: along which they lie, counted from the end if negative; of the bias beside a matrix too.
-        sizes: how their sizes relate, equal by default; grouped heads as Phi-3 has them are ``(h, k, k)`` heads, or as
-            many features.
-        num_heads: into how many blocks the axis is cut before each is cut into the parts. The parts of each head lie
-            together, ``(h 3 d)``, in GPT-NeoX and BLOOM, where this is h; the groups of Falcon are so too, where it is
-            k, of sizes ``(h // k, 1, 1)``. By default all heads of a part lie together, ``(3 h d)``.
-        optional: whether it may find nothing.
-
-    Example:
-
-        >>> from jattn.weights import Table
-        >>> parts = ("query", "key", "value")
-        >>> qkv = {"qkv.bias": np.array([1, 2, 10, 20, 100, 200])}
-        >>> {name: x.tolist() for name, x in Table([split("qkv", parts)]).load(qkv).items()}
-        {'query.bias': [1, 2], 'key.bias': [10, 20], 'value.bias': [100, 200]}
-        >>> by_head = {"qkv.bias": np.array([1, 10, 100, 2, 20, 200])}
-        >>> {name: x.tolist() for name, x in Table([split("qkv", parts, num_heads=2)]).load(by_head).items()}
-        {'query.bias': [1, 2], 'key.bias': [10, 20], 'value.bias': [100, 200]}
-    """
-    return _fused("split", theirs, ours, axis, sizes, num_heads, optional)
-
-
-def merge(
-    theirs: Sequence[str],
-    ours: str,
-    *,
-    axis: int = 0,
-    sizes: Sequence[int] | None = None,
-    num_heads: int = 1,
-    optional: bool = False,
-) -> Line:
-    """Several entries of the state dict that are one in the module; what `split` is the other way round.
-
-    Args:
-        theirs: the names in the state dict, in the order in which they lie in the module's.
-        ours: the name in the module.
-        axis, sizes, num_heads, optional: as in `split`.
-
-    Example:
-
-        >>> from jattn.weights import Table
-        >>> table = Table([merge(("q_proj", "k_proj"), "in_proj")])
-        >>> table.load({"q_proj.bias": np.array([1, 2]), "k_proj.bias": np.array([3, 4])})
-        {'in_proj.bias': array([1, 2, 3, 4])}
-    """
-    return _fused("merge", ours, theirs, axis, sizes, num_heads, optional)
 
 
 def part(
@@ -222,10 +161,10 @@ def part(
         >>> table.dump({"positions.weight": np.array([1, 2])})
         {'pos.weight': array([0, 0, 1, 2])}
     """
-    written = _written("part", theirs, ours, where)
+    written = as_written("part", theirs, ours, where)
     if not isinstance(where, slice) or where.step not in (None, 1):
         raise ValueError(f"{written} must have a slice in steps of one. Got {where!r}.")
-    sources, targets = _both_sides(written, (theirs,), (ours,))
+    sources, targets = both_sides(written, (theirs,), (ours,))
 
     def refilled(xs: list[Any]) -> list[np.ndarray]:
         if fill is None:
@@ -255,8 +194,8 @@ def tied(copy: str, name: str, *, optional: bool = False) -> Line:
         >>> table.dump({"embedding.weight": np.array([1, 2])})
         {'lm_head.weight': array([1, 2]), 'wte.weight': array([1, 2])}
     """
-    written = _written("tied", copy, name)
-    sources, _ = _both_sides(written, (copy, name), ())
+    written = as_written("tied", copy, name)
+    sources, _ = both_sides(written, (copy, name), ())
 
     def one(xs: list[Any]) -> list[Any]:
         present = [x for x in xs if x is not None]
@@ -287,10 +226,10 @@ def zeros(name: str, *, like: str | None = None, optional: bool = False) -> Line
         >>> table.dump({"query.bias": np.array([1.0, 2.0]), "key.bias": np.array([0.0, 0.0])})
         {'query.bias': array([1., 2.])}
     """
-    written = _written("zeros", name)
+    written = as_written("zeros", name)
     if like is None:
         return Zeros(written, pattern_of(f"{written}'s name", name), None, optional)
-    (other,), (pattern,) = _both_sides(written, (like,), (name,))
+    (other,), (pattern,) = both_sides(written, (like,), (name,))
     return Zeros(written, pattern, other, optional)
 
 
@@ -307,7 +246,7 @@ def dropped(name: str, *, optional: bool = False) -> Line:
         >>> Table([dropped(r"\\.inv_freq$")]).load({"rotary.inv_freq": np.ones(2), "norm.weight": np.ones(2)})
         {'norm.weight': array([1., 1.])}
     """
-    written = _written("dropped", name)
+    written = as_written("dropped", name)
     return Conversion(
         written,
         (pattern_of(f"{written}'s name", name),),
@@ -344,8 +283,8 @@ def convert(
         {'norm.weight': array([1. , 1.5])}
     """
     names = [*_each_of(theirs), *_each_of(ours)]
-    written = _written("convert", theirs, ours)
-    sources, targets = _both_sides(written, names[: len(_each_of(theirs))], names[len(_each_of(theirs)) :])
+    written = as_written("convert", theirs, ours)
+    sources, targets = both_sides(written, names[: len(_each_of(theirs))], names[len(_each_of(theirs)) :])
 
     def through(function: Callable[..., Any], count: int) -> Callable[[list[Any]], Sequence[Any]]:
         def arrays(xs: list[Any]) -> Sequence[Any]:
@@ -360,59 +299,9 @@ def convert(
     return Conversion(written, sources, targets, through(load, len(targets)), through(dump, len(sources)), optional)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Names.
-
-
-def _written(function: str, *arguments: Any) -> str:
-    return f"{function}({', '.join(map(repr, arguments))})"
-
-
 def _each_of(names: str | Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else names
 
 
-def _both_sides(written: str, theirs: Sequence[str], ours: Sequence[str]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    sides = [tuple(path_of(f"{written}'s name", name) for name in names) for names in (theirs, ours)]
-    both = (*sides[0], *sides[1])
-    if not same_numbers(both):
-        raise ValueError(f"{written} must have as many # in each name. Got {', '.join(p.text for p in both)}.")
-    if len(set(sides[0])) < len(sides[0]) or len(set(sides[1])) < len(sides[1]):
-        raise ValueError(f"{written} must name each entry once. Got one twice.")
-    return sides[0], sides[1]
-
-
 def _unchanged(xs: list[Any]) -> list[Any]:
     return xs
-
-
-def _fused(
-    function: str,
-    whole: str,
-    parts: Sequence[str],
-    axis: int,
-    sizes: Sequence[int] | None,
-    num_heads: int,
-    optional: bool,
-) -> Line:
-    """`split`, and with the sides changed `merge`."""
-    written = _written(function, *((whole, parts) if function == "split" else (parts, whole)))
-    if isinstance(parts, str) or len(parts) < 2:
-        raise ValueError(f"{written} must have several parts. Got {parts!r}.")
-    relative = (1,) * len(parts) if sizes is None else tuple(sizes)
-    if len(relative) != len(parts) or not all(isinstance(n, int) and n > 0 for n in (*relative, num_heads)):
-        raise ValueError(
-            f"{written} must have a positive integer in sizes for each part, and for num_heads. "
-            f"Got sizes={sizes} and num_heads={num_heads}."
-        )
-    one, several = _both_sides(written, (whole,), parts)
-
-    def cut(xs: list[Any]) -> list[np.ndarray]:
-        return layouts.cut(xs[0], relative, num_heads, axis)
-
-    def put_together(xs: list[Any]) -> list[np.ndarray]:
-        return [layouts.put_together(xs, relative, num_heads, axis)]
-
-    if function == "split":
-        return Conversion(written, one, several, cut, put_together, optional)
-    return Conversion(written, several, one, put_together, cut, optional)
