@@ -16,8 +16,9 @@ import jattn
 ROOT = Path(jattn.__file__).parents[1]
 FILES = sorted((ROOT / "jattn").rglob("*.py"))
 
-# Public in two modules, whose names say which is meant: a mask or a bias; the weights of a module, or arrays by name.
-IN_TWO_PLACES = {"dense", "where", "save"}
+# In two modules, whose names say which is meant: a mask or a bias; the weights of a module, or arrays by name; a random
+# key, or fused weights; dropout, or an entry.
+IN_TWO_PLACES = {"dense", "where", "save", "split", "dropped"}
 
 
 def name_of(file: Path) -> str:

@@ -11,12 +11,12 @@ from flax import nnx
 
 from jattn.parity.arrays import numbers
 from jattn.parity.trace import ModuleCall, Trace, submodules
-from jattn.weights.names import new_name
+from jattn.weights.table import Renaming, Table, moved, moved_name
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["apply_renames", "pair_modules"]
+__all__ = ["apply_renames", "is_added", "pair_modules"]
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ def pair_modules(
     flax_module: nnx.Module,
     torch_trace: Trace,
     flax_trace: Trace,
-    rename: Mapping[str, str | None],
+    rename: Renaming,
     names: Mapping[str, str],
 ) -> dict[str, str]:
     """Path on PyTorch's side to path on Flax's, of modules that were called."""
@@ -40,7 +40,7 @@ def pair_modules(
     for path, to in names.items():
         add(path, to)
     for path in theirs:
-        if (new := new_name(f"{path}.", rename)) is not None:
+        if (new := moved_name(f"{path}.", rename)) is not None:
             add(path, new.removesuffix("."))
     for path, to in _same_numbers(theirs, ours, pairs, torch_module, flax_module):
         add(path, to)
@@ -55,9 +55,14 @@ def pair_modules(
     return pairs
 
 
-def apply_renames(entries: Mapping[str, T], rename: Mapping[str, str | None]) -> dict[str, T]:
+def apply_renames(entries: Mapping[str, T], rename: Renaming) -> dict[str, T]:
     """As `jattn.weights.load_state_dict` renames them, but not all patterns need to match."""
-    return {new: x for name, x in entries.items() if (new := new_name(name, rename)) is not None}
+    return moved(entries, rename)
+
+
+def is_added(name: str, rename: Renaming) -> bool:
+    """Whether the port has an entry that PyTorch's module lacks, as the table says."""
+    return isinstance(rename, Table) and rename.adds(name)
 
 
 def _first_calls(trace: Trace) -> dict[str, ModuleCall]:

@@ -10,7 +10,7 @@ from flax import nnx
 from jattn.parity import locate
 from jattn.parity.arrays import FLOAT64, error, is_floating, leaves, limit, numbers, scales
 from jattn.parity.catalogue import diagnose
-from jattn.parity.match import apply_renames, pair_modules
+from jattn.parity.match import apply_renames, is_added, pair_modules
 from jattn.parity.report import Entry, Parting, Report, RunErrors
 from jattn.parity.sides import (
     DTYPES,
@@ -26,6 +26,7 @@ from jattn.parity.sides import (
 )
 from jattn.parity.trace import submodules
 from jattn.weights import state_dict
+from jattn.weights.table import Renaming
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,7 @@ def compare(
     gradients: bool = True,
     dtypes: Sequence[str] = ("float64", "float32"),
     load: bool = True,
-    rename: Mapping[str, str | None] | None = None,
+    rename: Renaming | None = None,
     names: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Report:
@@ -62,7 +63,7 @@ def compare(
         gradients: whether to compare those of inputs and parameters under a random cotangent.
         dtypes: in which to compare, of float64, float32, bfloat16 and float16.
         load: whether the port gets PyTorch's weights, by `jattn.weights.load_state_dict`; otherwise it has them.
-        rename: as there.
+        rename: as there, a `jattn.weights.Table` too.
         names: submodules on PyTorch's side to submodules of the port, where neither their names nor their numbers nor
             their order tell.
         seed: of the cotangents.
@@ -112,7 +113,7 @@ class _Comparison:
         flax_module: nnx.Module,
         gradients: bool,
         load: bool,
-        rename: Mapping[str, str | None],
+        rename: Renaming,
         names: Mapping[str, str],
         seed: int,
     ) -> None:
@@ -162,6 +163,7 @@ class _Comparison:
                 a, true = (
                     apply_renames({name: y[name] for name in _in_call_order(theirs)}, self.rename) for y in (a, true)
                 )
+                b = {name: x for name, x in b.items() if name in a or not is_added(name, self.rename)}
                 if a and not b:
                     self._note(f"gradients of parameters are not compared: {why or 'the port has none by name.'}")
                     a = {}

@@ -14,6 +14,7 @@ from flax import nnx
 from jattn.parity.arrays import is_floating, leaves, numbers
 from jattn.parity.trace import Trace, submodules, trace_flax, trace_torch
 from jattn.weights import load_state_dict, state_dict, to_numpy, to_tensor
+from jattn.weights.table import Renaming
 
 if TYPE_CHECKING:
     import torch
@@ -136,9 +137,7 @@ def _plain_layers() -> Iterator[None]:
 # Flax's side.
 
 
-def flax_copy(
-    module: nnx.Module, tensors: Mapping[str, Any] | None, dtype: str, rename: Mapping[str, str | None]
-) -> nnx.Module:
+def flax_copy(module: nnx.Module, tensors: Mapping[str, Any] | None, dtype: str, rename: Renaming) -> nnx.Module:
     """A copy in eval mode and in ``dtype``, with the numbers of a state dict if there is one."""
     module = nnx.clone(module)
     module.eval()

@@ -21,6 +21,7 @@ from jattn.parity.optimizer_causes import Replay, diagnose_update
 from jattn.parity.report import Entry, Findings
 from jattn.parity.sides import DTYPES, check_modules, flax_copy, rounded, torch_copy
 from jattn.weights import state_dict, to_tensor
+from jattn.weights.table import Renaming
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +117,7 @@ def trajectory(
     steps: int,
     dtype: str = "float64",
     load: bool = True,
-    rename: Mapping[str, str | None] | None = None,
+    rename: Renaming | None = None,
 ) -> TrajectoryReport:
     """Train a PyTorch module and its port from the same parameters, and say at which step they part, and in what.
 
@@ -172,11 +173,15 @@ def _train_torch(
     loss: Callable[[Any, Any], Any],
     make: "Callable[[Any], torch.optim.Optimizer]",
     steps: int,
-    rename: Mapping[str, str | None],
+    rename: Renaming,
 ) -> _Course:
-    named = apply_renames(dict(module.named_parameters(remove_duplicate=False)), rename)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+
+    def named(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return apply_renames(arrays, rename)
+
     optimizer = _torch_optimizer(make, module)
-    course = _Course({name: numbers(p) for name, p in named.items()})
+    course = _Course(named({name: numbers(p) for name, p in parameters.items()}))
     course.settings = {
         "optimizer": type(optimizer).__name__,
         **{name: value for name, value in optimizer.param_groups[0].items() if name != "params"},
@@ -187,10 +192,10 @@ def _train_torch(
         _check_loss("torch_loss", value)
         value.backward()
         course.losses.append(value.item())
-        zeros = {name: np.zeros(p.shape) for name, p in named.items() if p.grad is None}
-        course.gradients.append(zeros | {name: numbers(p.grad) for name, p in named.items() if p.grad is not None})
+        grads = {name: np.zeros(p.shape) if p.grad is None else numbers(p.grad) for name, p in parameters.items()}
+        course.gradients.append(named(grads))
         optimizer.step()
-        course.parameters.append({name: numbers(p) for name, p in named.items()})
+        course.parameters.append(named({name: numbers(p) for name, p in parameters.items()}))
     return course
 
 

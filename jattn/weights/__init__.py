@@ -15,6 +15,20 @@ each kind of leaf has a map between its parameters and PyTorch's:
     Wide...SelfAttention    query kernel (m, h, m)           query.i.weight (m, m), one Linear for each head i
     an nnx.Param of yours   itself                           the same name
 
+    a module of yours                                        what `register_map` was told
+
+A model that names things otherwise, or keeps them in other layouts, is led here by a `Table`, and back by the same:
+
+    rename        another name                          "h.#.ln_1" is "blocks.#.norm1"; # is a number
+    prefixed      a prefix in front of all names        "model.", "module."
+    transposed    axes in another order                 GPT-2's Conv1D, (in, out)
+    split, merge  one entry that is several, and back   a fused query, key and value: (3 h d), (h 3 d), h d + 2 k d
+    part          a stretch of an entry                 RoBERTa's positions[2:]
+    tied          two entries that are one parameter    lm_head.weight, wte.weight
+    zeros         one that the original lacks           a key's bias
+    dropped       one that the module lacks             inv_freq
+    convert       what functions of yours make of it    Gemma's 1 + weight
+
 Nothing is dropped, cast or guessed: an entry that has no place, a place that has no entry and a shape that doesn't fit
 are one error that lists them all, and a parameter takes the dtype of its entry. Fixed observations of `NadarayaWatson`
 are data, not parameters, and stay where they are.
@@ -22,6 +36,38 @@ are data, not parameters, and stay where they are.
 
 from jattn.weights import files
 from jattn.weights.files import to_numpy, to_tensor
+from jattn.weights.fused import merge, split
+from jattn.weights.maps import register_map
 from jattn.weights.state_dicts import load_state_dict, save, state_dict
+from jattn.weights.table import Table
+from jattn.weights.transforms import (
+    convert,
+    dropped,
+    part,
+    prefixed,
+    rename,
+    tied,
+    transposed,
+    zeros,
+)
 
-__all__ = ["files", "load_state_dict", "save", "state_dict", "to_numpy", "to_tensor"]
+__all__ = [
+    "Table",
+    "convert",
+    "dropped",
+    "files",
+    "load_state_dict",
+    "merge",
+    "part",
+    "prefixed",
+    "register_map",
+    "rename",
+    "save",
+    "split",
+    "state_dict",
+    "tied",
+    "to_numpy",
+    "to_tensor",
+    "transposed",
+    "zeros",
+]

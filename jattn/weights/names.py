@@ -1,8 +1,8 @@
-"""The entries of a state dict: renamed by a table of patterns, and held against what a module expects."""
+"""The entries of a state dict: renamed by patterns, and held against what a module expects."""
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["check_entries", "new_name", "renamed"]
+from jattn.weights.passage import Problem
+
+__all__ = ["Prefixing", "check_entries", "fitting_prefix", "new_name", "problem_lines", "renamed"]
 
 LINES = 30  # of a kind in one error; beyond that nobody reads
 _INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # the 3 of layers.3.weight
@@ -67,7 +69,14 @@ def new_name(name: str, rename: Mapping[str, str | None], matched: set[str] | No
 
 
 def check_entries(
-    subject: str, kind: str, expected: Mapping[str, tuple[int, ...]], given: Mapping[str, np.ndarray]
+    subject: str,
+    kind: str,
+    expected: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, np.ndarray],
+    *,
+    problems: Iterable[Problem] = (),
+    lost: Collection[str] = (),
+    origins: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Refuse arrays that aren't exactly those expected, in one error that names all that differs.
 
@@ -76,6 +85,9 @@ def check_entries(
         kind: what they should fit, for the error.
         expected: names to shapes.
         given: names to arrays.
+        problems: what a table found wrong before.
+        lost: the names of entries that are not missing, as they are among the problems.
+        origins: of a name that is given, those that the state dict has for it.
 
     Raises:
         ValueError: if entries are unknown, missing or misshapen, or of a dtype that isn't floating point or that JAX
@@ -91,19 +103,34 @@ def check_entries(
     """
     common = {name: given[name] for name in expected if name in given}
     unknown = {name: array.shape for name, array in given.items() if name not in expected}
-    missing = {name: shape for name, shape in expected.items() if name not in given}
+    missing = {name: shape for name, shape in expected.items() if name not in given and name not in lost}
     misshapen = {n: (expected[n], array.shape) for n, array in common.items() if array.shape != expected[n]}
     dtypes = {name: fault for name, array in common.items() if (fault := _fault(array.dtype))}
     places = _grouped(missing)
+    sources = {name: olds for name, olds in (origins or {}).items() if (name,) != tuple(olds)}
     lines = [
-        *_lines("unknown", unknown, lambda g: f"unknown: {g.label}, shape {g.fact}{_nearest(g, places)}"),
+        *problem_lines(problems),
+        *_lines(
+            "unknown", unknown, lambda g: f"unknown: {g.label}, shape {g.fact}{_from(g, sources)}{_nearest(g, places)}"
+        ),
         *_lines("missing", missing, lambda g: f"missing: {g.label}, shape {g.fact}"),
-        *_lines("misshapen", misshapen, _misshapen),
+        *_lines("misshapen", misshapen, lambda g: f"{_misshapen(g)}{_from(g, sources)}"),
         *_lines("of a wrong dtype", dtypes, lambda g: f"{g.fact[0]}: {g.label} {g.fact[1]}"),
-        *_prefix_remedy(unknown, missing, bool(common)),
     ]
     if lines:
         raise ValueError("\n  ".join([f"{subject} must fit this {kind}, entry for entry.", *lines]))
+
+
+def problem_lines(problems: Iterable[Problem]) -> list[str]:
+    """A line for each, names that differ in one index only in one."""
+    kinds: dict[str, dict[str, str]] = {}
+    for kind, name, text in problems:
+        kinds.setdefault(kind, {})[name] = text
+    return [
+        f"{kind}: {line}"
+        for kind, texts in kinds.items()
+        for line in _lines(kind, texts, lambda g: f"{g.label} {g.fact}")
+    ]
 
 
 def _fault(dtype: np.dtype) -> tuple[str, str] | None:
@@ -120,16 +147,19 @@ class _Group(NamedTuple):
 
     label: str
     fact: Any
-    size: int
+    names: tuple[str, ...]
 
 
 def _grouped(facts: Mapping[str, Hashable]) -> list[_Group]:
-    groups: dict[tuple[str, str, Hashable], list[str]] = {}
+    groups: dict[tuple[str, str, Hashable], list[tuple[str, str]]] = {}
     for name, fact in facts.items():
         found = _INDEX.search(name)
         head, index, tail = (name[: found.start()], found[0], name[found.end() :]) if found else (name, "", "")
-        groups.setdefault((head, tail, fact), []).append(index)
-    return [_Group(head + _braced(xs) + tail, fact, len(xs)) for (head, tail, fact), xs in groups.items()]
+        groups.setdefault((head, tail, fact), []).append((index, name))
+    return [
+        _Group(head + _braced([index for index, _ in xs]) + tail, fact, tuple(name for _, name in xs))
+        for (head, tail, fact), xs in groups.items()
+    ]
 
 
 def _braced(indices: Sequence[str]) -> str:
@@ -158,16 +188,64 @@ def _misshapen(group: _Group) -> str:
 
 def _lines(kind: str, facts: Mapping[str, Hashable], line: Callable[[_Group], str]) -> list[str]:
     groups = _grouped(facts)
-    rest = sum(group.size for group in groups[LINES:])
+    rest = sum(len(group.names) for group in groups[LINES:])
     return [line(group) for group in groups[:LINES]] + ([f"and {rest} more {kind}"] if rest else [])
 
 
-def _prefix_remedy(unknown: Collection[str], missing: Collection[str], any_common: bool) -> list[str]:
-    """The remedy if the names differ by what a wrapper puts in front of them: ``module.``, ``_orig_mod.``."""
-    for longer, shorter in ((unknown, missing), (missing, unknown)):
-        prefixes = Counter(n[: i + 1] for n in longer for i, c in enumerate(n) if c == "." and n[i + 1 :] in shorter)
-        for prefix, count in prefixes.most_common(1):
-            table = {f"^{re.escape(prefix)}": ""} if longer is unknown else {"^": prefix}
-            if count > 1 and (longer is unknown or not any_common):
-                return [f"remedy: rename={table} would give {count} of {len(unknown)} unknown entries their place"]
-    return []
+def _from(group: _Group, origins: Mapping[str, Sequence[str]]) -> str:
+    """What the state dict calls these, where that is something else."""
+    olds = dict.fromkeys(old for name in group.names for old in origins.get(name, ()))
+    return f", from {' and '.join(g.label for g in _grouped(olds))}" if olds else ""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What a wrapper puts in front of all names: ``module.``, ``_orig_mod.``, ``model.``.
+
+_TRIED = 8  # of the most frequent prefixes
+
+
+class Prefixing(NamedTuple):
+    """A prefix that goes, or that comes, and how many names of the module are then given."""
+
+    goes: str
+    comes: str
+    fitting: int
+
+    def change(self, name: str) -> str:
+        return self.comes + name.removeprefix(self.goes)
+
+
+def fitting_prefix(
+    given: Collection[str], expected: Collection[str], move: Callable[[str], Iterable[str]], heads: Iterable[str] = ()
+) -> Prefixing | None:
+    """The prefix without which, or with which, all or nearly all names would fit.
+
+    Args:
+        given: the state dict's names.
+        expected: the module's.
+        move: from one of the former to what it becomes.
+        heads: how names begin that are looked for on the way.
+
+    Example:
+
+        >>> fitting_prefix(["module.weight", "module.bias"], ["weight", "bias"], lambda name: [name])
+        Prefixing(goes='module.', comes='', fitting=2)
+    """
+    places = set(expected)
+
+    def fitting(change: Callable[[str], str]) -> int:
+        return len(places.intersection(new for name in given for new in move(change(name))))
+
+    goes = [(prefix, "") for prefix in _frequent_prefixes(given)]
+    comes = [("", prefix) for prefix in dict.fromkeys([*_frequent_prefixes(heads), *_frequent_prefixes(expected)])]
+    found = [Prefixing(*pair, fitting(Prefixing(*pair, 0).change)) for pair in goes + comes]
+    best = max(found, key=lambda each: each.fitting, default=None)
+    if best is None or best.fitting < 2 or best.fitting < 0.9 * min(len(given), len(expected)):
+        return None
+    return best if best.fitting > fitting(lambda name: name) else None
+
+
+def _frequent_prefixes(names: Iterable[str]) -> list[str]:
+    """The shorter ones first among those of as many names."""
+    counts = Counter(name[: i + 1] for name in names for i, c in enumerate(name) if c == ".")
+    return sorted(counts, key=lambda prefix: (-counts[prefix], len(prefix)))[:_TRIED]

@@ -144,22 +144,6 @@ def test_hundreds_of_names_hide_no_kind() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs", "table"),
-    [("", "module.", "{'^module\\\\.': ''}"), ("encoder.", "", "{'^': 'encoder.'}")],
-)
-def test_a_prefix(ours: str, theirs: str, table: str) -> None:
-    expected, given = (
-        {f"{prefix}{name}": (2,) for name in ("linear.weight", "linear.bias", "norm.weight")}
-        for prefix in (ours, theirs)
-    )
-    with pytest.raises(ValueError, match="entry for entry") as error:
-        check_entries("state_dict", "Model", expected, {n: np.zeros(s, np.float32) for n, s in given.items()})
-    remedy = f"remedy: rename={table} would give 3 of 3 unknown entries their place"
-    assert str(error.value).split("\n  ")[-1] == remedy
-    assert set(renamed(given, eval(table))) == set(expected)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Tied weights.
 

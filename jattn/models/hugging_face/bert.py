@@ -4,20 +4,17 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
-from jattn.models.hugging_face.family import Family, PretrainedModel, count_setting, parameters, real_setting
+from jattn.models.hugging_face.family import Family, PretrainedModel, count_setting, real_setting
 from jattn.nn import Embed, LayerNorm, LearnedPositions, Norm, TransformerBlock
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.weights import in_turn, outputs
+from jattn.weights import Table, dropped, prefixed, rename
 
 __all__ = ["BERT_FAMILY", "TextEncoder"]
-
-# The layers of the tasks that it was trained on, and the numbers 0, 1, 2, ...
-_BESIDE_THE_ENCODER = r"^(pooler|cls)\.|^embeddings\.position_ids$"
 
 
 def _bert_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,39 +34,32 @@ def _bert_options(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _under_present_names(state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The encoder's parameters under the names of a ``BertModel``.
-
-    Whole models with heads write ``bert.`` in front, and the oldest files call a norm's parameters gamma and beta.
-    """
-
-    def present(name: str) -> str:
-        name = name.removeprefix("bert.")
-        return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-    return parameters({present(name): x for name, x in state_dict.items()}, without=_BESIDE_THE_ENCODER)
-
-
-def _without_pooler(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The entries of a ``BertModel`` without its pooler, which is not kept."""
-    return arrays
+def _bert_table(model: Any) -> Table:
+    """From a ``BertModel``, or one with heads on it, which are not kept; nor is the pooler."""
+    layer, block = "encoder.layer.#", "blocks.#"
+    return Table(
+        [
+            prefixed("bert.", optional=True, back=False),  # of whole models
+            dropped(r"^(pooler|cls)\.", optional=True),
+            dropped("embeddings.position_ids", optional=True),  # 0, 1, 2, ...
+            rename(r"LayerNorm\.gamma$", "LayerNorm.weight", optional=True, back=False),  # of the oldest files
+            rename(r"LayerNorm\.beta$", "LayerNorm.bias", optional=True, back=False),
+            rename("embeddings.word_embeddings", "words"),
+            rename("embeddings.position_embeddings", "positions.embedding"),
+            rename("embeddings.token_type_embeddings", "token_types"),
+            rename("embeddings.LayerNorm", "norm"),
+            rename(f"{layer}.attention.self", f"{block}.attention"),
+            rename(f"{layer}.attention.output.dense", f"{block}.attention.out"),
+            rename(f"{layer}.attention.output.LayerNorm", f"{block}.norm1"),
+            rename(f"{layer}.intermediate.dense", f"{block}.feed_forward.linear1"),
+            rename(f"{layer}.output.dense", f"{block}.feed_forward.linear2"),
+            rename(f"{layer}.output.LayerNorm", f"{block}.norm2"),
+        ]
+    )
 
 
 BERT_FAMILY = Family(
-    names={
-        "embeddings.word_embeddings": "words",
-        "embeddings.position_embeddings": "positions.embedding",
-        "embeddings.token_type_embeddings": "token_types",
-        "embeddings.LayerNorm": "norm",
-        "encoder.layer.#.attention.self.query": "blocks.#.attention.query",
-        "encoder.layer.#.attention.self.key": "blocks.#.attention.key",
-        "encoder.layer.#.attention.self.value": "blocks.#.attention.value",
-        "encoder.layer.#.attention.output.dense": "blocks.#.attention.out",
-        "encoder.layer.#.attention.output.LayerNorm": "blocks.#.norm1",
-        "encoder.layer.#.intermediate.dense": "blocks.#.feed_forward.linear1",
-        "encoder.layer.#.output.dense": "blocks.#.feed_forward.linear2",
-        "encoder.layer.#.output.LayerNorm": "blocks.#.norm2",
-    },
+    table=_bert_table,
     implemented={
         "model_type": ("bert",),
         "architectures": (None, ["BertModel"], ["BertForMaskedLM"], ["BertForPreTraining"]),
@@ -80,8 +70,6 @@ BERT_FAMILY = Family(
         "quantization_config": (None,),
     },
     options=_bert_options,
-    import_entries=_under_present_names,
-    export_entries=_without_pooler,
 )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -24,10 +23,8 @@ __all__ = [
     "PretrainedModel",
     "count_setting",
     "optional_count_setting",
-    "parameters",
     "read_json",
     "real_setting",
-    "renames",
 ]
 
 M = TypeVar("M", bound="PretrainedModel")
@@ -38,19 +35,15 @@ class Family:
     """How Hugging Face stores the models of a family.
 
     Attributes:
-        names: its name of each part, and the name here; ``#`` stands for a number.
+        table: from a model here to the table that leads to it from its state dict there.
         implemented: the values of a setting that are, the default first.
         options: from its settings to the arguments of the model here.
-        import_entries: from its state dict, and the arguments, to entries that only need the names here.
-        export_entries: and back.
         any_head_features: whether heads may be wider or narrower than m / h.
     """
 
-    names: Mapping[str, str]
+    table: Callable[[Any], weights.Table]
     implemented: Mapping[str, tuple[Any, ...]]
     options: Callable[[Mapping[str, Any]], dict[str, Any]]
-    import_entries: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, np.ndarray]]
-    export_entries: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
     any_head_features: bool = False
 
     def arguments(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,17 +92,16 @@ class PretrainedModel(nnx.Module):
         Raises:
             ValueError: if a setting is not implemented here, or the state dict doesn't fit the settings.
         """
-        names, options = renames(cls.hugging_face.names), cls.hugging_face.arguments(config)
-        arrays = cls.hugging_face.import_entries(state_dict, options)
+        options = cls.hugging_face.arguments(config)
         if param_dtype is not None:
-            arrays = {name: x.astype(jnp.dtype(param_dtype)) for name, x in arrays.items()}
+            arrays = weights.files.to_arrays("state_dict", state_dict)
+            floating = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+            state_dict = {**arrays, **{name: x.astype(jnp.dtype(param_dtype)) for name, x in floating.items()}}
         # The initial numbers are all replaced, so they are not drawn.
         graph, state = nnx.split(nnx.eval_shape(lambda: cls(**options, rngs=nnx.Rngs(0))))  # type: ignore[call-arg]
         model = nnx.merge(graph, jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), state))
         model.eval()
-        # A part without an entry is for load_state_dict to report, as missing, not as a pattern without a match.
-        present = {old: new for old, new in names.items() if any(re.match(old, name) for name in arrays)}
-        return weights.load_state_dict(model, arrays, rename=present)
+        return weights.load_state_dict(model, state_dict, rename=cls.hugging_face.table(model))
 
     def to_hugging_face(self) -> "dict[str, torch.Tensor]":
         """The state dict of the model of `transformers` with these weights, bit for bit.
@@ -118,12 +110,7 @@ class PretrainedModel(nnx.Module):
             ValueError: if heads were pruned such that no settings of `transformers` say which.
         """
         self._check_heads()
-        arrays = {}
-        for name, tensor in weights.state_dict(self).items():
-            for pattern, theirs in renames(self.hugging_face.names, back=True).items():
-                name = re.sub(pattern, theirs, name)
-            arrays[name] = weights.files.to_numpy(tensor)
-        return {name: weights.files.to_tensor(x) for name, x in self.hugging_face.export_entries(arrays).items()}
+        return weights.state_dict(self, rename=self.hugging_face.table(self))
 
     def _check_heads(self) -> None:
         """Hugging Face's settings have one number of heads for all layers, and equal groups."""
@@ -194,32 +181,3 @@ def real_setting(config: Mapping[str, Any], name: str, interval: str, default: f
     """A setting that is a number in an interval."""
     value = _setting(config, name) if default is None else config.get(name, default)
     return checks.number(f"config's {name}", value, interval)
-
-
-def parameters(state_dict: Mapping[str, Any], *, without: str, tied: str | None = None) -> dict[str, np.ndarray]:
-    """The entries of a state dict that are parameters here.
-
-    Args:
-        state_dict: names to tensors.
-        without: a regular expression for the names of the others: constants, and layers that are not kept.
-        tied: the name of the embedding that ``lm_head.weight`` is the same as; it is in some files and not in others.
-    """
-    entries = {name: x for name, x in state_dict.items() if not re.search(without, name)}
-    arrays = weights.files.to_arrays("state_dict", entries)
-    if tied in arrays and "lm_head.weight" in arrays:
-        if not np.array_equal(arrays[tied], arrays["lm_head.weight"]):
-            raise ValueError(f"state_dict must have lm_head.weight tied to {tied}. Got other numbers.")
-        del arrays["lm_head.weight"]
-    return arrays
-
-
-def renames(names: Mapping[str, str], *, back: bool = False) -> dict[str, str]:
-    """A table of Hugging Face's names and ours, ``#`` for a number, as the patterns that `load_state_dict` takes.
-
-    >>> renames({"transformer.h.#.ln_1": "blocks.#.norm1"})
-    {'^transformer\\\\.h\\\\.(\\\\d+)\\\\.ln_1(?=\\\\.)': 'blocks.\\\\1.norm1'}
-    """
-    pairs = [(ours, theirs) if back else (theirs, ours) for theirs, ours in names.items()]
-    return {
-        "^" + old.replace(".", r"\.").replace("#", r"(\d+)") + r"(?=\.)": new.replace("#", r"\1") for old, new in pairs
-    }

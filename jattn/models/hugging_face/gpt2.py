@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -14,17 +13,15 @@ from jattn.models.hugging_face.family import (
     PretrainedModel,
     count_setting,
     optional_count_setting,
-    parameters,
     real_setting,
 )
 from jattn.nn import Embed, LayerNorm, LearnedPositions, Norm, TransformerBlock
-from jattn.nn.dropout import Dropout, split
+from jattn.nn.dropout import Dropout
+from jattn.nn.dropout import split as split_rng
 from jattn.nn.weights import in_turn, outputs
+from jattn.weights import Table, dropped, prefixed, rename, split, tied, transposed
 
 __all__ = ["GPT2", "GPT2_FAMILY"]
-
-_GPT2_EMBEDDING = "transformer.wte.weight"
-_C_ATTN = ("query", "key", "value")  # which it holds, in this order
 
 
 def _gpt2_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,41 +45,30 @@ def _gpt2_options(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _taken_apart(state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Query, key and value out of c_attn, and each Conv1D's ``(in, out)`` as a Linear's ``(out, in)``."""
-    bare = not any(name.startswith("transformer.") for name in state_dict)  # as the official files have it
-    full = {f"transformer.{name}" if bare else name: x for name, x in state_dict.items()}
-    arrays = parameters(full, without=r"\.attn\.(masked_)?bias$", tied=_GPT2_EMBEDDING)
-    arrays = {name: x.T if ".c_" in name else x for name, x in arrays.items()}
-    for name in [name for name in arrays if "c_attn" in name]:
-        for part, x in zip(_C_ATTN, np.array_split(arrays.pop(name), 3), strict=True):
-            arrays[name.replace("c_attn", part)] = x
-    return arrays
-
-
-def _put_together(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `_taken_apart`."""
-    arrays = {"lm_head.weight": arrays[_GPT2_EMBEDDING], **arrays}
-    for name in [name for name in arrays if ".query." in name]:
-        parts = [arrays.pop(name.replace("query", part)) for part in _C_ATTN]
-        arrays[name.replace("query", "c_attn")] = np.concatenate(parts)
-    return {name: x.T if ".c_" in name else x for name, x in arrays.items()}
+def _gpt2_table(model: Any) -> Table:
+    """From a ``GPT2LMHeadModel``, or from the official files, which have no prefix, and the causal masks."""
+    layer, block = "transformer.h.#", "blocks.#"
+    return Table(
+        [
+            tied("lm_head.weight", "transformer.wte.weight", optional=True),
+            prefixed("", "transformer.", but=r"^transformer\.", optional=True, back=False),
+            dropped(r"\.attn\.(masked_)?bias$", optional=True),
+            transposed(r"\.c_(attn|proj|fc)\."),
+            rename("transformer.wte", "embedding"),
+            rename("transformer.wpe", "positions.embedding"),
+            rename(f"{layer}.ln_1", f"{block}.norm1"),
+            split(f"{layer}.attn.c_attn", [f"{block}.attention.{part}" for part in ("query", "key", "value")]),
+            rename(f"{layer}.attn.c_proj", f"{block}.attention.out"),
+            rename(f"{layer}.ln_2", f"{block}.norm2"),
+            rename(f"{layer}.mlp.c_fc", f"{block}.feed_forward.linear1"),
+            rename(f"{layer}.mlp.c_proj", f"{block}.feed_forward.linear2"),
+            rename("transformer.ln_f", "norm"),
+        ]
+    )
 
 
 GPT2_FAMILY = Family(
-    names={  # c_attn, which holds query, key and value, is taken apart before
-        "transformer.wte": "embedding",
-        "transformer.wpe": "positions.embedding",
-        "transformer.h.#.ln_1": "blocks.#.norm1",
-        "transformer.h.#.attn.query": "blocks.#.attention.query",
-        "transformer.h.#.attn.key": "blocks.#.attention.key",
-        "transformer.h.#.attn.value": "blocks.#.attention.value",
-        "transformer.h.#.attn.c_proj": "blocks.#.attention.out",
-        "transformer.h.#.ln_2": "blocks.#.norm2",
-        "transformer.h.#.mlp.c_fc": "blocks.#.feed_forward.linear1",
-        "transformer.h.#.mlp.c_proj": "blocks.#.feed_forward.linear2",
-        "transformer.ln_f": "norm",
-    },
+    table=_gpt2_table,
     implemented={
         "model_type": ("gpt2",),
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -93,8 +79,6 @@ GPT2_FAMILY = Family(
         "quantization_config": (None,),
     },
     options=_gpt2_options,
-    import_entries=_taken_apart,
-    export_entries=_put_together,
 )
 
 
@@ -181,7 +165,7 @@ class GPT2(PretrainedModel):
         tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
         valid_lens = checks.example_lengths("valid_lens", valid_lens, tokens.shape[:1])
         checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)
-        rngs = split(rng, len(self.blocks) + 1)
+        rngs = split_rng(rng, len(self.blocks) + 1)
         x = self.dropout(self.positions(self.embedding(tokens)), rngs[0])
         x, weights = in_turn(self.blocks, x, valid_lens=valid_lens, return_weights=return_weights, rngs=rngs[1:])
         logits = self.embedding.attend(self.norm(x))

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -14,17 +13,15 @@ from jattn.models.hugging_face.family import (
     PretrainedModel,
     count_setting,
     optional_count_setting,
-    parameters,
     real_setting,
 )
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Embed, Linear, Norm, Rotary, TransformerBlock
 from jattn.nn.dropout import split
 from jattn.nn.weights import in_turn, outputs
+from jattn.weights import Table, dropped, rename, tied
 
 __all__ = ["LLAMA_FAMILY", "Llama"]
-
-_LLAMA_EMBEDDING = "model.embed_tokens.weight"
 
 
 def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,32 +58,31 @@ def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _without_frequencies(state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The parameters; the oldest files hold the frequencies of the rotary positions too."""
-    tied = _LLAMA_EMBEDDING if options["tied"] else None
-    return parameters(state_dict, without=r"\.rotary_emb\.inv_freq$", tied=tied)
-
-
-def _with_output(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `_without_frequencies`."""
-    return {"lm_head.weight": arrays[_LLAMA_EMBEDDING], **arrays}
+def _llama_table(model: Any) -> Table:
+    """From a ``LlamaForCausalLM``; the oldest files hold the frequencies of the rotary positions too."""
+    layer, block = "model.layers.#", "blocks.#"
+    tied_output, output = tied("lm_head.weight", "model.embed_tokens.weight"), rename("lm_head", "output")
+    return Table(
+        [
+            dropped(r"\.rotary_emb\.inv_freq$", optional=True),
+            tied_output if model.output is None else output,
+            rename("model.embed_tokens", "embedding"),
+            rename(f"{layer}.input_layernorm", f"{block}.norm1"),
+            rename(f"{layer}.self_attn.q_proj", f"{block}.attention.query"),
+            rename(f"{layer}.self_attn.k_proj", f"{block}.attention.key"),
+            rename(f"{layer}.self_attn.v_proj", f"{block}.attention.value"),
+            rename(f"{layer}.self_attn.o_proj", f"{block}.attention.out"),
+            rename(f"{layer}.post_attention_layernorm", f"{block}.norm2"),
+            rename(f"{layer}.mlp.gate_proj", f"{block}.feed_forward.gate"),
+            rename(f"{layer}.mlp.up_proj", f"{block}.feed_forward.linear1"),
+            rename(f"{layer}.mlp.down_proj", f"{block}.feed_forward.linear2"),
+            rename("model.norm", "norm"),
+        ]
+    )
 
 
 LLAMA_FAMILY = Family(
-    names={
-        "model.embed_tokens": "embedding",
-        "model.layers.#.input_layernorm": "blocks.#.norm1",
-        "model.layers.#.self_attn.q_proj": "blocks.#.attention.query",
-        "model.layers.#.self_attn.k_proj": "blocks.#.attention.key",
-        "model.layers.#.self_attn.v_proj": "blocks.#.attention.value",
-        "model.layers.#.self_attn.o_proj": "blocks.#.attention.out",
-        "model.layers.#.post_attention_layernorm": "blocks.#.norm2",
-        "model.layers.#.mlp.gate_proj": "blocks.#.feed_forward.gate",
-        "model.layers.#.mlp.up_proj": "blocks.#.feed_forward.linear1",
-        "model.layers.#.mlp.down_proj": "blocks.#.feed_forward.linear2",
-        "model.norm": "norm",
-        "lm_head": "output",
-    },
+    table=_llama_table,
     implemented={
         "model_type": ("llama",),
         "hidden_act": ("silu",),
@@ -95,8 +91,6 @@ LLAMA_FAMILY = Family(
         "quantization_config": (None,),
     },
     options=_llama_options,
-    import_entries=_without_frequencies,
-    export_entries=_with_output,
     any_head_features=True,
 )
 

@@ -11,7 +11,6 @@ import pytest
 from flax import nnx
 
 from jattn import models, nn
-from jattn.models.hugging_face.family import renames
 from jattn.models.hugging_face.rotary import rotary_of
 from tests.errors import raises
 
@@ -271,9 +270,3 @@ def test_weights_that_do_not_fit() -> None:
         models.GPT2.from_hugging_face(
             GPT2_CONFIG, {**weights, "transformer.h.0.crossattention.weight": np.ones(2, np.float32)}
         )
-
-
-def test_renames_go_both_ways() -> None:
-    names = {"a.#.b": "c.#.d"}
-    assert renames(names) == {r"^a\.(\d+)\.b(?=\.)": r"c.\1.d"}
-    assert renames(names, back=True) == {r"^c\.(\d+)\.d(?=\.)": r"a.\1.b"}
