@@ -19,8 +19,12 @@ FACTOR, ULPS = 4.0, 32.0
 
 
 def limit(dtype: str, reference_error: float) -> float:
-    """The largest error that a port may have in ``dtype`` where PyTorch's own is ``reference_error``."""
-    return FLOAT64 if dtype == "float64" else FACTOR * reference_error + ULPS * float(jnp.finfo(dtype).eps)
+    """The largest error that a port may have in ``dtype`` where PyTorch's own is ``reference_error``.
+
+    In float64 PyTorch has one only where it computes from numbers that were made in float32.
+    """
+    rest = FLOAT64 if dtype == "float64" else ULPS * float(jnp.finfo(dtype).eps)
+    return FACTOR * reference_error + rest
 
 
 def leaves(nest: Any) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """Where two runs first part, and what is known there on both sides."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -84,26 +85,38 @@ class Traces:
     torch: Trace
     flax: Trace
     truth: Trace
+    rough: Trace  # what PyTorch's own error is taken from
     pairs: Mapping[str, str]
+
+    @functools.cached_property
+    def input_limit(self) -> float:
+        """How far inputs that agree may be apart: in low precision they carry the rounding of all that was before."""
+        if self.dtype != "float64":
+            return 8 * limit(self.dtype, 0.0)
+        if self.rough is self.truth:
+            return limit(self.dtype, 0.0)
+        pairs = [(call, self.truth.find(call.path, call.number)) for call in self.rough.calls]
+        outputs = [pair for a, b in pairs if b is not None for pair in zip(a.outputs, b.outputs, strict=False)]
+        return limit(self.dtype, max((error(*pair) for pair in outputs), default=0.0))
 
 
 def walk(traces: Traces) -> Iterator[tuple[Step, ModuleCall, ModuleCall]]:
     """All calls that have a match, in the order in which they ended on PyTorch's side."""
     for theirs in traces.torch.calls:
         ours = traces.flax.find(traces.pairs[theirs.path], theirs.number) if theirs.path in traces.pairs else None
-        true = traces.truth.find(theirs.path, theirs.number)
-        if ours is None or true is None or not ours.outputs or not theirs.outputs:
+        true, rough = (trace.find(theirs.path, theirs.number) for trace in (traces.truth, traces.rough))
+        if ours is None or true is None or rough is None or not ours.outputs or not theirs.outputs:
             continue
-        outputs = zip(theirs.outputs, ours.outputs, true.outputs, strict=False)
+        outputs = zip(rough.outputs, ours.outputs, true.outputs, strict=False)
         apart = [_error_and_limit(traces.dtype, *arrays) for arrays in outputs]
         e, allowed = max(apart, key=lambda pair: pair[0] - pair[1])
         shapes = theirs.outputs[0].shape, ours.outputs[0].shape
         yield Step(theirs.path, ours.path, theirs.number, *shapes, e, allowed), theirs, ours
 
 
-def _error_and_limit(dtype: str, theirs: np.ndarray, ours: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+def _error_and_limit(dtype: str, rough: np.ndarray, ours: np.ndarray, true: np.ndarray) -> tuple[float, float]:
     """Error and limit."""
-    return error(ours, true), limit(dtype, error(theirs, true))
+    return error(ours, true), limit(dtype, error(rough, true))
 
 
 def first_parting(traces: Traces, module: "torch.nn.Module") -> tuple[list[Step], Site] | None:
@@ -179,8 +192,8 @@ def _tolerance(traces: Traces, difference: float) -> float:
 
 
 def _fits(traces: Traces, theirs: np.ndarray, ours: np.ndarray) -> bool:
-    """Whether inputs agree; in low precision they carry the rounding of all that was before."""
-    return error(ours, theirs) <= (1 if traces.dtype == "float64" else 8) * limit(traces.dtype, 0.0)
+    """Whether inputs agree."""
+    return error(ours, theirs) <= traces.input_limit
 
 
 def _input_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,7 +1,7 @@
 """`compare`: both modules once on the same numbers."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from jattn.parity.sides import (
     torch_copy,
 )
 from jattn.parity.trace import submodules
+from jattn.parity.widen import narrow_buffers, shaken
 from jattn.weights import state_dict
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def compare(
 
     Both run in eval mode and on copies: what was given stays as it was. In float64 the error may be 1e-10 of the
     largest entry. In less, the error against PyTorch in float64 on the same rounded numbers may be four times
-    PyTorch's own plus 32 ulp. A layer that has float32 as its own dtype computes in float64 in the float64 run.
+    PyTorch's own plus 32 ulp. In the float64 run neither side computes in less: a layer of the port that has float32
+    as its own dtype computes in float64, and so does PyTorch's module where it casts to float32 by itself.
 
     Args:
         torch_module: the original.
@@ -128,52 +130,71 @@ class _Comparison:
         """Run in one more dtype."""
         low = torch_copy(self.torch_module, dtype)
         wide = torch_copy(low, "float64")
-        truth = run_torch(wide, rounded(rounded(given, dtype), "float64"), **self.options)
-        theirs = truth if dtype == "float64" else run_torch(low, rounded(given, dtype), **self.options)
+        wide_given = rounded(rounded(given, dtype), "float64")
+        truth = run_torch(wide, wide_given, "float64", **self.options)
+        theirs = truth if dtype == "float64" else run_torch(low, rounded(given, dtype), dtype, **self.options)
         with jax.enable_x64(dtype == "float64"):
             tensors = low.state_dict() if self.load else None
             port = flax_copy(self.flax_module, tensors, dtype, self.rename)
             ours, why = run_flax(port, rounded(flax_given, dtype), **self.options)
             if not self.load:
                 self._note_weights(low, port)
-        run = self._entries(dtype, theirs, ours, truth, why)
         for name, x in theirs.outputs.items():
             if name in ours.outputs and not np.isfinite(x).all() and not np.isfinite(ours.outputs[name]).all():
                 self._note(f"{name} is not finite on either side, which hides other differences.")
-        self.runs.append(run)
-
         pairs = pair_modules(low, port, theirs.trace, ours.trace, self.rename, self.names)
         self.only = (
             list(dict.fromkeys(call.path for call in theirs.trace.calls if call.path not in pairs)),
             list(dict.fromkeys(call.path for call in ours.trace.calls if call.path not in pairs.values())),
         )
-        if self.parting is None and not all(entry.equal for entry in run.outputs):
-            traces = locate.Traces(dtype, theirs.trace, ours.trace, truth.trace, pairs)
+        sides = _Sides(dtype, theirs, ours, truth, theirs, why, pairs)
+        run, found = self._judged(sides, low)
+        if dtype == "float64":
+            for note in truth.notes:
+                self._note(note)
+            if not run.equal and (narrow := narrow_buffers(self.torch_module)):
+                rough = run_torch(shaken(wide, narrow), wide_given, dtype, **self.options)
+                exact, (run, found) = (run, found), self._judged(sides._replace(rough=rough), low)
+                if not _same_verdict(exact, (run, found)):
+                    self._note(_of_narrow_buffers(narrow, exact))
+                else:
+                    run, found = exact
+        self.runs.append(run)
+        if self.parting is None and found is not None:
             same_function = any(run.dtype == "float64" and run.equal for run in self.runs)
-            self.parting = _parting(traces, low, name_cause=not same_function)
+            self.parting = _parting(dtype, *found, name_cause=not same_function)
 
-    def _entries(self, dtype: str, theirs: Side, ours: Side, truth: Side, why: str | None) -> RunErrors:
+    def _judged(self, sides: "_Sides", module: "torch.nn.Module") -> "_Judged":
+        """The errors, and where the outputs part if they do."""
+        run = self._entries(sides)
+        if all(entry.equal for entry in run.outputs):
+            return run, None
+        theirs, ours, truth, rough = (side.trace for side in sides[1:5])
+        return run, locate.first_parting(locate.Traces(sides.dtype, theirs, ours, truth, rough, sides.pairs), module)
+
+    def _entries(self, sides: "_Sides") -> RunErrors:
         kinds = []
         for kind in ("outputs", "input_gradients", "parameter_gradients"):
-            a, b, true = getattr(theirs, kind), getattr(ours, kind), getattr(truth, kind)
+            a, b, true, own = (getattr(side, kind) for side in sides[1:5])
             if kind == "input_gradients":  # by their order, as the port may name them otherwise
                 b = dict(zip([*a, *[f"{name} of the port" for name in b][len(a) :]], b.values(), strict=False))
             if kind == "parameter_gradients":
-                a, true = (
-                    apply_renames({name: y[name] for name in _in_call_order(theirs)}, self.rename) for y in (a, true)
-                )
+                names = _in_call_order(sides.theirs)
+                a, true, own = (apply_renames({name: y[name] for name in names}, self.rename) for y in (a, true, own))
                 if a and not b:
-                    self._note(f"gradients of parameters are not compared: {why or 'the port has none by name.'}")
+                    self._note(f"gradients of parameters are not compared: {sides.why or 'the port has none by name.'}")
                     a = {}
                 elif not self.load:
                     self._note_names(set(a), set(b))
                     a, b = ({name: x for name, x in y.items() if name in a and name in b} for y in (a, b))
-            kinds.append(_compared(dtype, a, b, true, outputs=kind == "outputs"))
-        return RunErrors(dtype, *kinds)
+            kinds.append(_compared(sides.dtype, a, b, true, own, outputs=kind == "outputs"))
+        return RunErrors(sides.dtype, *kinds)
 
     def _note_names(self, theirs: set[str], ours: set[str]) -> None:
         if theirs != ours:
-            self._note(f"gradients are not compared, as only one side has them: {', '.join(sorted(theirs ^ ours))}.")
+            names = sorted(theirs ^ ours)
+            some = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+            self._note(f"{len(names)} gradients are not compared, as only one side has them: {some}.")
 
     def _note_weights(self, low: "torch.nn.Module", port: nnx.Module) -> None:
         try:
@@ -193,6 +214,38 @@ class _Comparison:
         return Report(self.runs, self.parting, *self.only, self.notes)
 
 
+class _Sides(NamedTuple):
+    """All that ran in one dtype."""
+
+    dtype: str
+    theirs: Side
+    ours: Side
+    truth: Side
+    rough: Side  # what PyTorch's own error is taken from
+    why: str | None  # there are no gradients of parameters
+    pairs: Mapping[str, str]
+
+
+_Judged = tuple[RunErrors, "tuple[list[locate.Step], locate.Site] | None"]
+
+
+def _same_verdict(one: _Judged, other: _Judged) -> bool:
+    equal = [[entry.equal for _, entries in run.parts() for entry in entries] for run, _ in (one, other)]
+    places = [None if found is None else (len(found[0]), found[1].where) for _, found in (one, other)]
+    return equal[0] == equal[1] and places[0] == places[1]
+
+
+def _of_narrow_buffers(names: list[str], exact: _Judged) -> str:
+    run, found = exact
+    wrong = [entry.error for _, entries in run.parts() for entry in entries if not entry.equal]
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    size = wrong[0] if found is None else found[0][-1].error
+    return (
+        f"{some} on PyTorch's side {'was' if len(names) == 1 else 'were'} made in float32, whose digits are all that "
+        f"float64 has there. What their rounding may change, here by {size:.0e}, is not held against the port."
+    )
+
+
 def _in_call_order(side: Side) -> list[str]:
     """The parameters that have gradients, as their modules were called."""
     places = {call.path: place for place, call in enumerate(side.trace.calls)}
@@ -204,10 +257,11 @@ def _compared(
     theirs: Mapping[str, np.ndarray],
     ours: Mapping[str, np.ndarray],
     true: Mapping[str, np.ndarray],
+    rough: Mapping[str, np.ndarray],
     *,
     outputs: bool,
 ) -> list[Entry]:
-    """What only one side has is infinitely wrong."""
+    """What only one side has is infinitely wrong; ``rough`` is what PyTorch's own error is taken from."""
     scale = dict.fromkeys(true, None) if outputs else scales(true)
     entries = []
     for name in (*theirs, *[name for name in ours if name not in theirs]):
@@ -216,18 +270,14 @@ def _compared(
             side = "PyTorch" if name in theirs else "the port"
             entries.append(Entry(f"{name}, only of {side}", present[name].shape, float("inf"), limit(dtype, 0.0)))
             continue
-        own = error(theirs[name], true[name], scale[name])
+        own = error(rough[name], true[name], scale[name])
         entries.append(Entry(name, theirs[name].shape, error(ours[name], true[name], scale[name]), limit(dtype, own)))
     return entries
 
 
-def _parting(traces: locate.Traces, module: "torch.nn.Module", *, name_cause: bool) -> Parting | None:
-    found = locate.first_parting(traces, module)
-    if found is None:
-        return None
-    steps, site = found
+def _parting(dtype: str, steps: list[locate.Step], site: locate.Site, *, name_cause: bool) -> Parting:
     return Parting(
-        dtype=traces.dtype,
+        dtype=dtype,
         torch_name=site.torch_name,
         flax_name=site.flax_name,
         where=site.where,

@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +13,7 @@ from flax import nnx
 
 from jattn.parity.arrays import is_floating, leaves, numbers
 from jattn.parity.trace import Trace, submodules, trace_flax, trace_torch
+from jattn.parity.widen import float64_throughout, restore_buffers
 from jattn.weights import load_state_dict, state_dict, to_numpy, to_tensor
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Side(NamedTuple):
     input_gradients: dict[str, np.ndarray]
     parameter_gradients: dict[str, np.ndarray]
     trace: Trace
+    notes: list[str]
 
 
 def check_modules(torch_module: Any, flax_module: Any) -> None:
@@ -87,26 +89,27 @@ def torch_copy(module: "torch.nn.Module", dtype: str) -> "torch.nn.Module":
     """A copy in eval mode whose parameters all have gradients."""
     import torch
 
-    module = copy.deepcopy(module).to(getattr(torch, dtype)).eval()
-    for parameter in module.parameters():
+    copied = copy.deepcopy(module).to(getattr(torch, dtype)).eval()
+    restore_buffers(copied, module, dtype)
+    for parameter in copied.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return module
+    return copied
 
 
-def run_torch(module: "torch.nn.Module", given: Arguments, *, gradients: bool, seed: int) -> Side:
-    """Run a copy made by `torch_copy`."""
+def run_torch(module: "torch.nn.Module", given: Arguments, dtype: str, *, gradients: bool, seed: int) -> Side:
+    """Run a copy made by `torch_copy` in ``dtype``."""
     import torch
 
     args, kwargs = _map(given, lambda x: to_tensor(x).requires_grad_(is_floating(x)))
     with _explaining_errors("PyTorch's module"), torch.enable_grad(), _plain_layers():
-        result, trace = trace_torch(module, lambda: module(*args, **kwargs))
+        result, trace, notes = _traced(module, lambda: module(*args, **kwargs), wide=dtype == "float64")
     outputs = {f"output {i}": x for i, x in enumerate(leaves(result))}
     arrays = {name: numbers(x) for name, x in outputs.items()}
     differentiable = {name: x for name, x in outputs.items() if x.requires_grad}
     inputs = _named_inputs((args, kwargs))
     parameters = {n: p for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if not gradients or not differentiable:
-        return Side(arrays, {}, {}, trace)
+        return Side(arrays, {}, {}, trace, notes)
     grads = torch.autograd.grad(
         list(differentiable.values()),
         [*inputs.values(), *parameters.values()],
@@ -115,8 +118,26 @@ def run_torch(module: "torch.nn.Module", given: Arguments, *, gradients: bool, s
         materialize_grads=True,
     )
     found = [numbers(g) for g in grads]
-    n = len(inputs)
-    return Side(arrays, dict(zip(inputs, found[:n], strict=True)), dict(zip(parameters, found[n:], strict=True)), trace)
+    of_inputs, of_parameters = found[: len(inputs)], found[len(inputs) :]
+    named = dict(zip(inputs, of_inputs, strict=True)), dict(zip(parameters, of_parameters, strict=True))
+    return Side(arrays, *named, trace, notes)
+
+
+def _traced(module: "torch.nn.Module", run: Callable[[], Any], *, wide: bool) -> tuple[Any, Trace, list[str]]:
+    """What a run gives, its calls, and what is to be said of its casts to float32, which don't count if ``wide``."""
+    if not wide:
+        return *trace_torch(module, run, Trace()), []
+    trace, found = Trace(), list[str]()
+    try:
+        with float64_throughout(lambda: trace.place, found):
+            result, _ = trace_torch(module, run, trace)
+    except Exception as problem:  # of a module that insists on float32, for one
+        result, trace = trace_torch(module, run, Trace())
+        return result, trace, [f"PyTorch's own casts to float32 were left as they are, as float64 gave: {problem}"]
+    if not found:
+        return result, trace, []
+    places = ", ".join(name or "the module itself" for name in found[:3]) + (", ..." if len(found) > 3 else "")
+    return result, trace, [f"PyTorch's own casts to float32 were to float64 in the float64 run: {places}."]
 
 
 @contextmanager
@@ -159,7 +180,7 @@ def run_flax(module: nnx.Module, given: Arguments, *, gradients: bool, seed: int
         result, trace = trace_flax(module, lambda: module(*args, **kwargs))
     outputs = {f"output {i}": numbers(x) for i, x in enumerate(leaves(result))}
     if not gradients:
-        return Side(outputs, {}, {}, trace), None
+        return Side(outputs, {}, {}, trace, []), None
 
     flat, tree = jax.tree.flatten((args, kwargs))
     places = [i for i, x in enumerate(flat) if isinstance(x, jax.Array) and is_floating(x)]
@@ -181,7 +202,7 @@ def run_flax(module: nnx.Module, given: Arguments, *, gradients: bool, seed: int
     with _explaining_errors("the gradient of the port"):
         gradient, input_gradients = pull(parameters, [flat[i] for i in places])
     names = _named_inputs((args, kwargs))
-    side = Side(outputs, dict(zip(names, map(numbers, input_gradients), strict=True)), {}, trace)
+    side = Side(outputs, dict(zip(names, map(numbers, input_gradients), strict=True)), {}, trace, [])
     try:
         tensors = state_dict(nnx.merge(graph, gradient, rest))
     except ValueError as problem:  # a layer without a map has no names to compare by

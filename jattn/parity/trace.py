@@ -66,6 +66,11 @@ class Trace:
         """Whether the innermost open call is one of this module."""
         return bool(self._open) and self._open[-1][1] is module
 
+    @property
+    def place(self) -> str:
+        """The path of the innermost open call's module."""
+        return self._open[-1][0].path if self._open else ""
+
     def find(self, path: str, number: int) -> ModuleCall | None:
         return next((call for call in self.calls if call.path == path and call.number == number), None)
 
@@ -81,9 +86,9 @@ def _is_rng(x: Any) -> bool:
     return isinstance(x, jax.Array) and bool(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
 
 
-def trace_torch(module: "torch.nn.Module", run: Callable[[], Any]) -> tuple[Any, Trace]:
+def trace_torch(module: "torch.nn.Module", run: Callable[[], Any], trace: Trace) -> tuple[Any, Trace]:
     """What ``run`` gives, and the calls of ``module``'s submodules in it."""
-    trace, handles = Trace(), []
+    handles = []
     for path, submodule in module.named_modules():
 
         def before(m: Any, args: Any, kwargs: Any, path: str = path) -> None:
