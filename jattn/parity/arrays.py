@@ -52,20 +52,43 @@ def is_floating(x: Any) -> bool:
 
 
 def aligned(x: np.ndarray, like: np.ndarray) -> np.ndarray | None:
-    """``x`` in the layout of ``like``: axes merged or split, or, where nothing else fits, in another order.
+    """``x`` in the layout of ``like``: axes merged or split, broadcast, or, where nothing else fits, in another order.
 
-    A module of a port may well see ``b*t m`` or ``b t h d`` where PyTorch's sees ``b t m``. None where nothing fits.
+    A module of a port may well see ``b*t m`` or ``b t h d`` where PyTorch's sees ``b t m``, or the positions ``t m`` of
+    all examples. None where nothing fits.
     """
     if x.shape == like.shape:
         return x
     ends, like_ends = (set(itertools.accumulate(reversed((*y.shape, 1)), lambda a, b: a * b)) for y in (x, like))
     if x.size == like.size and (ends <= like_ends or like_ends <= ends):
         return x.reshape(like.shape)
+    if x.ndim > 1 and like.ndim > 1 and (broadcast := _broadcast(x, like)) is not None:
+        return broadcast
     if x.ndim <= 4 and sorted(x.shape) == sorted(like.shape):
         orders = (order for order in itertools.permutations(range(x.ndim)))
         fitting = [x.transpose(order) for order in orders if tuple(x.shape[i] for i in order) == like.shape]
         return min(fitting, key=lambda y: error(y, like))
     return None
+
+
+def _broadcast(x: np.ndarray, like: np.ndarray) -> np.ndarray | None:
+    """The same for all examples on one side: ``x`` repeated, or of its examples those that are furthest away."""
+    try:
+        shape = np.broadcast_shapes(x.shape, like.shape)
+    except ValueError:
+        return None
+    if shape == like.shape:
+        return np.broadcast_to(x, shape)
+    if shape != x.shape:
+        return None
+    full = like.reshape((1,) * (x.ndim - like.ndim) + like.shape)
+    repeated = [i for i in range(x.ndim) if full.shape[i] != x.shape[i]]
+    rest = [i for i in range(x.ndim) if i not in repeated]
+    examples = x.transpose(*repeated, *rest).reshape(-1, *(x.shape[i] for i in rest))
+    with np.errstate(invalid="ignore"):
+        away = np.abs(examples.astype(np.float64) - like.reshape(examples.shape[1:]))
+    worst = np.argmax(np.where(np.isnan(away), np.inf, away), axis=0)
+    return np.take_along_axis(examples, worst[None], 0)[0].reshape(like.shape)
 
 
 def error(x: np.ndarray, true: np.ndarray, scale: float | None = None) -> float:

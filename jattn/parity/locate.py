@@ -2,18 +2,19 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from jattn.parity.arrays import aligned, error, is_floating, limit, numbers
+from jattn.parity.flow import Place
 from jattn.parity.trace import ModuleCall, Trace
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NamedArray", "Site", "Step", "TorchLayer", "Traces", "first_parting"]
+__all__ = ["Found", "NamedArray", "Site", "Step", "TorchLayer", "Traces", "first_parting"]
 
 
 class Step(NamedTuple):
@@ -77,6 +78,15 @@ class Site:
         return self.same(x, self.flax)
 
 
+class Match(NamedTuple):
+    """A call on both sides."""
+
+    step: Step
+    torch: ModuleCall
+    flax: ModuleCall
+    equal: list[bool]  # of each output
+
+
 @dataclasses.dataclass
 class Traces:
     """A forward run of both sides, and of PyTorch in float64 as the truth."""
@@ -87,6 +97,23 @@ class Traces:
     truth: Trace
     rough: Trace  # what PyTorch's own error is taken from
     pairs: Mapping[str, str]
+
+    @functools.cached_property
+    def matches(self) -> list[Match]:
+        """All calls that have a match, in the order in which they ended on PyTorch's side."""
+        return [match for call in self.torch.calls if (match := self._match(call)) is not None]
+
+    def _match(self, theirs: ModuleCall) -> Match | None:
+        ours = self.flax.find(self.pairs[theirs.path], theirs.number) if theirs.path in self.pairs else None
+        true, rough = (trace.find(theirs.path, theirs.number) for trace in (self.truth, self.rough))
+        if ours is None or true is None or rough is None or not ours.outputs or not theirs.outputs:
+            return None
+        outputs = zip(rough.outputs, ours.outputs, true.outputs, strict=False)
+        apart = [(error(y, z), limit(self.dtype, error(x, z))) for x, y, z in outputs]
+        e, allowed = max(apart, key=lambda pair: pair[0] - pair[1])
+        shapes = theirs.outputs[0].shape, ours.outputs[0].shape
+        step = Step(theirs.path, ours.path, theirs.number, *shapes, e, allowed)
+        return Match(step, theirs, ours, [e <= allowed for e, allowed in apart])
 
     @functools.cached_property
     def input_limit(self) -> float:
@@ -100,33 +127,46 @@ class Traces:
         return limit(self.dtype, max((error(*pair) for pair in outputs), default=0.0))
 
 
-def walk(traces: Traces) -> Iterator[tuple[Step, ModuleCall, ModuleCall]]:
-    """All calls that have a match, in the order in which they ended on PyTorch's side."""
-    for theirs in traces.torch.calls:
-        ours = traces.flax.find(traces.pairs[theirs.path], theirs.number) if theirs.path in traces.pairs else None
-        true, rough = (trace.find(theirs.path, theirs.number) for trace in (traces.truth, traces.rough))
-        if ours is None or true is None or rough is None or not ours.outputs or not theirs.outputs:
-            continue
-        outputs = zip(rough.outputs, ours.outputs, true.outputs, strict=False)
-        apart = [_error_and_limit(traces.dtype, *arrays) for arrays in outputs]
-        e, allowed = max(apart, key=lambda pair: pair[0] - pair[1])
-        shapes = theirs.outputs[0].shape, ours.outputs[0].shape
-        yield Step(theirs.path, ours.path, theirs.number, *shapes, e, allowed), theirs, ours
+class Found(NamedTuple):
+    """Where two runs first part."""
+
+    steps: list[Step]  # those that agree, and at the end the one that doesn't
+    healed: list[Step]  # those before it that differ, while what is made of them agrees
+    site: Site
 
 
-def _error_and_limit(dtype: str, rough: np.ndarray, ours: np.ndarray, true: np.ndarray) -> tuple[float, float]:
-    """Error and limit."""
-    return error(ours, true), limit(dtype, error(rough, true))
-
-
-def first_parting(traces: Traces, module: "torch.nn.Module") -> tuple[list[Step], Site] | None:
-    """The steps up to the one at which they part, which is the last, and the site."""
-    steps: list[Step] = []
-    for step, theirs, ours in walk(traces):
-        steps.append(step)
-        if not step.error <= step.limit:
-            return steps, _site(traces, module, theirs, ours)
+def first_parting(traces: Traces, module: "torch.nn.Module", ends: Sequence[Place]) -> Found | None:
+    """The first difference, in PyTorch's order, that makes these outputs differ."""
+    steps, healed = list[Step](), list[Step]()
+    agreed = _agreed(traces)
+    reaching = traces.torch.flow.back(ends, agreed)
+    everything = not traces.torch.flow.known(ends)
+    for step, theirs, ours, _ in traces.matches:
+        if step.error <= step.limit:
+            steps.append(step)
+        elif everything or _reaches(traces, theirs, reaching):
+            return Found([*steps, step], healed, _site(traces, module, theirs, ours))
+        else:
+            healed.append(step)
     return None
+
+
+def _agreed(traces: Traces) -> set[Place]:
+    """Where PyTorch has numbers that the port has too: what differed before must have been the same after all."""
+    places = set[Place]()
+    for _, theirs, ours, equal in traces.matches:
+        places.update(place for place, same in zip(theirs.output_places, equal, strict=False) if same)
+        for i, j in _input_pairs(theirs, ours):
+            if _fits(traces, theirs.inputs[i], ours.inputs[j]):
+                places.add(theirs.input_places[i])
+    return places
+
+
+def _reaches(traces: Traces, call: ModuleCall, reaching: set[Place]) -> bool:
+    """Whether a call's outputs are on the way; of one that no gradient flows through, those of the call around it."""
+    if call.parent is None or traces.torch.flow.known(call.output_places):
+        return any(place in reaching for place in call.output_places)
+    return _reaches(traces, call.parent, reaching)
 
 
 def _site(traces: Traces, module: "torch.nn.Module", theirs: ModuleCall, ours: ModuleCall) -> Site:
@@ -142,7 +182,7 @@ def _site(traces: Traces, module: "torch.nn.Module", theirs: ModuleCall, ours: M
     in_flax = [call for call in traces.flax.calls if call is ours or call.within(ours)]
     agreed = [
         (call, match)
-        for step, call, match in walk(traces)
+        for step, call, match, _ in traces.matches
         if step.error <= step.limit and call.within(theirs) and match.within(ours)
     ]
     if inside is None:
@@ -151,7 +191,8 @@ def _site(traces: Traces, module: "torch.nn.Module", theirs: ModuleCall, ours: M
         target, ported = pairs[at]
         where = "its output" if at == 0 else f"its output {at}"
     else:
-        target, ported = next(pair for pair in _input_pairs(*inside) if not _fits(traces, *pair))
+        arrays = [(inside[0].inputs[i], inside[1].inputs[j]) for i, j in _input_pairs(*inside)]
+        target, ported = next(pair for pair in arrays if not _fits(traces, *pair))
         done = [call for call, _ in agreed if not call.within(inside[0])]
         after = f", after {_name(done[-1], theirs)}" if done else ""
         where = f"the input of {_name(inside[0], theirs)}{after}"
@@ -196,24 +237,24 @@ def _fits(traces: Traces, theirs: np.ndarray, ours: np.ndarray) -> bool:
     return error(ours, theirs) <= traces.input_limit
 
 
-def _input_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[np.ndarray, np.ndarray]]:
+def _input_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[int, int]]:
     """Inputs that belong together: each of PyTorch's with the one of Flax's that is nearest of those that fit it.
 
     Only integers (tokens) are compared where there is nothing else; masks may well have another form or polarity.
     """
     pairs = []
     for wanted in (is_floating, lambda x: np.issubdtype(x.dtype, np.integer)):
-        for x in (x for x in theirs.inputs if wanted(x)):
-            fitting = [y for y in ours.inputs if wanted(y) and aligned(y, x) is not None]
+        for i, x in ((i, x) for i, x in enumerate(theirs.inputs) if wanted(x)):
+            fitting = [j for j, y in enumerate(ours.inputs) if wanted(y) and aligned(y, x) is not None]
             if fitting:
-                pairs.append((x, min(fitting, key=lambda y: error(y, x))))
+                pairs.append((i, min(fitting, key=lambda j: error(ours.inputs[j], x))))
         if pairs:
             break
     return pairs
 
 
 def _inputs_agree(traces: Traces, theirs: ModuleCall, ours: ModuleCall) -> bool:
-    return all(_fits(traces, *pair) for pair in _input_pairs(theirs, ours))
+    return all(_fits(traces, theirs.inputs[i], ours.inputs[j]) for i, j in _input_pairs(theirs, ours))
 
 
 def _own(module: "torch.nn.Module") -> dict[str, np.ndarray]:

@@ -69,6 +69,7 @@ class Parting:
     limit: float
     before: list[Step]  # the modules that agree, in PyTorch's order of execution
     diagnosis: Diagnosis | None
+    healed: list[Step] = dataclasses.field(default_factory=list)  # that differ before it, while what follows agrees
 
 
 class Findings:
@@ -184,6 +185,9 @@ class Report(Findings):
         if self.parting is not None:
             yield self._steps(self.parting)
             yield ""
+        if self.parting is not None and self.parting.healed:
+            paths = list(dict.fromkeys(step.torch_name for step in self.parting.healed))
+            yield Text(f"Differs, but what follows agrees: {', '.join(paths)}")
         for name, paths in (("PyTorch", self.only_in_torch), ("the port", self.only_in_flax)):
             if paths and not self.equal:
                 yield Text(f"Only in {name}: {', '.join(paths)}")

@@ -10,7 +10,7 @@ from flax import nnx
 from jattn.parity import locate
 from jattn.parity.arrays import FLOAT64, error, is_floating, leaves, limit, numbers, scales
 from jattn.parity.catalogue import diagnose
-from jattn.parity.match import apply_renames, pair_modules
+from jattn.parity.match import apply_renames, ignored_modules, pair_modules
 from jattn.parity.report import Entry, Parting, Report, RunErrors
 from jattn.parity.sides import (
     DTYPES,
@@ -45,9 +45,13 @@ def compare(
     load: bool = True,
     rename: Mapping[str, str | None] | None = None,
     names: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
     seed: int = 0,
 ) -> Report:
     """Run a PyTorch module and its port on the same numbers, and say where they first part, and why.
+
+    That is the first difference from which the output's comes: one that what follows makes up for, as an embedding that
+    is scaled within its module on one side and after it on the other, is only mentioned.
 
     Both run in eval mode and on copies: what was given stays as it was. In float64 the error may be 1e-10 of the
     largest entry. In less, the error against PyTorch in float64 on the same rounded numbers may be four times
@@ -67,6 +71,8 @@ def compare(
         rename: as there.
         names: submodules on PyTorch's side to submodules of the port, where neither their names nor their numbers nor
             their order tell.
+        ignore: submodules on PyTorch's side that are not looked at, with all that is in them: paths, or patterns such
+            as ``*.rotary_emb``.
         seed: of the cotangents.
 
     Returns:
@@ -99,7 +105,8 @@ def compare(
     for name, each in (("inputs", given), ("flax_inputs", flax_given)):
         if any(np.isnan(numbers(x)).any() for x in leaves(each) if is_floating(x)):
             raise ValueError(f"{name} must hold no NaN, which hides every difference. Got some.")
-    comparison = _Comparison(torch_module, flax_module, gradients, load, rename or {}, names or {}, seed)
+    ignored = ignored_modules(torch_module, ignore)
+    comparison = _Comparison(torch_module, flax_module, gradients, load, rename or {}, names or {}, ignored, seed)
     for dtype in dtypes:
         comparison.add(dtype, given, flax_given)
     return comparison.report()
@@ -116,10 +123,11 @@ class _Comparison:
         load: bool,
         rename: Mapping[str, str | None],
         names: Mapping[str, str],
+        ignored: set[str],
         seed: int,
     ) -> None:
         self.torch_module, self.flax_module = torch_module, flax_module
-        self.load, self.rename, self.names = load, rename, names
+        self.load, self.rename, self.names, self.ignored = load, rename, names, ignored
         self.options: Any = {"gradients": gradients, "seed": seed}
         self.runs: list[RunErrors] = []
         self.parting: Parting | None = None
@@ -142,9 +150,9 @@ class _Comparison:
         for name, x in theirs.outputs.items():
             if name in ours.outputs and not np.isfinite(x).all() and not np.isfinite(ours.outputs[name]).all():
                 self._note(f"{name} is not finite on either side, which hides other differences.")
-        pairs = pair_modules(low, port, theirs.trace, ours.trace, self.rename, self.names)
+        pairs = pair_modules(low, port, theirs.trace, ours.trace, self.rename, self.names, self.ignored)
         self.only = (
-            list(dict.fromkeys(call.path for call in theirs.trace.calls if call.path not in pairs)),
+            list(dict.fromkeys(call.path for call in theirs.trace.calls if call.path not in {*pairs, *self.ignored})),
             list(dict.fromkeys(call.path for call in ours.trace.calls if call.path not in pairs.values())),
         )
         sides = _Sides(dtype, theirs, ours, truth, theirs, why, pairs)
@@ -162,7 +170,7 @@ class _Comparison:
         self.runs.append(run)
         if self.parting is None and found is not None:
             same_function = any(run.dtype == "float64" and run.equal for run in self.runs)
-            self.parting = _parting(dtype, *found, name_cause=not same_function)
+            self.parting = _parting(dtype, found, name_cause=not same_function)
 
     def _judged(self, sides: "_Sides", module: "torch.nn.Module") -> "_Judged":
         """The errors, and where the outputs part if they do."""
@@ -170,7 +178,10 @@ class _Comparison:
         if all(entry.equal for entry in run.outputs):
             return run, None
         theirs, ours, truth, rough = (side.trace for side in sides[1:5])
-        return run, locate.first_parting(locate.Traces(sides.dtype, theirs, ours, truth, rough, sides.pairs), module)
+        traces = locate.Traces(sides.dtype, theirs, ours, truth, rough, sides.pairs)
+        places, wrong = sides.theirs.output_places, {entry.name for entry in run.outputs if not entry.equal}
+        ends = [place for name, place in places.items() if name in wrong] or list(places.values())
+        return run, locate.first_parting(traces, module, ends)
 
     def _entries(self, sides: "_Sides") -> RunErrors:
         kinds = []
@@ -226,12 +237,12 @@ class _Sides(NamedTuple):
     pairs: Mapping[str, str]
 
 
-_Judged = tuple[RunErrors, "tuple[list[locate.Step], locate.Site] | None"]
+_Judged = tuple[RunErrors, locate.Found | None]
 
 
 def _same_verdict(one: _Judged, other: _Judged) -> bool:
     equal = [[entry.equal for _, entries in run.parts() for entry in entries] for run, _ in (one, other)]
-    places = [None if found is None else (len(found[0]), found[1].where) for _, found in (one, other)]
+    places = [None if found is None else (len(found.steps), found.site.where) for _, found in (one, other)]
     return equal[0] == equal[1] and places[0] == places[1]
 
 
@@ -239,7 +250,7 @@ def _of_narrow_buffers(names: list[str], exact: _Judged) -> str:
     run, found = exact
     wrong = [entry.error for _, entries in run.parts() for entry in entries if not entry.equal]
     some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    size = wrong[0] if found is None else found[0][-1].error
+    size = wrong[0] if found is None else found.steps[-1].error
     return (
         f"{some} on PyTorch's side {'was' if len(names) == 1 else 'were'} made in float32, whose digits are all that "
         f"float64 has there. What their rounding may change, here by {size:.0e}, is not held against the port."
@@ -275,7 +286,8 @@ def _compared(
     return entries
 
 
-def _parting(dtype: str, steps: list[locate.Step], site: locate.Site, *, name_cause: bool) -> Parting:
+def _parting(dtype: str, found: locate.Found, *, name_cause: bool) -> Parting:
+    steps, healed, site = found
     return Parting(
         dtype=dtype,
         torch_name=site.torch_name,
@@ -287,6 +299,7 @@ def _parting(dtype: str, steps: list[locate.Step], site: locate.Site, *, name_ca
         limit=steps[-1].limit,
         before=steps[:-1],
         diagnosis=diagnose(site) if name_cause else None,
+        healed=healed,
     )
 
 

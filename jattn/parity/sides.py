@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jattn.parity.arrays import is_floating, leaves, numbers
+from jattn.parity.flow import Place
 from jattn.parity.trace import Trace, submodules, trace_flax, trace_torch
 from jattn.parity.widen import float64_throughout, restore_buffers
 from jattn.weights import load_state_dict, state_dict, to_numpy, to_tensor
@@ -44,6 +45,7 @@ class Side(NamedTuple):
     parameter_gradients: dict[str, np.ndarray]
     trace: Trace
     notes: list[str]
+    output_places: dict[str, Place]  # of PyTorch's outputs, in the trace's flow
 
 
 def check_modules(torch_module: Any, flax_module: Any) -> None:
@@ -105,11 +107,12 @@ def run_torch(module: "torch.nn.Module", given: Arguments, dtype: str, *, gradie
         result, trace, notes = _traced(module, lambda: module(*args, **kwargs), wide=dtype == "float64")
     outputs = {f"output {i}": x for i, x in enumerate(leaves(result))}
     arrays = {name: numbers(x) for name, x in outputs.items()}
+    places = {name: trace.flow.place(x) for name, x in outputs.items()}
     differentiable = {name: x for name, x in outputs.items() if x.requires_grad}
     inputs = _named_inputs((args, kwargs))
     parameters = {n: p for n, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     if not gradients or not differentiable:
-        return Side(arrays, {}, {}, trace, notes)
+        return Side(arrays, {}, {}, trace, notes, places)
     grads = torch.autograd.grad(
         list(differentiable.values()),
         [*inputs.values(), *parameters.values()],
@@ -120,7 +123,7 @@ def run_torch(module: "torch.nn.Module", given: Arguments, dtype: str, *, gradie
     found = [numbers(g) for g in grads]
     of_inputs, of_parameters = found[: len(inputs)], found[len(inputs) :]
     named = dict(zip(inputs, of_inputs, strict=True)), dict(zip(parameters, of_parameters, strict=True))
-    return Side(arrays, *named, trace, notes)
+    return Side(arrays, *named, trace, notes, places)
 
 
 def _traced(module: "torch.nn.Module", run: Callable[[], Any], *, wide: bool) -> tuple[Any, Trace, list[str]]:
@@ -180,7 +183,7 @@ def run_flax(module: nnx.Module, given: Arguments, *, gradients: bool, seed: int
         result, trace = trace_flax(module, lambda: module(*args, **kwargs))
     outputs = {f"output {i}": numbers(x) for i, x in enumerate(leaves(result))}
     if not gradients:
-        return Side(outputs, {}, {}, trace, []), None
+        return Side(outputs, {}, {}, trace, [], {}), None
 
     flat, tree = jax.tree.flatten((args, kwargs))
     places = [i for i, x in enumerate(flat) if isinstance(x, jax.Array) and is_floating(x)]
@@ -202,7 +205,7 @@ def run_flax(module: nnx.Module, given: Arguments, *, gradients: bool, seed: int
     with _explaining_errors("the gradient of the port"):
         gradient, input_gradients = pull(parameters, [flat[i] for i in places])
     names = _named_inputs((args, kwargs))
-    side = Side(outputs, dict(zip(names, map(numbers, input_gradients), strict=True)), {}, trace, [])
+    side = Side(outputs, dict(zip(names, map(numbers, input_gradients), strict=True)), {}, trace, [], {})
     try:
         tensors = state_dict(nnx.merge(graph, gradient, rest))
     except ValueError as problem:  # a layer without a map has no names to compare by

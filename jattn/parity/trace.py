@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jattn.parity.arrays import leaves, numbers
+from jattn.parity.flow import Flow, Place
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,8 @@ class ModuleCall:
     parent: "ModuleCall | None"  # the call in which it happened
     inputs: list[np.ndarray]
     outputs: list[np.ndarray] = dataclasses.field(default_factory=list)
+    input_places: list[Place] = dataclasses.field(default_factory=list)  # on PyTorch's side, beside the inputs
+    output_places: list[Place] = dataclasses.field(default_factory=list)
 
     def within(self, other: "ModuleCall") -> bool:
         """Whether this happened in that call."""
@@ -44,23 +47,29 @@ class Trace:
 
     def __init__(self) -> None:
         self.calls: list[ModuleCall] = []
+        self.flow = Flow()
         self._open: list[tuple[ModuleCall, Any]] = []
         self._counts: dict[str, int] = {}
+        self._ended: dict[tuple[str, int], ModuleCall] = {}
 
     def begin(self, path: str, module: Any, arguments: Any) -> None:
         parent = self._open[-1][0] if self._open else None
         number = self._counts.get(path, 0)
         self._counts[path] = number + 1
-        self._open.append(
-            (ModuleCall(path, type(module).__name__, number, parent, _arrays_in(arguments) or []), module)
-        )
+        call = ModuleCall(path, type(module).__name__, number, parent, _arrays_in(arguments) or [])
+        call.input_places = self._places(arguments)
+        self._open.append((call, module))
 
     def end(self, result: Any) -> None:
         call, _ = self._open.pop()
         outputs = _arrays_in(result)
         if outputs is not None:  # what was inside a compiled function or a scan has no numbers to show
-            call.outputs = outputs
+            call.outputs, call.output_places = outputs, self._places(result)
             self.calls.append(call)
+            self._ended[call.path, call.number] = call
+
+    def _places(self, nest: Any) -> list[Place]:
+        return [self.flow.place(x) for x in leaves(nest) if hasattr(x, "requires_grad")]
 
     def calling(self, module: Any) -> bool:
         """Whether the innermost open call is one of this module."""
@@ -72,7 +81,7 @@ class Trace:
         return self._open[-1][0].path if self._open else ""
 
     def find(self, path: str, number: int) -> ModuleCall | None:
-        return next((call for call in self.calls if call.path == path and call.number == number), None)
+        return self._ended.get((path, number))
 
 
 def _arrays_in(nest: Any) -> list[np.ndarray] | None:
