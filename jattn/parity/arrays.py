@@ -1,5 +1,6 @@
 """What both sides give as NumPy arrays, and how far two of them are apart."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +10,18 @@ import numpy as np
 
 from jattn.weights import to_numpy
 
-__all__ = ["FLOAT64", "aligned", "error", "is_floating", "largest", "leaves", "limit", "numbers", "scales"]
+__all__ = [
+    "FLOAT64",
+    "aligned",
+    "error",
+    "is_floating",
+    "largest",
+    "leaves",
+    "limit",
+    "named_leaves",
+    "numbers",
+    "scales",
+]
 
 FLOAT64 = 1e-10
 # In lower precision the error against PyTorch in float64 on the same rounded numbers may be FACTOR times PyTorch's own
@@ -28,16 +40,33 @@ def limit(dtype: str, reference_error: float) -> float:
 
 
 def leaves(nest: Any) -> Iterator[Any]:
-    """The arrays and tensors of a nest of tuples, lists and mappings, in order; what is none is left out."""
+    """The arrays and tensors of a nest of containers, in order; what is none is left out."""
+    for _, x in named_leaves(nest):
+        yield x
+
+
+def named_leaves(nest: Any) -> Iterator[tuple[str, Any]]:
+    """Likewise, and their names: keys and fields, joined by dots; empty below a tuple or a list."""
+    if hasattr(nest, "shape") and hasattr(nest, "dtype"):
+        yield "", nest
+        return
+    for name, item in _items(nest):
+        for inner, (path, x) in enumerate(each := list(named_leaves(item))):
+            rest = path or ("" if len(each) == 1 else str(inner))
+            yield (".".join(part for part in (name, rest) if part) if name else ""), x
+
+
+def _items(nest: Any) -> list[tuple[str, Any]]:
+    """What a container holds, by name if it has names."""
     if isinstance(nest, Mapping):
-        nest = nest.values()
-    elif hasattr(nest, "shape") and hasattr(nest, "dtype"):
-        yield nest
-        return
-    elif not isinstance(nest, tuple | list):
-        return
-    for item in nest:
-        yield from leaves(item)
+        return [(str(key), item) for key, item in nest.items()]
+    if hasattr(nest, "_fields"):
+        return list(zip(nest._fields, nest, strict=True))
+    if isinstance(nest, tuple | list):
+        return [("", item) for item in nest]
+    if dataclasses.is_dataclass(nest) and not isinstance(nest, type):
+        return [(field.name, getattr(nest, field.name)) for field in dataclasses.fields(nest)]
+    return []
 
 
 def numbers(x: Any) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from jattn.parity.arrays import aligned, error, is_floating, limit, numbers
 from jattn.parity.flow import Place
+from jattn.parity.pairing import pair_arrays
 from jattn.parity.trace import ModuleCall, Trace
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Match(NamedTuple):
     step: Step
     torch: ModuleCall
     flax: ModuleCall
-    equal: list[bool]  # of each output
+    equal: list[int]  # the places of PyTorch's outputs that agree
 
 
 @dataclasses.dataclass
@@ -108,12 +109,14 @@ class Traces:
         true, rough = (trace.find(theirs.path, theirs.number) for trace in (self.truth, self.rough))
         if ours is None or true is None or rough is None or not ours.outputs or not theirs.outputs:
             return None
-        outputs = zip(rough.outputs, ours.outputs, true.outputs, strict=False)
-        apart = [(error(y, z), limit(self.dtype, error(x, z))) for x, y, z in outputs]
-        e, allowed = max(apart, key=lambda pair: pair[0] - pair[1])
+        apart = {
+            i: (error(ours.outputs[j], true.outputs[i]), limit(self.dtype, error(rough.outputs[i], true.outputs[i])))
+            for i, j in _output_pairs(theirs, ours)
+        }
+        e, allowed = max(apart.values(), key=lambda pair: pair[0] - pair[1])
         shapes = theirs.outputs[0].shape, ours.outputs[0].shape
         step = Step(theirs.path, ours.path, theirs.number, *shapes, e, allowed)
-        return Match(step, theirs, ours, [e <= allowed for e, allowed in apart])
+        return Match(step, theirs, ours, [i for i, (e, allowed) in apart.items() if e <= allowed])
 
     @functools.cached_property
     def input_limit(self) -> float:
@@ -155,7 +158,7 @@ def _agreed(traces: Traces) -> set[Place]:
     """Where PyTorch has numbers that the port has too: what differed before must have been the same after all."""
     places = set[Place]()
     for _, theirs, ours, equal in traces.matches:
-        places.update(place for place, same in zip(theirs.output_places, equal, strict=False) if same)
+        places.update(theirs.output_places[i] for i in equal)
         for i, j in _input_pairs(theirs, ours):
             if _fits(traces, theirs.inputs[i], ours.inputs[j]):
                 places.add(theirs.input_places[i])
@@ -186,8 +189,8 @@ def _site(traces: Traces, module: "torch.nn.Module", theirs: ModuleCall, ours: M
         if step.error <= step.limit and call.within(theirs) and match.within(ours)
     ]
     if inside is None:
-        pairs = list(zip(theirs.outputs, ours.outputs, strict=False))
-        at = next((i for i, pair in enumerate(pairs) if not _fits(traces, *pair)), 0)
+        pairs = {i: (theirs.outputs[i], ours.outputs[j]) for i, j in _output_pairs(theirs, ours)}
+        at = next((i for i, pair in pairs.items() if not _fits(traces, *pair)), min(pairs))
         target, ported = pairs[at]
         where = "its output" if at == 0 else f"its output {at}"
     else:
@@ -238,19 +241,26 @@ def _fits(traces: Traces, theirs: np.ndarray, ours: np.ndarray) -> bool:
 
 
 def _input_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[int, int]]:
-    """Inputs that belong together: each of PyTorch's with the one of Flax's that is nearest of those that fit it.
+    """Inputs that belong together.
 
     Only integers (tokens) are compared where there is nothing else; masks may well have another form or polarity.
     """
-    pairs = []
     for wanted in (is_floating, lambda x: np.issubdtype(x.dtype, np.integer)):
-        for i, x in ((i, x) for i, x in enumerate(theirs.inputs) if wanted(x)):
-            fitting = [j for j, y in enumerate(ours.inputs) if wanted(y) and aligned(y, x) is not None]
-            if fitting:
-                pairs.append((i, min(fitting, key=lambda j: error(ours.inputs[j], x))))
-        if pairs:
-            break
-    return pairs
+        at, there = ([i for i, x in enumerate(call.inputs) if wanted(x)] for call in (theirs, ours))
+        arrays = [theirs.inputs[i] for i in at], [ours.inputs[j] for j in there]
+        names = [theirs.input_names[i] for i in at], [ours.input_names[j] for j in there]
+        if pairs := pair_arrays(*arrays, *names):
+            return [(at[i], there[j]) for i, j in pairs]
+    return []
+
+
+def _output_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[int, int]]:
+    """Outputs that belong together: by their order too, if they fit in it."""
+    in_order = [(i, i) for i in range(min(len(theirs.outputs), len(ours.outputs)))]
+    named = set(theirs.output_names) & set(ours.output_names) - {""}
+    if not named and all(aligned(ours.outputs[i], theirs.outputs[i]) is not None for i, _ in in_order):
+        return in_order
+    return pair_arrays(theirs.outputs, ours.outputs, theirs.output_names, ours.output_names) or in_order
 
 
 def _inputs_agree(traces: Traces, theirs: ModuleCall, ours: ModuleCall) -> bool:

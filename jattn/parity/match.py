@@ -17,7 +17,7 @@ from jattn.weights.names import new_name
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["apply_renames", "ignored_modules", "pair_modules"]
+__all__ = ["apply_renames", "ignored_modules", "pair_modules", "wrapper_prefix"]
 
 T = TypeVar("T")
 
@@ -58,6 +58,22 @@ def pair_modules(
                 if _alike(theirs[child], ours[to]):
                     add(child, to)
     return pairs
+
+
+def wrapper_prefix(torch_module: "torch.nn.Module", flax_module: nnx.Module, rename: Mapping[str, str | None]) -> str:
+    """What all of PyTorch's names begin with and the port's don't, as of a module that only calls another."""
+    renamed = [new_name(f"{path}.", rename) for path, _ in torch_module.named_modules() if path]
+    theirs = [name for name in renamed if name is not None]
+    ours = {f"{path}." for path, _ in submodules(flax_module)}
+    candidates = [""]
+    while True:
+        prefix = candidates[-1]
+        inner = {name.removeprefix(prefix).partition(".")[0] for name in theirs if name.startswith(prefix)} - {""}
+        if len(inner) != 1:
+            break
+        candidates.append(f"{prefix}{inner.pop()}.")
+    found = {p: sum(n.removeprefix(p) in ours for n in theirs if n.startswith(p) and n != p) for p in candidates}
+    return max(found, key=lambda p: (found[p], -len(p)))
 
 
 def ignored_modules(module: "torch.nn.Module", ignore: Any) -> set[str]:

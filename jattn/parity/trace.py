@@ -2,14 +2,16 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from jattn.parity.arrays import leaves, numbers
+from jattn.parity.arrays import leaves, named_leaves, numbers
 from jattn.parity.flow import Flow, Place
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ class ModuleCall:
     parent: "ModuleCall | None"  # the call in which it happened
     inputs: list[np.ndarray]
     outputs: list[np.ndarray] = dataclasses.field(default_factory=list)
+    input_names: list[str] = dataclasses.field(default_factory=list)  # beside them, empty where there is none
+    output_names: list[str] = dataclasses.field(default_factory=list)
     input_places: list[Place] = dataclasses.field(default_factory=list)  # on PyTorch's side, beside the inputs
     output_places: list[Place] = dataclasses.field(default_factory=list)
 
@@ -52,19 +56,19 @@ class Trace:
         self._counts: dict[str, int] = {}
         self._ended: dict[tuple[str, int], ModuleCall] = {}
 
-    def begin(self, path: str, module: Any, arguments: Any) -> None:
+    def begin(self, path: str, module: Any, arguments: Mapping[str, Any]) -> None:
         parent = self._open[-1][0] if self._open else None
         number = self._counts.get(path, 0)
         self._counts[path] = number + 1
         call = ModuleCall(path, type(module).__name__, number, parent, _arrays_in(arguments) or [])
-        call.input_places = self._places(arguments)
+        call.input_names, call.input_places = _names(arguments), self._places(arguments)
         self._open.append((call, module))
 
     def end(self, result: Any) -> None:
         call, _ = self._open.pop()
         outputs = _arrays_in(result)
         if outputs is not None:  # what was inside a compiled function or a scan has no numbers to show
-            call.outputs, call.output_places = outputs, self._places(result)
+            call.outputs, call.output_names, call.output_places = outputs, _names(result), self._places(result)
             self.calls.append(call)
             self._ended[call.path, call.number] = call
 
@@ -91,6 +95,25 @@ def _arrays_in(nest: Any) -> list[np.ndarray] | None:
         return None
 
 
+def _names(nest: Any) -> list[str]:
+    return [name for name, x in named_leaves(nest) if not _is_rng(x)]
+
+
+def _bound(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by the names of its parameters, with "" for all that have none."""
+    try:
+        signature = inspect.signature(function)
+        named = dict(signature.bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):  # of what isn't Python's, or what the call itself will refuse
+        return {"": args, **kwargs}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named |= named.pop(name, {})
+        elif parameter.kind is parameter.VAR_POSITIONAL and name in named:
+            named[""] = named.pop(name)
+    return named
+
+
 def _is_rng(x: Any) -> bool:
     return isinstance(x, jax.Array) and bool(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
 
@@ -101,7 +124,7 @@ def trace_torch(module: "torch.nn.Module", run: Callable[[], Any], trace: Trace)
     for path, submodule in module.named_modules():
 
         def before(m: Any, args: Any, kwargs: Any, path: str = path) -> None:
-            trace.begin(path, m, (args, kwargs))
+            trace.begin(path, m, _bound(m.forward, args, kwargs))
 
         def after(m: Any, args: Any, result: Any) -> None:
             trace.end(result)
@@ -134,7 +157,7 @@ def _recording(cls: Any, paths: dict[int, str], trace: Trace) -> Iterator[None]:
     def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
         if id(self) not in paths or trace.calling(self):  # the latter is a call of super()
             return original(self, *args, **kwargs)
-        trace.begin(paths[id(self)], self, (args, kwargs))
+        trace.begin(paths[id(self)], self, _bound(functools.partial(original, self), args, kwargs))
         result = original(self, *args, **kwargs)
         trace.end(result)
         return result

@@ -15,7 +15,7 @@ from flax import nnx
 from jattn import models, parity
 from jattn.models.hugging_face.family import renames
 from jattn.models.hugging_face.llama import LLAMA_FAMILY
-from jattn.parity.sides import Side, arguments, run_torch, torch_copy
+from jattn.parity.sides import Forward, arguments, run_torch, torch_copy
 from jattn.parity.widen import float64_throughout, narrow_buffers
 from parity_tests.nn import randomised
 
@@ -116,8 +116,8 @@ def made(name: str, **options: Any) -> Any:
     return getattr(transformers, kind)(config).eval()
 
 
-def run(module: Any, inputs: dict[str, Any]) -> Side:
-    return run_torch(torch_copy(module, "float64"), arguments(inputs), "float64", gradients=False, seed=0)
+def run(module: Any, inputs: dict[str, Any]) -> Forward:
+    return run_torch(torch_copy(module, "float64"), arguments(inputs), "float64")
 
 
 @pytest.mark.every_case
@@ -127,10 +127,10 @@ def test_models_of_transformers_run_in_float64(name: str) -> None:
     inputs = MODELS[name][2]
     eager = made(name)
     sides = [run(eager, inputs)]
-    a = sides[0].outputs["output 0"]
+    a = sides[0].outputs[0]
     if eager._supports_sdpa:
         sides.append(run(made(name, attn_implementation="sdpa"), inputs))
-        np.testing.assert_allclose(a, sides[1].outputs["output 0"], rtol=1e-10, atol=1e-12 * np.abs(a).max())
+        np.testing.assert_allclose(a, sides[1].outputs[0], rtol=1e-10, atol=1e-12 * np.abs(a).max())
     with torch.no_grad():
         plain = eager(**{key: torch.from_numpy(value) for key, value in inputs.items()})[0]
     np.testing.assert_allclose(a, plain, rtol=1e-3, atol=1e-5 * np.abs(a).max())
@@ -149,7 +149,7 @@ def test_a_module_that_insists_on_float32() -> None:
 
     side = run(Upcast(), {"x": x})
     assert side.notes == ["PyTorch's own casts to float32 were left as they are, as float64 gave: Error with upcasting"]
-    assert 1e-10 < np.abs(side.outputs["output 0"] - x.softmax(-1).numpy()).max() < 1e-6
+    assert 1e-10 < np.abs(side.outputs[0] - x.softmax(-1).numpy()).max() < 1e-6
 
 
 @functools.cache
