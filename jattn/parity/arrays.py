@@ -15,6 +15,7 @@ __all__ = [
     "aligned",
     "error",
     "is_floating",
+    "kept",
     "largest",
     "leaves",
     "limit",
@@ -30,11 +31,14 @@ FLOAT64 = 1e-10
 FACTOR, ULPS = 4.0, 32.0
 
 
-def limit(dtype: str, reference_error: float) -> float:
+def limit(dtype: str, reference_error: float, tolerance: float | None = None) -> float:
     """The largest error that a port may have in ``dtype`` where PyTorch's own is ``reference_error``.
 
-    In float64 PyTorch has one only where it computes from numbers that were made in float32.
+    That is ``tolerance`` where there is one. In float64 PyTorch has an error only where it computes from numbers that
+    were made in float32.
     """
+    if tolerance is not None:
+        return tolerance
     rest = FLOAT64 if dtype == "float64" else ULPS * float(jnp.finfo(dtype).eps)
     return FACTOR * reference_error + rest
 
@@ -120,20 +124,31 @@ def _broadcast(x: np.ndarray, like: np.ndarray) -> np.ndarray | None:
     return np.take_along_axis(examples, worst[None], 0)[0].reshape(like.shape)
 
 
-def error(x: np.ndarray, true: np.ndarray, scale: float | None = None) -> float:
+def error(x: np.ndarray, true: np.ndarray, scale: float | None = None, where: np.ndarray | None = None) -> float:
     """The largest difference, relative to ``scale``, the largest true entry by default; infinite if shapes differ.
 
-    Equal infinities differ by nothing; NaN by nothing from NaN, and infinitely from any number.
+    Equal infinities differ by nothing; NaN by nothing from NaN, and infinitely from any number. Of an array whose
+    leading axes ``where`` fits, only the entries where that is True count.
     """
     fitting = x if x.shape == true.shape else aligned(x, true)
     if fitting is None:
         return float("inf")
     x, true = fitting.astype(np.float64), true.astype(np.float64)
+    if where is not None and (counted := kept(where, true.shape)) is not None:
+        x, true = np.where(counted, x, 0), np.where(counted, true, 0)
     same = (x == true) | (np.isnan(x) & np.isnan(true))
     with np.errstate(invalid="ignore"):
         difference = np.abs(np.where(same, 0, x) - np.where(same, 0, true))
     worst = float(np.max(np.where(np.isnan(difference), np.inf, difference), initial=0.0))
     return worst / (largest(true) or 1.0 if scale is None else scale)
+
+
+def kept(where: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A mask of leading axes for all entries of an array of this shape; None where it fits no such array."""
+    lead = shape[: where.ndim]
+    if len(lead) < where.ndim or any(n not in (1, full) for n, full in zip(where.shape, lead, strict=True)):
+        return None
+    return np.broadcast_to(where.reshape(where.shape + (1,) * (len(shape) - where.ndim)), shape)
 
 
 def largest(x: np.ndarray) -> float:

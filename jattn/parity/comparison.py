@@ -4,17 +4,19 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 
 from jattn.parity import locate, notes
-from jattn.parity.arrays import error
+from jattn.parity.arrays import error, kept
 from jattn.parity.catalogue import diagnose
-from jattn.parity.judge import Sides, run_errors
+from jattn.parity.judge import Sides, explained_by, run_errors
 from jattn.parity.match import pair_modules
 from jattn.parity.pairing import pair_outputs
-from jattn.parity.report import Parting, Report, RunErrors
+from jattn.parity.reach import empty_rows, not_reached
+from jattn.parity.report import Parting, Report, Rows, RunErrors
 from jattn.parity.settings import Settings
-from jattn.parity.sides import Arguments, Side, flax_copy, rounded, run_flax, run_torch, torch_copy
+from jattn.parity.sides import Arguments, Forward, Side, flax_copy, rounded, run_flax, run_torch, torch_copy
 from jattn.parity.widen import narrow_buffers, shaken
 
 if TYPE_CHECKING:
@@ -31,16 +33,21 @@ class Comparison:
         self.runs: list[RunErrors] = []
         self.parting: Parting | None = None
         self.only: tuple[list[str], list[str]] = [], []
+        self.rows: Rows | None = None
         self.notes: list[str] = notes.constant_parameters(torch_module)
 
     def add(self, dtype: str, given: Arguments, flax_given: Arguments) -> None:
         """Run in one more dtype."""
+        self._note(not_reached(self.torch_module, given))
         low = torch_copy(self.torch_module, dtype)
         sides = self._run(low, dtype, given, flax_given)
         judged = self._judged(sides, low)
         if dtype == "float64" and not judged.run.equal:
             judged = self._judged_by_float32(judged, sides, low, given)
         self.runs.append(judged.run)
+        if self.rows is None and judged.found is not None and self.settings.where is None:
+            masks = empty_rows(self.torch_module, given)
+            self.rows = next((Rows(*mask) for mask in masks if explained_by(mask[1], sides, self.settings)), None)
         if self.parting is None and judged.found is not None:
             same_function = any(run.dtype == "float64" and run.equal for run in self.runs)
             self.parting = _parting(dtype, judged.found, name_cause=not same_function)
@@ -54,10 +61,11 @@ class Comparison:
             port = flax_copy(self.flax_module, low.state_dict() if s.load else None, dtype, s.rename)
             ours = run_flax(port, rounded(flax_given, dtype), s.output)
             outputs, others = pair_outputs(theirs.names, ours.names)
-            our_side = Side.of(ours, {pair.name: pair.flax for pair in outputs}, s.seed)
-        self.names = {pair.name: pair.torch for pair in outputs}
-        true_side = Side.of(truth, self.names, s.seed)
-        their_side = true_side if theirs is truth else Side.of(theirs, self.names, s.seed)
+            self.names = {pair.name: pair.torch for pair in outputs}
+            self.counted = self._counted(theirs)
+            our_side = Side.of(ours, {pair.name: pair.flax for pair in outputs}, s.seed, self.counted)
+        true_side = self._side(truth)
+        their_side = true_side if theirs is truth else self._side(theirs)
         pairs = pair_modules(low, port, theirs.trace, ours.trace, s.rename, s.names, s.ignored)
         self.only = (
             list(dict.fromkeys(call.path for call in theirs.trace.calls if call.path not in {*pairs, *s.ignored})),
@@ -70,13 +78,34 @@ class Comparison:
         self._note(truth.notes if dtype == "float64" else [])
         return sides
 
+    def _side(self, run: Forward) -> Side:
+        """PyTorch's."""
+        return Side.of(run, self.names, self.settings.seed, self.counted)
+
+    def _counted(self, run: Forward) -> dict[str, np.ndarray]:
+        """The entries of each output that ``where`` is about."""
+        if self.settings.where is None:
+            return {}
+        shapes = {name: run.outputs[i].shape for name, i in self.names.items() if i is not None}
+        masks = {name: kept(self.settings.where, shape) for name, shape in shapes.items()}
+        found = {name: mask for name, mask in masks.items() if mask is not None}
+        if not found:
+            raise ValueError(
+                f"where must fit the leading axes of an output of PyTorch's, {', '.join(map(str, shapes.values()))}. "
+                f"Got shape {self.settings.where.shape}."
+            )
+        return found
+
     def _judged(self, sides: Sides, module: "torch.nn.Module") -> "_Judged":
         """The errors, and where the outputs part if they do."""
-        run = run_errors(sides, self.settings)
+        s = self.settings
+        run = run_errors(sides, s)
         if all(entry.equal for entry in run.outputs):
             return _Judged(run, None)
         theirs, ours, truth, rough = (side.trace for side in (sides.theirs, sides.ours, sides.truth, sides.rough))
-        traces = locate.Traces(sides.dtype, theirs, ours, truth, rough, sides.pairs)
+        traces = locate.Traces(
+            sides.dtype, theirs, ours, truth, rough, sides.pairs, s.where, s.tolerance.get(sides.dtype)
+        )
         wrong = {entry.name for entry in run.outputs if not entry.equal}
         places = sides.theirs.places
         ends = [place for name, place in places.items() if name in wrong] or list(places.values())
@@ -89,7 +118,7 @@ class Comparison:
             return exact
         module = shaken(torch_copy(low, "float64"), names)
         run = run_torch(module, rounded(given, "float64"), "float64", self.settings.output)
-        rough = self._judged(sides._replace(rough=Side.of(run, self.names, self.settings.seed)), low)
+        rough = self._judged(sides._replace(rough=self._side(run)), low)
         if exact.verdict == rough.verdict:
             return exact
         self._note([notes.narrow_buffers_matter(names, exact.first_error)])
@@ -100,7 +129,7 @@ class Comparison:
 
     def report(self) -> Report:
         """All that was found."""
-        return Report(self.runs, self.parting, *self.only, self.notes)
+        return Report(self.runs, self.parting, *self.only, self.notes, self.rows)
 
 
 class _Judged(NamedTuple):

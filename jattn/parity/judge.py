@@ -1,5 +1,6 @@
 """How far two sides are apart in what is compared, and whether that is allowed."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jattn.parity.report import Entry, RunErrors
 from jattn.parity.settings import Settings
 from jattn.parity.sides import Side
 
-__all__ = ["Sides", "port_names", "run_errors"]
+__all__ = ["Sides", "explained_by", "port_names", "run_errors"]
 
 
 class Sides(NamedTuple):
@@ -37,14 +38,22 @@ def run_errors(sides: Sides, settings: Settings) -> RunErrors:
 
 def _outputs(sides: Sides, settings: Settings) -> list[Entry]:
     theirs, ours, true, own = sides.parts("outputs")
-    return _compared(sides.dtype, theirs, ours, true, own, dict.fromkeys(true, None))
+    return _compared(Rule(sides.dtype, settings), theirs, ours, true, own, dict.fromkeys(true, None), settings.where)
+
+
+def explained_by(rows: np.ndarray, sides: Sides, settings: Settings) -> bool:
+    """Whether all outputs agree in these rows ``b t``."""
+    outputs = _outputs(sides, dataclasses.replace(settings, where=rows))
+    return all(entry.equal for entry in outputs)
 
 
 def _input_gradients(sides: Sides, settings: Settings) -> list[Entry]:
     """By their order, as the port may name them otherwise."""
     theirs, ours, true, own = sides.parts("input_gradients")
     names = [*theirs, *[f"{name} of the port" for name in ours][len(theirs) :]]
-    return _compared(sides.dtype, theirs, dict(zip(names, ours.values(), strict=False)), true, own, scales(true))
+    return _compared(
+        Rule(sides.dtype, settings), theirs, dict(zip(names, ours.values(), strict=False)), true, own, scales(true)
+    )
 
 
 def _parameter_gradients(sides: Sides, settings: Settings) -> list[Entry]:
@@ -56,7 +65,7 @@ def _parameter_gradients(sides: Sides, settings: Settings) -> list[Entry]:
     theirs, true, own = renamed
     if not settings.load:
         theirs, ours = ({name: x for name, x in y.items() if name in theirs and name in ours} for y in (theirs, ours))
-    return _compared(sides.dtype, theirs, ours, true, own, scales(true))
+    return _compared(Rule(sides.dtype, settings), theirs, ours, true, own, scales(true))
 
 
 def port_names(entries: Mapping[str, Any], pairs: Mapping[str, str], settings: Settings) -> dict[str, Any]:
@@ -75,13 +84,25 @@ def _in_call_order(side: Side) -> list[str]:
     return sorted(side.parameter_gradients, key=lambda name: places.get(name.rpartition(".")[0], len(places)))
 
 
+class Rule(NamedTuple):
+    """How large an error may be in a dtype."""
+
+    dtype: str
+    settings: Settings
+
+    def limit(self, own: float) -> float:
+        """Where PyTorch's own is this."""
+        return limit(self.dtype, own, self.settings.tolerance.get(self.dtype))
+
+
 def _compared(
-    dtype: str,
+    rule: Rule,
     theirs: Mapping[str, np.ndarray],
     ours: Mapping[str, np.ndarray],
     true: Mapping[str, np.ndarray],
     rough: Mapping[str, np.ndarray],
     scale: Mapping[str, float | None],
+    where: np.ndarray | None = None,
 ) -> list[Entry]:
     """What only one side has is infinitely wrong."""
     entries = []
@@ -89,8 +110,8 @@ def _compared(
         if name not in theirs or name not in ours:
             present = theirs if name in theirs else ours
             side = "PyTorch" if name in theirs else "the port"
-            entries.append(Entry(f"{name}, only of {side}", present[name].shape, float("inf"), limit(dtype, 0.0)))
+            entries.append(Entry(f"{name}, only of {side}", present[name].shape, float("inf"), rule.limit(0.0)))
             continue
-        own = error(rough[name], true[name], scale[name])
-        entries.append(Entry(name, theirs[name].shape, error(ours[name], true[name], scale[name]), limit(dtype, own)))
+        own, e = (error(x[name], true[name], scale[name], where) for x in (rough, ours))
+        entries.append(Entry(name, theirs[name].shape, e, rule.limit(own)))
     return entries

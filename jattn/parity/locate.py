@@ -98,6 +98,8 @@ class Traces:
     truth: Trace
     rough: Trace  # what PyTorch's own error is taken from
     pairs: Mapping[str, str]
+    where: np.ndarray | None = None  # which entries of leading axes count
+    tolerance: float | None = None
 
     @functools.cached_property
     def matches(self) -> list[Match]:
@@ -110,7 +112,7 @@ class Traces:
         if ours is None or true is None or rough is None or not ours.outputs or not theirs.outputs:
             return None
         apart = {
-            i: (error(ours.outputs[j], true.outputs[i]), limit(self.dtype, error(rough.outputs[i], true.outputs[i])))
+            i: self._error_and_limit(ours.outputs[j], true.outputs[i], rough.outputs[i])
             for i, j in _output_pairs(theirs, ours)
         }
         e, allowed = max(apart.values(), key=lambda pair: pair[0] - pair[1])
@@ -118,9 +120,15 @@ class Traces:
         step = Step(theirs.path, ours.path, theirs.number, *shapes, e, allowed)
         return Match(step, theirs, ours, [i for i, (e, allowed) in apart.items() if e <= allowed])
 
+    def _error_and_limit(self, ours: np.ndarray, true: np.ndarray, rough: np.ndarray) -> tuple[float, float]:
+        e, own = (error(x, true, where=self.where) for x in (ours, rough))
+        return e, limit(self.dtype, own, self.tolerance)
+
     @functools.cached_property
     def input_limit(self) -> float:
         """How far inputs that agree may be apart: in low precision they carry the rounding of all that was before."""
+        if self.tolerance is not None:
+            return max(self.tolerance, 8 * limit(self.dtype, 0.0))
         if self.dtype != "float64":
             return 8 * limit(self.dtype, 0.0)
         if self.rough is self.truth:
@@ -237,7 +245,7 @@ def _tolerance(traces: Traces, difference: float) -> float:
 
 def _fits(traces: Traces, theirs: np.ndarray, ours: np.ndarray) -> bool:
     """Whether inputs agree."""
-    return error(ours, theirs) <= traces.input_limit
+    return error(ours, theirs, where=traces.where) <= traces.input_limit
 
 
 def _input_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[int, int]]:

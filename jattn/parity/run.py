@@ -1,6 +1,6 @@
 """`compare`: both modules once on the same numbers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jattn.parity.comparison import Comparison
@@ -26,7 +26,9 @@ def compare(
     rename: Mapping[str, str | None] | None = None,
     names: Mapping[str, str] | None = None,
     ignore: Sequence[str] = (),
-    output: str | Callable[[Any], Any] | None = None,
+    output: Any = None,
+    where: Any = None,
+    tolerance: float | Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Report:
     """Run a PyTorch module and its port on the same numbers, and say where they first part, and why.
@@ -57,6 +59,10 @@ def compare(
         output: what of the results is compared: the name of a field (a side that gives one array gives that), or a
             function that is called with the result of either side. By default all, fields by name, and beside a port
             that gives one array Hugging Face's logits or else last hidden state.
+        where: a boolean array, True where outputs count, such as the real tokens ``b t``: of each output whose leading
+            axes it fits, and of what modules give in between. Gradients don't see the rest.
+        tolerance: how large errors may be, relative to the largest entry, instead of the above: a number, or one a
+            dtype.
         seed: of the cotangents.
 
     Returns:
@@ -85,6 +91,8 @@ def compare(
         names=names,
         ignore=ignore,
         output=output,
+        where=where,
+        tolerance=tolerance,
         seed=seed,
     )
     given, flax_given = checked_inputs(inputs, flax_inputs)

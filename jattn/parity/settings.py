@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flax import nnx
 
+from jattn._engine import checks
 from jattn.parity.arrays import is_floating, leaves, numbers
 from jattn.parity.match import apply_renames, ignored_modules, wrapper_prefix
 from jattn.parity.sides import DTYPES, Arguments, arguments
@@ -28,6 +29,8 @@ class Settings:
     names: Mapping[str, str]
     ignored: set[str]
     output: str | Callable[[Any], Any] | None
+    where: np.ndarray | None  # which entries of the outputs' leading axes count
+    tolerance: Mapping[str, float]  # by dtype, where it isn't the usual one
     seed: int | None  # of the cotangents; None if gradients are not compared
 
 
@@ -61,6 +64,8 @@ def checked_settings(
     names: Mapping[str, str] | None,
     ignore: Sequence[str],
     output: Any,
+    where: Any,
+    tolerance: Any,
     seed: int,
 ) -> Settings:
     """The other arguments of `compare`."""
@@ -77,8 +82,34 @@ def checked_settings(
         names=names,
         ignored=ignored_modules(torch_module, ignore),
         output=output,
+        where=_checked_where(where),
+        tolerance=_checked_tolerance(tolerance),
         seed=seed if gradients else None,
     )
+
+
+def _checked_where(where: Any) -> np.ndarray | None:
+    if where is None:
+        return None
+    if not (hasattr(where, "shape") and hasattr(where, "dtype")):
+        raise ValueError(f"where must be a boolean array, True where outputs count. Got {type(where).__name__}.")
+    mask = numbers(where)
+    if mask.dtype != bool or mask.ndim == 0:
+        fact = f"shape {mask.shape} in {mask.dtype}"
+        raise ValueError(f"where must be a boolean array, True where outputs count. Got {fact}. Compare it with 0.")
+    if not mask.any():
+        raise ValueError("where must be True somewhere. Got nothing to compare.")
+    return mask
+
+
+def _checked_tolerance(tolerance: Any) -> Mapping[str, float]:
+    """By dtype."""
+    if tolerance is None:
+        return {}
+    each = tolerance if isinstance(tolerance, Mapping) else dict.fromkeys(DTYPES, tolerance)
+    if unknown := [repr(dtype) for dtype in each if dtype not in DTYPES]:
+        raise ValueError(f"tolerance must be by dtype, of {', '.join(DTYPES)}. Got {', '.join(unknown)}.")
+    return {dtype: checks.number("tolerance", x, "(0, inf)") for dtype, x in each.items()}
 
 
 def _without_prefix(

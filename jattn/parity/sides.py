@@ -69,10 +69,15 @@ class Side(NamedTuple):
     why: str | None  # there are no gradients of parameters
 
     @classmethod
-    def of(cls, run: Forward, names: Mapping[str, int | None], seed: int | None) -> "Side":
-        """A run, with gradients if there is a seed of cotangents."""
+    def of(
+        cls, run: Forward, names: Mapping[str, int | None], seed: int | None, counted: Mapping[str, np.ndarray]
+    ) -> "Side":
+        """A run, with gradients if there is a seed of cotangents, which are zero in what isn't ``counted``."""
         at = {name: i for name, i in names.items() if i is not None}
-        cotangents = {} if seed is None else {i: cotangent(name, run.outputs[i].shape, seed) for name, i in at.items()}
+        shapes = {name: run.outputs[i].shape for name, i in at.items()}
+        cotangents = {
+            i: cotangent(name, shapes[name], seed, counted.get(name)) for name, i in at.items() if seed is not None
+        }
         gradients = Gradients({}, {}, None) if seed is None else run.pull(cotangents)
         outputs = {name: run.outputs[i] for name, i in at.items()}
         places = {name: run.places[i] for name, i in at.items()} if run.places else {}
@@ -255,10 +260,13 @@ def _pull_flax(module: nnx.Module, args: Any, kwargs: Any, output: Any, cotangen
 # Both.
 
 
-def cotangent(name: str, shape: Any, seed: int) -> np.ndarray:
-    """The same numbers on both sides, if only the number of entries is the same."""
+def cotangent(name: str, shape: Any, seed: int, counted: np.ndarray | None) -> np.ndarray:
+    """The same numbers on both sides, if only the number of entries is the same; zero in what isn't ``counted``."""
     rng = np.random.default_rng([seed, *name.encode()])
-    return rng.standard_normal(int(np.prod(tuple(shape)))).reshape(tuple(shape)).astype(np.float32)
+    numbers = rng.standard_normal(int(np.prod(tuple(shape))))
+    if counted is not None and counted.size == numbers.size:
+        numbers *= counted.ravel()
+    return numbers.reshape(tuple(shape)).astype(np.float32)
 
 
 def _named_inputs(given: Arguments) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from flax import nnx
 from jattn import parity
 from jattn.parity.arrays import named_leaves
 from jattn.parity.pairing import OutputPair, pair_arrays, pair_outputs
+from jattn.weights import load_state_dict
 from parity_tests.nn import randomised
 
 rng = np.random.default_rng(0)
@@ -223,22 +223,21 @@ def test_the_prefix_of_a_wrapper_is_left_out(wrappers: int) -> None:
     parity.compare(theirs, Inner(1e-5), (inputs,), dtypes=("float64",)).assert_equal()
 
 
+class Renamed(nnx.Module):
+    """The same under other names."""
+
+    def __init__(self, inner: Inner) -> None:
+        self.linear, self.norm = inner.first, inner.second
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.linear(x))
+
+
 def test_gradients_of_modules_that_are_found_by_their_numbers() -> None:
     theirs = randomised(TorchInner()).float()
-    port = Inner(1e-5)
-    port.first, port.second = port.second, port.first  # under other names
-    port.first.scale[...] = jnp.asarray(theirs.second.weight.detach().numpy())
-    port.first.bias[...] = jnp.asarray(theirs.second.bias.detach().numpy())
-    port.second.kernel[...] = jnp.asarray(theirs.first.weight.detach().numpy().T)
-    port.second.bias[...] = jnp.asarray(theirs.first.bias.detach().numpy())
-
-    class Swapped(Inner):
-        def __call__(self, x: jax.Array) -> jax.Array:
-            return self.first(self.second(x))
-
-    swapped = Swapped(1e-5)
-    swapped.first, swapped.second = port.first, port.second
-    report = parity.compare(theirs, swapped, (inputs,), load=False, dtypes=("float64",))
+    port = Renamed(load_state_dict(Inner(1e-5), theirs.state_dict()))
+    report = parity.compare(theirs, port, (inputs,), load=False, dtypes=("float64",))
     report.assert_equal()
-    assert len(report.runs[0].parameter_gradients) == 4
+    names = {entry.name for entry in report.runs[0].parameter_gradients}
+    assert names == {"linear.weight", "linear.bias", "norm.weight", "norm.bias"}
     assert not any("gradient" in note for note in report.notes)
