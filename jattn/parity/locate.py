@@ -1,18 +1,21 @@
 """Where two runs first part, and what is known there on both sides."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from jattn.parity.arrays import aligned, error, is_floating, limit, numbers
+from jattn.parity.flow import Place
+from jattn.parity.pairing import pair_arrays
 from jattn.parity.trace import ModuleCall, Trace
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NamedArray", "Site", "Step", "TorchLayer", "Traces", "first_parting"]
+__all__ = ["Found", "NamedArray", "Site", "Step", "TorchLayer", "Traces", "first_parting"]
 
 
 class Step(NamedTuple):
@@ -76,6 +79,15 @@ class Site:
         return self.same(x, self.flax)
 
 
+class Match(NamedTuple):
+    """A call on both sides."""
+
+    step: Step
+    torch: ModuleCall
+    flax: ModuleCall
+    equal: list[int]  # the places of PyTorch's outputs that agree
+
+
 @dataclasses.dataclass
 class Traces:
     """A forward run of both sides, and of PyTorch in float64 as the truth."""
@@ -84,36 +96,88 @@ class Traces:
     torch: Trace
     flax: Trace
     truth: Trace
+    rough: Trace  # what PyTorch's own error is taken from
     pairs: Mapping[str, str]
+    where: np.ndarray | None = None  # which entries of leading axes count
+    tolerance: float | None = None
 
+    @functools.cached_property
+    def matches(self) -> list[Match]:
+        """All calls that have a match, in the order in which they ended on PyTorch's side."""
+        return [match for call in self.torch.calls if (match := self._match(call)) is not None]
 
-def walk(traces: Traces) -> Iterator[tuple[Step, ModuleCall, ModuleCall]]:
-    """All calls that have a match, in the order in which they ended on PyTorch's side."""
-    for theirs in traces.torch.calls:
-        ours = traces.flax.find(traces.pairs[theirs.path], theirs.number) if theirs.path in traces.pairs else None
-        true = traces.truth.find(theirs.path, theirs.number)
-        if ours is None or true is None or not ours.outputs or not theirs.outputs:
-            continue
-        outputs = zip(theirs.outputs, ours.outputs, true.outputs, strict=False)
-        apart = [_error_and_limit(traces.dtype, *arrays) for arrays in outputs]
-        e, allowed = max(apart, key=lambda pair: pair[0] - pair[1])
+    def _match(self, theirs: ModuleCall) -> Match | None:
+        ours = self.flax.find(self.pairs[theirs.path], theirs.number) if theirs.path in self.pairs else None
+        true, rough = (trace.find(theirs.path, theirs.number) for trace in (self.truth, self.rough))
+        if ours is None or true is None or rough is None or not ours.outputs or not theirs.outputs:
+            return None
+        apart = {
+            i: self._error_and_limit(ours.outputs[j], true.outputs[i], rough.outputs[i])
+            for i, j in _output_pairs(theirs, ours)
+        }
+        e, allowed = max(apart.values(), key=lambda pair: pair[0] - pair[1])
         shapes = theirs.outputs[0].shape, ours.outputs[0].shape
-        yield Step(theirs.path, ours.path, theirs.number, *shapes, e, allowed), theirs, ours
+        step = Step(theirs.path, ours.path, theirs.number, *shapes, e, allowed)
+        return Match(step, theirs, ours, [i for i, (e, allowed) in apart.items() if e <= allowed])
+
+    def _error_and_limit(self, ours: np.ndarray, true: np.ndarray, rough: np.ndarray) -> tuple[float, float]:
+        e, own = (error(x, true, where=self.where) for x in (ours, rough))
+        return e, limit(self.dtype, own, self.tolerance)
+
+    @functools.cached_property
+    def input_limit(self) -> float:
+        """How far inputs that agree may be apart: in low precision they carry the rounding of all that was before."""
+        if self.tolerance is not None:
+            return max(self.tolerance, 8 * limit(self.dtype, 0.0))
+        if self.dtype != "float64":
+            return 8 * limit(self.dtype, 0.0)
+        if self.rough is self.truth:
+            return limit(self.dtype, 0.0)
+        pairs = [(call, self.truth.find(call.path, call.number)) for call in self.rough.calls]
+        outputs = [pair for a, b in pairs if b is not None for pair in zip(a.outputs, b.outputs, strict=False)]
+        return limit(self.dtype, max((error(*pair) for pair in outputs), default=0.0))
 
 
-def _error_and_limit(dtype: str, theirs: np.ndarray, ours: np.ndarray, true: np.ndarray) -> tuple[float, float]:
-    """Error and limit."""
-    return error(ours, true), limit(dtype, error(theirs, true))
+class Found(NamedTuple):
+    """Where two runs first part."""
+
+    steps: list[Step]  # those that agree, and at the end the one that doesn't
+    healed: list[Step]  # those before it that differ, while what is made of them agrees
+    site: Site
 
 
-def first_parting(traces: Traces, module: "torch.nn.Module") -> tuple[list[Step], Site] | None:
-    """The steps up to the one at which they part, which is the last, and the site."""
-    steps: list[Step] = []
-    for step, theirs, ours in walk(traces):
-        steps.append(step)
-        if not step.error <= step.limit:
-            return steps, _site(traces, module, theirs, ours)
+def first_parting(traces: Traces, module: "torch.nn.Module", ends: Sequence[Place]) -> Found | None:
+    """The first difference, in PyTorch's order, that makes these outputs differ."""
+    steps, healed = list[Step](), list[Step]()
+    agreed = _agreed(traces)
+    reaching = traces.torch.flow.back(ends, agreed)
+    everything = not traces.torch.flow.known(ends)
+    for step, theirs, ours, _ in traces.matches:
+        if step.error <= step.limit:
+            steps.append(step)
+        elif everything or _reaches(traces, theirs, reaching):
+            return Found([*steps, step], healed, _site(traces, module, theirs, ours))
+        else:
+            healed.append(step)
     return None
+
+
+def _agreed(traces: Traces) -> set[Place]:
+    """Where PyTorch has numbers that the port has too: what differed before must have been the same after all."""
+    places = set[Place]()
+    for _, theirs, ours, equal in traces.matches:
+        places.update(theirs.output_places[i] for i in equal)
+        for i, j in _input_pairs(theirs, ours):
+            if _fits(traces, theirs.inputs[i], ours.inputs[j]):
+                places.add(theirs.input_places[i])
+    return places
+
+
+def _reaches(traces: Traces, call: ModuleCall, reaching: set[Place]) -> bool:
+    """Whether a call's outputs are on the way; of one that no gradient flows through, those of the call around it."""
+    if call.parent is None or traces.torch.flow.known(call.output_places):
+        return any(place in reaching for place in call.output_places)
+    return _reaches(traces, call.parent, reaching)
 
 
 def _site(traces: Traces, module: "torch.nn.Module", theirs: ModuleCall, ours: ModuleCall) -> Site:
@@ -129,16 +193,17 @@ def _site(traces: Traces, module: "torch.nn.Module", theirs: ModuleCall, ours: M
     in_flax = [call for call in traces.flax.calls if call is ours or call.within(ours)]
     agreed = [
         (call, match)
-        for step, call, match in walk(traces)
+        for step, call, match, _ in traces.matches
         if step.error <= step.limit and call.within(theirs) and match.within(ours)
     ]
     if inside is None:
-        pairs = list(zip(theirs.outputs, ours.outputs, strict=False))
-        at = next((i for i, pair in enumerate(pairs) if not _fits(traces, *pair)), 0)
+        pairs = {i: (theirs.outputs[i], ours.outputs[j]) for i, j in _output_pairs(theirs, ours)}
+        at = next((i for i, pair in pairs.items() if not _fits(traces, *pair)), min(pairs))
         target, ported = pairs[at]
         where = "its output" if at == 0 else f"its output {at}"
     else:
-        target, ported = next(pair for pair in _input_pairs(*inside) if not _fits(traces, *pair))
+        arrays = [(inside[0].inputs[i], inside[1].inputs[j]) for i, j in _input_pairs(*inside)]
+        target, ported = next(pair for pair in arrays if not _fits(traces, *pair))
         done = [call for call, _ in agreed if not call.within(inside[0])]
         after = f", after {_name(done[-1], theirs)}" if done else ""
         where = f"the input of {_name(inside[0], theirs)}{after}"
@@ -179,28 +244,35 @@ def _tolerance(traces: Traces, difference: float) -> float:
 
 
 def _fits(traces: Traces, theirs: np.ndarray, ours: np.ndarray) -> bool:
-    """Whether inputs agree; in low precision they carry the rounding of all that was before."""
-    return error(ours, theirs) <= (1 if traces.dtype == "float64" else 8) * limit(traces.dtype, 0.0)
+    """Whether inputs agree."""
+    return error(ours, theirs, where=traces.where) <= traces.input_limit
 
 
-def _input_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Inputs that belong together: each of PyTorch's with the one of Flax's that is nearest of those that fit it.
+def _input_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[int, int]]:
+    """Inputs that belong together.
 
     Only integers (tokens) are compared where there is nothing else; masks may well have another form or polarity.
     """
-    pairs = []
     for wanted in (is_floating, lambda x: np.issubdtype(x.dtype, np.integer)):
-        for x in (x for x in theirs.inputs if wanted(x)):
-            fitting = [y for y in ours.inputs if wanted(y) and aligned(y, x) is not None]
-            if fitting:
-                pairs.append((x, min(fitting, key=lambda y: error(y, x))))
-        if pairs:
-            break
-    return pairs
+        at, there = ([i for i, x in enumerate(call.inputs) if wanted(x)] for call in (theirs, ours))
+        arrays = [theirs.inputs[i] for i in at], [ours.inputs[j] for j in there]
+        names = [theirs.input_names[i] for i in at], [ours.input_names[j] for j in there]
+        if pairs := pair_arrays(*arrays, *names):
+            return [(at[i], there[j]) for i, j in pairs]
+    return []
+
+
+def _output_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[int, int]]:
+    """Outputs that belong together: by their order too, if they fit in it."""
+    in_order = [(i, i) for i in range(min(len(theirs.outputs), len(ours.outputs)))]
+    named = set(theirs.output_names) & set(ours.output_names) - {""}
+    if not named and all(aligned(ours.outputs[i], theirs.outputs[i]) is not None for i, _ in in_order):
+        return in_order
+    return pair_arrays(theirs.outputs, ours.outputs, theirs.output_names, ours.output_names) or in_order
 
 
 def _inputs_agree(traces: Traces, theirs: ModuleCall, ours: ModuleCall) -> bool:
-    return all(_fits(traces, *pair) for pair in _input_pairs(theirs, ours))
+    return all(_fits(traces, theirs.inputs[i], ours.inputs[j]) for i, j in _input_pairs(theirs, ours))
 
 
 def _own(module: "torch.nn.Module") -> dict[str, np.ndarray]:

@@ -1,22 +1,23 @@
 """Which submodule of the port is which of PyTorch's: by name, by their numbers, or by order, kind and shapes."""
 
 import difflib
+import fnmatch
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 
-from jattn.parity.arrays import numbers
+from jattn.parity.arrays import aligned, numbers
 from jattn.parity.trace import ModuleCall, Trace, submodules
 from jattn.weights.table import Renaming, Table, moved, moved_name
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["apply_renames", "is_added", "pair_modules"]
+__all__ = ["apply_renames", "ignored_modules", "is_added", "pair_modules", "wrapper_prefix"]
 
 T = TypeVar("T")
 
@@ -28,9 +29,11 @@ def pair_modules(
     flax_trace: Trace,
     rename: Renaming,
     names: Mapping[str, str],
+    ignored: Collection[str] = (),
 ) -> dict[str, str]:
-    """Path on PyTorch's side to path on Flax's, of modules that were called."""
+    """Path on PyTorch's side to path on Flax's, of modules that were called and are not to be ignored."""
     theirs, ours = _first_calls(torch_trace), _first_calls(flax_trace)
+    theirs = {path: call for path, call in theirs.items() if path not in ignored}
     pairs = {"": ""}
 
     def add(path: str, to: str) -> None:
@@ -43,7 +46,8 @@ def pair_modules(
         if (new := moved_name(f"{path}.", rename)) is not None:
             add(path, new.removesuffix("."))
     for path, to in _same_numbers(theirs, ours, pairs, torch_module, flax_module):
-        add(path, to)
+        if _alike(theirs[path], ours[to]):
+            add(path, to)
 
     their_kinds, our_kinds = _kinds_of_torch(torch_module, theirs), _kinds_of_flax(flax_module, ours)
     for path in theirs:  # from the outside in: the children of a pair, in their order
@@ -51,8 +55,40 @@ def pair_modules(
             children = [child for child in _child_paths(theirs, path) if child not in pairs]
             our_children = [child for child in _child_paths(ours, pairs[path]) if child not in pairs.values()]
             for child, to in _matching_runs(children, our_children, their_kinds, our_kinds):
-                add(child, to)
+                if _alike(theirs[child], ours[to]):
+                    add(child, to)
     return pairs
+
+
+def wrapper_prefix(torch_module: "torch.nn.Module", flax_module: nnx.Module, rename: Renaming) -> str:
+    """What all of PyTorch's names begin with and the port's don't, as of a module that only calls another."""
+    renamed = [moved_name(f"{path}.", rename) for path, _ in torch_module.named_modules() if path]
+    theirs = [name for name in renamed if name is not None]
+    ours = {f"{path}." for path, _ in submodules(flax_module)}
+    candidates = [""]
+    while True:
+        prefix = candidates[-1]
+        inner = {name.removeprefix(prefix).partition(".")[0] for name in theirs if name.startswith(prefix)} - {""}
+        if len(inner) != 1:
+            break
+        candidates.append(f"{prefix}{inner.pop()}.")
+    found = {p: sum(n.removeprefix(p) in ours for n in theirs if n.startswith(p) and n != p) for p in candidates}
+    return max(found, key=lambda p: (found[p], -len(p)))
+
+
+def ignored_modules(module: "torch.nn.Module", ignore: Any) -> set[str]:
+    """The submodules that paths or patterns name, and those in them."""
+    if isinstance(ignore, str):
+        raise ValueError(f"ignore must be a sequence of paths. Got the string {ignore!r}. Write [{ignore!r}].")
+    paths, found = [path for path, _ in module.named_modules() if path], set[str]()
+    for pattern in ignore:
+        named = [path for path in paths if path == pattern or fnmatch.fnmatchcase(path, pattern)]
+        if not named:
+            near = difflib.get_close_matches(pattern, paths, 1, cutoff=0.0)
+            remedy = f" The nearest is {near[0]!r}." if near else ""
+            raise ValueError(f"ignore must name submodules on PyTorch's side. Got {pattern!r}, which is none.{remedy}")
+        found |= {path for path in paths for outer in named if path == outer or path.startswith(f"{outer}.")}
+    return found
 
 
 def apply_renames(entries: Mapping[str, T], rename: Renaming) -> dict[str, T]:
@@ -105,12 +141,25 @@ def _same_numbers(
     for path in ours:
         if path not in pairs.values():
             groups[_fingerprint(_param_leaves(modules[path]))][1].append(path)
-    return [
-        pair
-        for key, group in groups.items()
-        if key and len(group[0]) == len(group[1])
-        for pair in zip(*group, strict=True)
-    ]
+    return [pair for key, group in groups.items() if key for pair in _in_order(group, theirs, ours)]
+
+
+def _in_order(
+    group: tuple[list[str], list[str]], theirs: Mapping[str, ModuleCall], ours: Mapping[str, ModuleCall]
+) -> list[tuple[str, str]]:
+    """One for one; where one side has more, as of tied weights, only those that give what just one other gives."""
+    if len(group[0]) == len(group[1]):
+        return list(zip(*group, strict=True))
+    fitting = [(path, to) for path in group[0] for to in group[1] if _alike(theirs[path], ours[to])]
+    return [(a, b) for a, b in fitting if sum(a == c or b == d for c, d in fitting) == 1]
+
+
+def _alike(theirs: ModuleCall, ours: ModuleCall) -> bool:
+    """Whether they give as many numbers, which an embedding and the head that shares its weights don't."""
+    if not theirs.outputs or not ours.outputs:
+        return True
+    x, y = theirs.outputs[0], ours.outputs[0]
+    return x.size == y.size or aligned(y, x) is not None
 
 
 def _fingerprint(parameters: list[Any]) -> bytes:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +14,7 @@ from rich.text import Text
 from jattn.parity.catalogue import Diagnosis
 from jattn.parity.locate import Step
 
-__all__ = ["Entry", "Findings", "Parting", "Report", "RunErrors"]
+__all__ = ["Entry", "Findings", "Parting", "Report", "Rows", "RunErrors"]
 
 SHOWN_BEFORE = 6  # steps in the table, of those before the parting
 
@@ -69,6 +70,22 @@ class Parting:
     limit: float
     before: list[Step]  # the modules that agree, in PyTorch's order of execution
     diagnosis: Diagnosis | None
+    healed: list[Step] = dataclasses.field(default_factory=list)  # that differ before it, while what follows agrees
+
+
+class Rows(NamedTuple):
+    """What explains a difference altogether: queries that may attend to nothing."""
+
+    mask: str  # the name of the input that says so
+    attending: np.ndarray  # ``b t``, True for those that may attend to something
+
+    def __str__(self) -> str:
+        empty = [f"({', '.join(map(str, row))})" for row in np.argwhere(~self.attending).tolist()]
+        some = ", ".join(empty[:4]) + (", ..." if len(empty) > 4 else "")
+        return (
+            f"They differ only in rows of queries that {self.mask} leaves nothing to attend to: {some}. There one "
+            "softmax gives the mean of all values, another NaN or zeros. Pass where= with the rows that count."
+        )
 
 
 class Findings:
@@ -125,6 +142,7 @@ class Report(Findings):
     only_in_torch: list[str]  # submodules that were called and have no match
     only_in_flax: list[str]
     notes: list[str]  # what was not compared, and what could not show
+    rows: Rows | None = None  # if nothing else differs
 
     @property
     def equal(self) -> bool:
@@ -135,7 +153,8 @@ class Report(Findings):
         if self.equal:
             what = "outputs and gradients" if any(run.parameter_gradients for run in self.runs) else "outputs"
             return f"Equal: {what} agree in {' and '.join(run.dtype for run in self.runs)}."
-        return "\n".join(self._located() if self.parting is not None else self._unlocated())
+        found = [*(self._located() if self.parting is not None else self._unlocated())]
+        return "\n".join([*found, str(self.rows)] if self.rows is not None else found)
 
     def _located(self) -> Iterator[str]:
         p = self.parting
@@ -184,6 +203,9 @@ class Report(Findings):
         if self.parting is not None:
             yield self._steps(self.parting)
             yield ""
+        if self.parting is not None and self.parting.healed:
+            paths = list(dict.fromkeys(step.torch_name for step in self.parting.healed))
+            yield Text(f"Differs, but what follows agrees: {', '.join(paths)}")
         for name, paths in (("PyTorch", self.only_in_torch), ("the port", self.only_in_flax)):
             if paths and not self.equal:
                 yield Text(f"Only in {name}: {', '.join(paths)}")
@@ -217,4 +239,6 @@ def _plain(x: Any) -> Any:
         return {name: _plain(value) for name, value in x.items()}
     if isinstance(x, list | tuple):
         return [_plain(item) for item in x]
+    if isinstance(x, np.ndarray):
+        return x.tolist()
     return str(x) if isinstance(x, float) and not math.isfinite(x) else x

@@ -3,29 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
-from flax import nnx
-
-from jattn.parity import locate
-from jattn.parity.arrays import FLOAT64, error, is_floating, leaves, limit, numbers, scales
-from jattn.parity.catalogue import diagnose
-from jattn.parity.match import apply_renames, is_added, pair_modules
-from jattn.parity.report import Entry, Parting, Report, RunErrors
-from jattn.parity.sides import (
-    DTYPES,
-    Arguments,
-    Side,
-    arguments,
-    check_modules,
-    flax_copy,
-    rounded,
-    run_flax,
-    run_torch,
-    torch_copy,
-)
-from jattn.parity.trace import submodules
-from jattn.weights import state_dict
+from jattn.parity.comparison import Comparison
+from jattn.parity.report import Report
+from jattn.parity.settings import checked_dtypes, checked_inputs, checked_settings
+from jattn.parity.sides import check_modules
 from jattn.weights.table import Renaming
 
 if TYPE_CHECKING:
@@ -45,13 +26,21 @@ def compare(
     load: bool = True,
     rename: Renaming | None = None,
     names: Mapping[str, str] | None = None,
+    ignore: Sequence[str] = (),
+    output: Any = None,
+    where: Any = None,
+    tolerance: float | Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Report:
     """Run a PyTorch module and its port on the same numbers, and say where they first part, and why.
 
+    That is the first difference from which the output's comes: one that what follows makes up for, as an embedding that
+    is scaled within its module on one side and after it on the other, is only mentioned.
+
     Both run in eval mode and on copies: what was given stays as it was. In float64 the error may be 1e-10 of the
     largest entry. In less, the error against PyTorch in float64 on the same rounded numbers may be four times
-    PyTorch's own plus 32 ulp. A layer that has float32 as its own dtype computes in float64 in the float64 run.
+    PyTorch's own plus 32 ulp. In the float64 run neither side computes in less: a layer of the port that has float32
+    as its own dtype computes in float64, and so does PyTorch's module where it casts to float32 by itself.
 
     Args:
         torch_module: the original.
@@ -66,6 +55,15 @@ def compare(
         rename: as there, a `jattn.weights.Table` too.
         names: submodules on PyTorch's side to submodules of the port, where neither their names nor their numbers nor
             their order tell.
+        ignore: submodules on PyTorch's side that are not looked at, with all that is in them: paths, or patterns such
+            as ``*.rotary_emb``.
+        output: what of the results is compared: the name of a field (a side that gives one array gives that), or a
+            function that is called with the result of either side. By default all, fields by name, and beside a port
+            that gives one array Hugging Face's logits or else last hidden state.
+        where: a boolean array, True where outputs count, such as the real tokens ``b t``: of each output whose leading
+            axes it fits, and of what modules give in between. Gradients don't see the rest.
+        tolerance: how large errors may be, relative to the largest entry, instead of the above: a number, or one a
+            dtype.
         seed: of the cotangents.
 
     Returns:
@@ -84,168 +82,22 @@ def compare(
         ...
     """
     check_modules(torch_module, flax_module)
-    if isinstance(dtypes, str):
-        raise ValueError(f"dtypes must be a sequence of names. Got the string {dtypes!r}. Write ({dtypes!r},).")
-    unknown = [dtype for dtype in dtypes if dtype not in DTYPES]
-    if unknown or not dtypes:
-        raise ValueError(f"dtypes must be some of {', '.join(DTYPES)}. Got {', '.join(unknown) or 'none'}.")
-    alien = [repr(path) for path in names or {} if path not in dict(torch_module.named_modules())]
-    alien += [repr(path) for path in (names or {}).values() if path not in dict(submodules(flax_module))]
-    if alien:
-        raise ValueError(f"names must map PyTorch's submodules to the port's. Got {', '.join(alien)}, which is none.")
-    given = arguments(inputs)
-    flax_given = given if flax_inputs is None else arguments(flax_inputs, "flax_inputs")
-    for name, each in (("inputs", given), ("flax_inputs", flax_given)):
-        if any(np.isnan(numbers(x)).any() for x in leaves(each) if is_floating(x)):
-            raise ValueError(f"{name} must hold no NaN, which hides every difference. Got some.")
-    comparison = _Comparison(torch_module, flax_module, gradients, load, rename or {}, names or {}, seed)
+    dtypes = checked_dtypes(dtypes)
+    settings = checked_settings(
+        torch_module,
+        flax_module,
+        gradients=gradients,
+        load=load,
+        rename=rename,
+        names=names,
+        ignore=ignore,
+        output=output,
+        where=where,
+        tolerance=tolerance,
+        seed=seed,
+    )
+    given, flax_given = checked_inputs(inputs, flax_inputs)
+    comparison = Comparison(torch_module, flax_module, settings)
     for dtype in dtypes:
         comparison.add(dtype, given, flax_given)
     return comparison.report()
-
-
-class _Comparison:
-    """The runs so far."""
-
-    def __init__(
-        self,
-        torch_module: "torch.nn.Module",
-        flax_module: nnx.Module,
-        gradients: bool,
-        load: bool,
-        rename: Renaming,
-        names: Mapping[str, str],
-        seed: int,
-    ) -> None:
-        self.torch_module, self.flax_module = torch_module, flax_module
-        self.load, self.rename, self.names = load, rename, names
-        self.options: Any = {"gradients": gradients, "seed": seed}
-        self.runs: list[RunErrors] = []
-        self.parting: Parting | None = None
-        self.only: tuple[list[str], list[str]] = [], []
-        self.notes: list[str] = _constant_parameters(torch_module)
-
-    def add(self, dtype: str, given: Arguments, flax_given: Arguments) -> None:
-        """Run in one more dtype."""
-        low = torch_copy(self.torch_module, dtype)
-        wide = torch_copy(low, "float64")
-        truth = run_torch(wide, rounded(rounded(given, dtype), "float64"), **self.options)
-        theirs = truth if dtype == "float64" else run_torch(low, rounded(given, dtype), **self.options)
-        with jax.enable_x64(dtype == "float64"):
-            tensors = low.state_dict() if self.load else None
-            port = flax_copy(self.flax_module, tensors, dtype, self.rename)
-            ours, why = run_flax(port, rounded(flax_given, dtype), **self.options)
-            if not self.load:
-                self._note_weights(low, port)
-        run = self._entries(dtype, theirs, ours, truth, why)
-        for name, x in theirs.outputs.items():
-            if name in ours.outputs and not np.isfinite(x).all() and not np.isfinite(ours.outputs[name]).all():
-                self._note(f"{name} is not finite on either side, which hides other differences.")
-        self.runs.append(run)
-
-        pairs = pair_modules(low, port, theirs.trace, ours.trace, self.rename, self.names)
-        self.only = (
-            list(dict.fromkeys(call.path for call in theirs.trace.calls if call.path not in pairs)),
-            list(dict.fromkeys(call.path for call in ours.trace.calls if call.path not in pairs.values())),
-        )
-        if self.parting is None and not all(entry.equal for entry in run.outputs):
-            traces = locate.Traces(dtype, theirs.trace, ours.trace, truth.trace, pairs)
-            same_function = any(run.dtype == "float64" and run.equal for run in self.runs)
-            self.parting = _parting(traces, low, name_cause=not same_function)
-
-    def _entries(self, dtype: str, theirs: Side, ours: Side, truth: Side, why: str | None) -> RunErrors:
-        kinds = []
-        for kind in ("outputs", "input_gradients", "parameter_gradients"):
-            a, b, true = getattr(theirs, kind), getattr(ours, kind), getattr(truth, kind)
-            if kind == "input_gradients":  # by their order, as the port may name them otherwise
-                b = dict(zip([*a, *[f"{name} of the port" for name in b][len(a) :]], b.values(), strict=False))
-            if kind == "parameter_gradients":
-                a, true = (
-                    apply_renames({name: y[name] for name in _in_call_order(theirs)}, self.rename) for y in (a, true)
-                )
-                b = {name: x for name, x in b.items() if name in a or not is_added(name, self.rename)}
-                if a and not b:
-                    self._note(f"gradients of parameters are not compared: {why or 'the port has none by name.'}")
-                    a = {}
-                elif not self.load:
-                    self._note_names(set(a), set(b))
-                    a, b = ({name: x for name, x in y.items() if name in a and name in b} for y in (a, b))
-            kinds.append(_compared(dtype, a, b, true, outputs=kind == "outputs"))
-        return RunErrors(dtype, *kinds)
-
-    def _note_names(self, theirs: set[str], ours: set[str]) -> None:
-        if theirs != ours:
-            self._note(f"gradients are not compared, as only one side has them: {', '.join(sorted(theirs ^ ours))}.")
-
-    def _note_weights(self, low: "torch.nn.Module", port: nnx.Module) -> None:
-        try:
-            ours = {name: numbers(x) for name, x in state_dict(port).items()}
-        except ValueError:  # layers without a map have no names to compare by
-            return
-        theirs = apply_renames(low.state_dict(), self.rename)
-        other = [name for name, x in theirs.items() if name in ours and error(ours[name], numbers(x)) > FLOAT64]
-        if other:
-            self._note(f"the port's weights are not PyTorch's: {', '.join(other)}.")
-
-    def _note(self, note: str) -> None:
-        if note not in self.notes:
-            self.notes.append(note)
-
-    def report(self) -> Report:
-        return Report(self.runs, self.parting, *self.only, self.notes)
-
-
-def _in_call_order(side: Side) -> list[str]:
-    """The parameters that have gradients, as their modules were called."""
-    places = {call.path: place for place, call in enumerate(side.trace.calls)}
-    return sorted(side.parameter_gradients, key=lambda name: places.get(name.rpartition(".")[0], len(places)))
-
-
-def _compared(
-    dtype: str,
-    theirs: Mapping[str, np.ndarray],
-    ours: Mapping[str, np.ndarray],
-    true: Mapping[str, np.ndarray],
-    *,
-    outputs: bool,
-) -> list[Entry]:
-    """What only one side has is infinitely wrong."""
-    scale = dict.fromkeys(true, None) if outputs else scales(true)
-    entries = []
-    for name in (*theirs, *[name for name in ours if name not in theirs]):
-        if name not in theirs or name not in ours:
-            present = theirs if name in theirs else ours
-            side = "PyTorch" if name in theirs else "the port"
-            entries.append(Entry(f"{name}, only of {side}", present[name].shape, float("inf"), limit(dtype, 0.0)))
-            continue
-        own = error(theirs[name], true[name], scale[name])
-        entries.append(Entry(name, theirs[name].shape, error(ours[name], true[name], scale[name]), limit(dtype, own)))
-    return entries
-
-
-def _parting(traces: locate.Traces, module: "torch.nn.Module", *, name_cause: bool) -> Parting | None:
-    found = locate.first_parting(traces, module)
-    if found is None:
-        return None
-    steps, site = found
-    return Parting(
-        dtype=traces.dtype,
-        torch_name=site.torch_name,
-        flax_name=site.flax_name,
-        where=site.where,
-        torch_shape=site.torch.shape,
-        flax_shape=site.flax.shape,
-        error=error(site.flax, site.torch),
-        limit=steps[-1].limit,
-        before=steps[:-1],
-        diagnosis=diagnose(site) if name_cause else None,
-    )
-
-
-def _constant_parameters(module: "torch.nn.Module") -> list[str]:
-    """Biases of zero and scales of one hide what is wrong with them."""
-    constant = [n for n, p in module.named_parameters() if p.numel() > 1 and bool((p == p.flatten()[0]).all())]
-    if not constant:
-        return []
-    some = ", ".join(constant[:3]) + (", ..." if len(constant) > 3 else "")
-    return [f"all entries of {len(constant)} parameters are equal ({some}), which may hide a mistake. Randomise them."]

@@ -1,5 +1,6 @@
 """`trajectory`: both modules trained for some steps on the same batches, and where they first part."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from jattn.parity.match import apply_renames
 from jattn.parity.optimizer_causes import Replay, diagnose_update
 from jattn.parity.report import Entry, Findings
 from jattn.parity.sides import DTYPES, check_modules, flax_copy, rounded, torch_copy
+from jattn.parity.widen import float64_throughout
 from jattn.weights import state_dict, to_tensor
 from jattn.weights.table import Renaming
 
@@ -131,7 +133,7 @@ def trajectory(
         optimizer: of optax or `jattn.training`.
         torch_optimizer: from parameters to an optimiser, such as ``functools.partial(torch.optim.Adam, lr=1e-3)``.
         steps: how many.
-        dtype: in which to train.
+        dtype: in which to train; in float64, PyTorch's own casts to float32 are to float64.
 
     Returns:
         The report: print it, or call its ``assert_equal()``.
@@ -149,7 +151,7 @@ def trajectory(
         raise ValueError(f"optimizer must be an optax GradientTransformation. Got {optimizer!r:.80}.")
     low = torch_copy(torch_module, dtype)
     cast = [rounded(batch, dtype) for batch in batches]
-    theirs = _train_torch(low, cast, torch_loss, torch_optimizer, steps, rename)
+    theirs = _train_torch(low, dtype, cast, torch_loss, torch_optimizer, steps, rename)
     with jax.enable_x64(dtype == "float64"):
         port = flax_copy(flax_module, torch_copy(torch_module, dtype).state_dict() if load else None, dtype, rename)
         ours = _train_flax(port, cast, loss, optimizer, steps)
@@ -169,6 +171,7 @@ class _Course:
 
 def _train_torch(
     module: "torch.nn.Module",
+    dtype: str,
     batches: Sequence[Any],
     loss: Callable[[Any, Any], Any],
     make: "Callable[[Any], torch.optim.Optimizer]",
@@ -188,7 +191,8 @@ def _train_torch(
     }
     for i in range(steps):
         optimizer.zero_grad()
-        value = loss(module, jax.tree.map(to_tensor, batches[i % len(batches)]))
+        with float64_throughout() if dtype == "float64" else contextlib.nullcontext():
+            value = loss(module, jax.tree.map(to_tensor, batches[i % len(batches)]))
         _check_loss("torch_loss", value)
         value.backward()
         course.losses.append(value.item())
