@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jattn.parity.attention_projections import AS_THEY_ARE
-from jattn.parity.attention_search import EMPTY_ROWS, FoundAttention, alters, attention_at, caps_at, scales_at
+from jattn.parity.attention_search import FoundAttention, alters, attention_at, caps_at, scales_at
 from jattn.parity.cause import Cause
 from jattn.parity.locate import Site
 from jattn.parity.rotary_recipe import frequencies_of
@@ -154,9 +154,7 @@ ATTENTION_CAUSES = [
         "A query whose keys are all masked gets NaN from a softmax of minus infinities, the mean of all values "
         "from one of large negative numbers, zeros from jattn.",
         "Decide for one, and give such queries no weight in the loss.",
-        _alters(
-            "The port differs in the queries that may attend to nothing.", *({"empty": empty} for empty in EMPTY_ROWS)
-        ),
+        _alters("The port differs in the queries that may attend to nothing.", {"empty": ""}),
     ),
     Cause(
         "missing scale",

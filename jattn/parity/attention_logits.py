@@ -103,8 +103,8 @@ def biases_at(site: Site, b: int, h: int, t: int, s: int) -> Iterator[np.ndarray
     distance = np.arange(s) - np.arange(t)[:, None]
     for slopes in alibi_slopes_at(site, h):
         yield from (
-            slopes[:, None, None][None] * (distance - max(s - t, 0)),
             -slopes[:, None, None][None] * abs(distance - max(s - t, 0)),
+            slopes[:, None, None][None] * (distance - max(s - t, 0)),
         )
     farthest = [int(x) for name, xs in site.attributes.items() if "max_distance" in name for x in xs] or [128]
     for table in tables_at(site, h):

@@ -110,12 +110,13 @@ def attend(
     allowed = allowed_by(recipe, t, s)
     allowed = np.broadcast_to(_rows(allowed, rows), logits.shape)
     masked = np.where(allowed, logits, -np.inf)
-    weights = _softmax_along(masked, {"keys": -1, "queries": -2, "heads": 1}[recipe.axis], recipe.sinks)
-    empty = ~allowed.any(-1, keepdims=True)
-    if recipe.axis == "keys" and recipe.sinks is None and recipe.empty != "nan" and empty.any():
-        instead: float | np.ndarray = 0.0 if recipe.empty == "zeros" else 1 / s
+    axis = {"keys": -1, "queries": -2, "heads": 1}[recipe.axis]
+    weights = _softmax_along(masked, axis, recipe.sinks)
+    empty = ~allowed.any(axis, keepdims=True)
+    if recipe.sinks is None and recipe.empty != "nan" and empty.any():
+        instead: float | np.ndarray = 0.0 if recipe.empty == "zeros" else 1 / logits.shape[axis]
         if recipe.empty == "unmasked":
-            instead = _softmax_along(logits, -1, None)
+            instead = _softmax_along(logits, axis, None)
         weights = np.where(empty, instead, weights)
     if recipe.seen != "output":
         return weights if recipe.seen == "each" else weights.mean(1)

@@ -29,7 +29,6 @@ from jattn.parity.rotary_recipe import RotaryRecipe, angle_tables, rotary_from_b
 __all__ = ["EMPTY_ROWS", "FoundAttention", "alters", "attention_at", "caps_at", "scales_at", "sinks_at"]
 
 ROWS = 8  # queries that a trial looks at
-TRIALS = 40000  # at most
 EMPTY_ROWS = ("nan", "zeros", "mean", "unmasked")
 
 
@@ -63,18 +62,36 @@ def alters(site: Site, *alterations: dict[str, Any]) -> dict[str, Any] | None:
     found = attention_at(site)
     if found is None:
         return None
+    if "_empty" not in vars(site):
+        vars(site)["_empty"] = any(
+            found.gives(recipe, site, site.flax) for recipe in _with_empty_rows(found, found.recipe)
+        )
+    if vars(site)["_empty"]:  # then all else is as it is in PyTorch
+        return next((changes for changes in alterations if list(changes) == ["empty"]), None)
     for changes in alterations:
         recipe = dataclasses.replace(found.recipe, **changes)
-        _, _, t, s, _ = found.sizes
-        holes = not allowed_by(recipe, t, s).any(-1).all()
-        for empty in EMPTY_ROWS if holes else (recipe.empty,):
-            try:
-                fits = found.gives(dataclasses.replace(recipe, empty=empty), site, site.flax)
-            except (ValueError, IndexError):  # shapes that this change does not fit
-                break
-            if fits:
-                return changes
+        try:
+            for each in _with_empty_rows(found, recipe):
+                # Rows that see all they were not to see are those of a mask that is missing.
+                known = each.empty != "unmasked" or found.recipe.empty == "unmasked"
+                if known and found.gives(each, site, site.flax):
+                    return changes
+        except (ValueError, IndexError):  # shapes that this change does not fit
+            continue
     return None
+
+
+def _with_empty_rows(found: FoundAttention, recipe: AttentionRecipe) -> Iterator[AttentionRecipe]:
+    """By what queries may get that may attend to nothing; as it is, if there are none."""
+    _, _, t, s, _ = found.sizes
+    full = found.sizes[:2] if recipe.axis == "heads" else (1, 1)
+    allowed = np.broadcast_to(
+        allowed_by(recipe, t, s), np.broadcast_shapes(allowed_by(recipe, t, s).shape, (*full, t, s))
+    )
+    if bool(np.all(np.any(allowed, axis={"keys": -1, "queries": -2, "heads": 1}[recipe.axis]))):
+        yield recipe
+    else:
+        yield from (dataclasses.replace(recipe, empty=empty) for empty in EMPTY_ROWS)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -82,7 +99,6 @@ def alters(site: Site, *alterations: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _fitting_recipes(site: Site) -> Iterator[FoundAttention]:
-    trials = 0
     for h in _head_counts(site):
         for x, sources in projections_at(site, h):
             for source in sources:
@@ -90,12 +106,10 @@ def _fitting_recipes(site: Site) -> Iterator[FoundAttention]:
                 if trial is None:
                     continue
                 for recipe in trial.recipes():
-                    trials += 1
-                    if trials > TRIALS:
-                        return
                     found = FoundAttention(x, recipe)
-                    if found.gives(recipe, site, site.torch):
-                        yield found._replace(recipe=plain_masks(found))
+                    for each in _with_empty_rows(found, recipe):
+                        if found.gives(each, site, site.torch):
+                            yield found._replace(recipe=plain_masks(found._replace(recipe=each)))
 
 
 def _head_counts(site: Site) -> list[int]:
@@ -163,11 +177,10 @@ class _Trial:
                     )
                     every = bias is not None and bias.shape[-2] == 1
                     added = logits if bias is None else logits + bias[:1, :, slice(None) if every else rows]
-                    for empty in EMPTY_ROWS:
-                        made = attend(added, heads.value, few, dataclasses.replace(part, empty=empty), rows)
+                    for each in _with_empty_rows(FoundAttention(few, part), part):
+                        made = attend(added, heads.value, few, each, rows)
                         if self._fits(made, tried, rows):
-                            yield dataclasses.replace(tried, empty=empty)
-                        if not np.isnan(made).any() and empty == "nan":
+                            yield tried
                             break
 
     def _fits(self, made: np.ndarray, recipe: AttentionRecipe, rows: slice) -> bool:

@@ -185,13 +185,18 @@ def _widths(site: Site, turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[st
         return
     n, d, base = 2 * r.angles.shape[-1], turning.d, _base_of(r)
     bases = [base] if base is not None and _is_plain(r) else bases_at(site) or [1e4]
-    for width, b in itertools.product(dict.fromkeys([*widths_at(site, d), d, d // 2, d // 4]), bases):
+    for width, b in itertools.product(dict.fromkeys([*widths_at(site, d), *_even(d)]), bases):
         for over in dict.fromkeys([width, d, n]):
             if width >= 2 and width % 2 == 0 and (width, over) != (n, n):
                 told = f"{width} features turn in the port, {n} in PyTorch, of {d}"
                 yield told, r.with_frequencies(frequencies_of(b, width, over))
     if n < d:
         yield f"the last {n} features turn in the port, not the first", dataclasses.replace(r, last=not r.last)
+
+
+def _even(d: int) -> list[int]:
+    """The widths that there may be, of d."""
+    return [n for n in range(2, d + 1, 2) if d <= 32 or n % (d // 8) == 0]
 
 
 def _scalings(site: Site, turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[str, RotaryRecipe | None]]:
