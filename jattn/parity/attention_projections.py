@@ -11,6 +11,7 @@ import numpy as np
 
 from jattn.parity.arrays import is_floating
 from jattn.parity.attention_recipe import Projections
+from jattn.parity.cause import maps_within
 from jattn.parity.locate import Site
 from jattn.parity.trace import ModuleCall
 
@@ -37,8 +38,7 @@ def _outs(site: Site) -> list[tuple[np.ndarray, np.ndarray] | None]:
     """What follows the heads: nothing, or a projection that is no call of its own."""
     if site.where.startswith("the input"):
         return [None]
-    weights = [layer.parameters for layer in site.layers if layer.parameters.get("weight", np.ones(1)).ndim == 2]
-    return [None, *((p["weight"], p.get("bias", np.zeros(len(p["weight"])))) for p in weights)]
+    return [None, *maps_within(site)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jattn.parity.cause import Cause
+from jattn.parity.cause import Cause, maps_within
 from jattn.parity.locate import Site
 
 __all__ = ["MLP_CAUSES"]
@@ -71,8 +71,7 @@ def _unit_at(site: Site) -> _Unit | None:
 def _units(site: Site) -> Iterator[_Unit]:
     outs: list[tuple[np.ndarray, np.ndarray] | None] = [None]
     if not site.where.startswith("the input"):
-        weights = [x.parameters for x in site.layers if x.parameters.get("weight", np.ones(1)).ndim == 2]
-        outs += [(p["weight"], p.get("bias", np.zeros(len(p["weight"])))) for p in weights]
+        outs += maps_within(site)
     for out in outs:
         shape = site.torch.shape if out is None else (*site.torch.shape[:-1], out[0].shape[1])
         if out is not None and len(out[0]) != site.torch.shape[-1]:

@@ -226,14 +226,6 @@ class TorchModernAttention(torch.nn.Module):
 # The port.
 
 
-class RMS(nnx.Module):
-    def __init__(self, width: int) -> None:
-        self.scale = nnx.Param(jnp.ones(width))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6) * self.scale[...]
-
-
 def turned(x: jax.Array, s: Settings, ahead: int) -> jax.Array:
     cos, sin = tables(s)
     if ahead:
