@@ -92,14 +92,16 @@ class BiasTable(NamedTuple):
     here: bool  # or of another module
 
 
-def biases_at(site: Site, b: int, h: int, t: int, s: int) -> Iterator[np.ndarray]:
-    """What may be added to the logits, b|1 h|1 t s."""
+def biases_at(site: Site, b: int, h: int, t: int, s: int, *, by_distance: bool = True) -> Iterator[np.ndarray]:
+    """What may be added to the logits, b|1 h|1 t s; also by how far apart two tokens are, if no argument says so."""
     arrays = [*site.arguments, *(y for call in site.torch_calls for y in call.outputs)]
     for x in _distinct([x for x in arrays if is_floating(x) and x.ndim in (3, 4)]):
         for y in (x, np.moveaxis(x, -1, -3)):
             full = _over_pairs(y, b, h, t, s)
             if full is not None and np.ptp(full) > 0 and not (full <= MASKED).any() and full.shape[-1] == s:
                 yield np.broadcast_to(full, (*full.shape[:2], t, s))
+    if not by_distance:
+        return
     distance = np.arange(s) - np.arange(t)[:, None]
     for slopes in alibi_slopes_at(site, h):
         yield from (

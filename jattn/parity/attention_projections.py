@@ -11,7 +11,7 @@ import numpy as np
 
 from jattn.parity.arrays import is_floating
 from jattn.parity.attention_recipe import Projections
-from jattn.parity.cause import maps_within
+from jattn.parity.cause import agreed_within, maps_within
 from jattn.parity.locate import Site
 from jattn.parity.trace import ModuleCall
 
@@ -29,7 +29,7 @@ def projections_at(site: Site, h: int) -> Iterator[tuple[Projections, list[str]]
             yield Projections(sources, out), right
     for call in site.torch_calls:
         own = next((layer.parameters for layer in site.layers if layer.name == call.path), {})
-        if "in_proj_weight" in own:
+        if "in_proj_weight" in own and call.path not in agreed_within(site):
             for x in _of_multihead_attention([x for x in call.inputs if is_floating(x)], own):
                 yield x, [AS_THEY_ARE]
 
@@ -52,8 +52,9 @@ def _separate(site: Site) -> Iterator[tuple[dict[str, tuple[np.ndarray, np.ndarr
         for role in "qkv":
             if call.outputs and call.path != site.torch_name and _plays(name.lower(), role):
                 groups[parent][role].append(call)
-    for roles in groups.values():
-        if len(roles) < 3:
+    agreed = agreed_within(site)
+    for parent, roles in groups.items():
+        if len(roles) < 3 or parent in agreed:
             continue
         v = _tokens(roles["v"][-1].outputs[0])
         chains = [_chain(roles[role]) for role in "qk"]
@@ -97,8 +98,11 @@ def _tokens(x: np.ndarray) -> np.ndarray:
 
 
 def _packed(site: Site, h: int) -> Iterator[tuple[dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], list[str]]]:
+    agreed = agreed_within(site)
     for call in site.torch_calls:
         if call.path == site.torch_name or not call.outputs or not call.inputs or call.outputs[0].ndim < 2:
+            continue
+        if call.path.rpartition(".")[0] in agreed:
             continue
         y, name = call.outputs[0], call.path.rpartition(".")[2].lower()
         thirds = y.shape[-1] == 3 * call.inputs[0].shape[-1]

@@ -157,7 +157,11 @@ class _Trial:
         (b, t, width), s = query.shape, key.shape[1]
         few = self.x.of_examples(1)
         rows = slice(max(t - ROWS, 0), t)
-        hidden = list(_hidden_combinations(self.site, b, self.h, t, s))
+        # What turns by its position needs no bias by distance.
+        hidden = {
+            by_distance: list(_hidden_combinations(self.site, b, self.h, t, s, by_distance))
+            for by_distance in (True, False)
+        }
         for rotary in _rotaries(self.site, t, s, width // self.h):
             recipe = AttentionRecipe(self.h, 1.0, self.source, rotary=rotary)
             one = dataclasses.replace(recipe, rotary=_of_first(rotary))
@@ -168,7 +172,7 @@ class _Trial:
             ):
                 logits = scale * products
                 logits = logits if cap is None else cap * np.tanh(logits / cap)
-                for (seen, merged), changes in itertools.product(self.seen, hidden):
+                for (seen, merged), changes in itertools.product(self.seen, hidden[rotary is None]):
                     full = {"scale": scale, "cap": cap, "sinks": sinks, "seen": seen, "merged": merged, **changes}
                     tried = dataclasses.replace(recipe, **full)
                     bias = changes.get("bias")
@@ -245,10 +249,10 @@ def sinks_at(site: Site, h: int) -> list[np.ndarray | None]:
     return [*(x.reshape(-1) for name, x in own if "sink" in name and x.size == h), None]
 
 
-def _hidden_combinations(site: Site, b: int, h: int, t: int, s: int) -> Iterator[dict[str, Any]]:
+def _hidden_combinations(site: Site, b: int, h: int, t: int, s: int, by_distance: bool) -> Iterator[dict[str, Any]]:
     """Which masks and biases may go together."""
     given = [*hidden_at(site, b, h, t, s), Hidden("none", None, None)]
-    biases: list[np.ndarray | None] = [None, *biases_at(site, b, h, t, s)]
+    biases: list[np.ndarray | None] = [None, *biases_at(site, b, h, t, s, by_distance=by_distance)]
     windows = [int(x) for name, xs in site.attributes.items() if "window" in name for x in xs if x > 0]
     widths: list[int | None] = [None]
     for w in dict.fromkeys(windows):

@@ -35,7 +35,10 @@ def transposed_bias(site: Site) -> str | None:
     if found is None or found.recipe.bias is None:
         return None
     bias = found.recipe.bias
-    if bias.shape[-1] != bias.shape[-2] or alters(site, {"bias": bias.swapaxes(-1, -2)}) is None:
+    # What is the same for all queries would, transposed, have no effect.
+    if bias.shape[-1] != bias.shape[-2] or np.ptp(bias, axis=-2).max() == 0:
+        return None
+    if alters(site, {"bias": bias.swapaxes(-1, -2)}) is None:
         return None
     return "The port's bias is that of the key for the query."
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jattn.parity.cause import Cause
+from jattn.parity.cause import Cause, outermost
 from jattn.parity.locate import NamedArray, Site
 from jattn.parity.trace import ModuleCall
 
@@ -164,7 +164,7 @@ def left_out(site: Site) -> str | None:
         y = call.outputs[0]
         if site.is_torch(y) and any(site.is_flax(x) for x in call.inputs):
             return f"{call.path} is not called in the port."
-        for u in (x.array for x in site.before if x.array.shape == site.torch.shape == y.shape):
+        for u in (x.array for x in outermost(site) if x.array.shape == site.torch.shape == y.shape):
             if site.is_torch(u + y) and any(x.shape == u.shape and site.is_flax(u + x) for x in call.inputs):
                 return f"{call.path} is not called in the port."
     return None
@@ -172,7 +172,8 @@ def left_out(site: Site) -> str | None:
 
 def residual_factor(site: Site) -> str | None:
     """``x + c f(x)`` with another c."""
-    same = [x for x in site.before if x.array.shape == site.torch.shape]
+    looked_up = {call.path for call in site.torch_calls if "embed" in call.kind.lower()}
+    same = [x for x in outermost(site) if x.array.shape == site.torch.shape and x.name not in looked_up]
     for u in same:
         for f in (x for x in same if x is not u):
             theirs, ours = (_factor(y - u.array, f.array) for y in (site.torch, site.flax))

@@ -46,7 +46,11 @@ def _tried(cause: Cause, site: Site) -> Diagnosis | None:
     with np.errstate(all="ignore"):
         try:
             found = cause.test(site)
-        except (ValueError, IndexError):  # shapes that this cause can't be of; the report must come all the same
+        except (
+            ValueError,
+            LookupError,
+            ArithmeticError,
+        ):  # shapes that this cause can't be of; the report must come all the same
             return None
     return None if found is None else Diagnosis(cause.name, found, cause.explanation, cause.remedy)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jattn.parity.locate import Site
+from jattn.parity.locate import NamedArray, Site
 
 __all__ = ["Cause", "maps_within"]
 
@@ -26,3 +26,19 @@ def maps_within(site: Site) -> list[tuple[np.ndarray, np.ndarray]]:
     layers = [*site.layers, *(layer for layer in site.others if layer.name.startswith(inside))]
     weights = [layer.parameters for layer in layers if layer.parameters.get("weight", np.ones(1)).ndim == 2]
     return [(p["weight"], p.get("bias", np.zeros(len(p["weight"])))) for p in weights]
+
+
+def agreed_within(site: Site) -> set[str]:
+    """The submodules whose outputs agree."""
+    return {x.name for x in site.before if not x.name.startswith(("its input", "the input of "))}
+
+
+def outermost(site: Site) -> list[NamedArray]:
+    """What agreed, without what is inside of a submodule that agrees: from these the module itself computes."""
+    agreed = agreed_within(site)
+
+    def inside(path: str) -> bool:
+        outer = path.rpartition(".")[0]
+        return bool(outer) and outer != site.torch_name and (outer in agreed or inside(outer))
+
+    return [x for x in site.before if not inside(x.name.removeprefix("the input of "))]

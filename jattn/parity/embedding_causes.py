@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jattn.parity.arrays import is_floating
-from jattn.parity.cause import Cause
-from jattn.parity.locate import NamedArray, Site
+from jattn.parity.cause import Cause, outermost
+from jattn.parity.locate import NamedArray, Site, TorchLayer
 
 __all__ = ["EMBEDDING_CAUSES"]
 
@@ -49,7 +49,12 @@ def _sums(site: Site) -> Iterator[_Sum]:
         for call in site.torch_calls
         if call.outputs and "embed" in call.kind.lower() and call.outputs[0].shape[-2:] == (t, m)
     }
-    looked_up = {name: x for name, x in looked_up.items() if any(site.same(x, y.array) for y in site.before)}
+    # What the port does not call can't agree.
+    looked_up = {
+        name: x
+        for name, x in looked_up.items()
+        if name not in site.pairs or any(site.same(x, y.array) for y in site.before)
+    }
     if not looked_up:
         return
     roots = [
@@ -230,12 +235,28 @@ def tied_head(site: Site) -> str | None:
 
 def _factor_of_head(site: Site) -> tuple[float, float] | None:
     """By what the input of the last layer, or its output, is multiplied in PyTorch and in the port."""
-    for x in site.before:
-        if x.array.shape == site.torch.shape:
+    for x in outermost(site):
+        if x.array.shape == site.torch.shape and _belongs_to_head(site, x):
             factors = [_ratio(y, x) for y in (site.torch, site.flax)]
             if site.is_torch(factors[0] * x.array) and site.is_flax(factors[1] * x.array):
                 return factors[0], factors[1]
     return None
+
+
+def _belongs_to_head(site: Site, x: NamedArray) -> bool:
+    """Whether the numbers that part go into the last layer, as wide as the embeddings, or come out of it as x."""
+    tables = [layer for layer in (*site.layers, *site.others) if _is_table(layer.name)]
+    shapes = {layer.parameters["weight"].shape for layer in tables if "weight" in layer.parameters}
+    heads = {layer.name for layer in (*site.layers, *site.others) if _has_shape(layer, shapes)}
+    heads -= {layer.name for layer in tables}
+    for call in (call for call in site.torch_calls if call.path in heads):
+        if call.path == x.name or any(y.size == site.torch.size and site.is_torch(y) for y in call.inputs):
+            return True
+    return site.torch_name == "" and any(site.torch.shape[-1] == shape[0] for shape in shapes)
+
+
+def _has_shape(layer: TorchLayer, shapes: set[tuple[int, ...]]) -> bool:
+    return "weight" in layer.parameters and layer.parameters["weight"].shape in shapes
 
 
 def _ratio(y: np.ndarray, x: NamedArray) -> float:
@@ -259,7 +280,7 @@ def scale_of_logits(site: Site) -> str | None:
 
 def cap_of_logits(site: Site) -> str | None:
     caps = [x for name, xs in site.attributes.items() if "cap" in name for x in xs if x > 0]
-    for x, cap in itertools.product(site.before, dict.fromkeys([*caps, 30.0, 50.0, 20.0, 15.0])):
+    for x, cap in itertools.product(outermost(site), dict.fromkeys([*caps, 30.0, 50.0, 20.0, 15.0])):
         capped = cap * np.tanh(x.array / cap)
         if site.is_torch(capped) and site.is_flax(x.array):
             return f"{x.name} is capped at {cap:.4g} in PyTorch only."

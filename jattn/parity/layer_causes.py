@@ -18,6 +18,8 @@ __all__ = ["LAYER_CAUSES", "NUMBER_CAUSES"]
 
 def missing_bias(site: Site) -> str | None:
     for layer in site.layers:
+        if layer.parameters.get("weight", np.ones((1, 1))).ndim == 1:  # a norm
+            continue
         for name, bias in layer.parameters.items():
             if "bias" in name and bias.ndim == 1 and bias.shape == site.flax.shape[-1:]:
                 full = f"{layer.name}.{name}" if layer.name else name

@@ -257,11 +257,7 @@ def _buffers(module: "torch.nn.Module", call: ModuleCall) -> dict[str, np.ndarra
 
 
 def _heads(module: "torch.nn.Module", call: ModuleCall) -> list[int]:
-    """The numbers of heads that the module, the modules around it and those in it have as an attribute."""
-    found = [
-        value
-        for path in _around(module, call)
-        for name, value in vars(module.get_submodule(path)).items()
-        if "head" in name.lower() and isinstance(value, int) and not isinstance(value, bool) and value > 0
-    ]
+    """How many heads there may be, as these modules' attributes say; what says how wide one is, comes last."""
+    named = [(name, x) for name, xs in _attributes(module, call).items() if "head" in name for x in xs]
+    found = [int(x) for name, x in sorted(named, key=lambda pair: "dim" in pair[0]) if x > 0 and x == int(x)]
     return list(dict.fromkeys(found))

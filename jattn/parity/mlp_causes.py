@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jattn.parity.cause import Cause, maps_within
+from jattn.parity.cause import Cause, maps_within, outermost
 from jattn.parity.locate import Site
 
 __all__ = ["MLP_CAUSES"]
@@ -76,8 +76,8 @@ def _units(site: Site) -> Iterator[_Unit]:
         shape = site.torch.shape if out is None else (*site.torch.shape[:-1], out[0].shape[1])
         if out is not None and len(out[0]) != site.torch.shape[-1]:
             continue
-        inner = [x for x in site.before if x.array.shape == shape]
-        double = [x for x in site.before if x.array.shape == (*shape[:-1], 2 * shape[-1])]
+        inner = [x for x in outermost(site) if x.array.shape == shape]
+        double = [x for x in outermost(site) if x.array.shape == (*shape[:-1], 2 * shape[-1])]
         # That PyTorch has no activation would say only that it goes on with known numbers.
         for x, name in itertools.product(inner, list(ACTIVATION_FORMULAS)[:-1]):
             yield _Unit(x.array, None, name, (x.name, ""), out=out)
@@ -149,7 +149,7 @@ def order_of_halves(site: Site) -> str | None:
     unit = _unit_at(site)
     if unit is None or unit.up is None:
         return None
-    for x in (x.array for x in site.before if x.array.shape[:-1] == unit.gate.shape[:-1]):
+    for x in (x.array for x in outermost(site) if x.array.shape[:-1] == unit.gate.shape[:-1]):
         if x.shape[-1] != 2 * unit.gate.shape[-1]:
             continue
         for first, second, how in _halves(x):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jattn.parity.cause import Cause
+from jattn.parity.cause import Cause, agreed_within, outermost
 from jattn.parity.locate import Site
 
 __all__ = ["NORM_CAUSES"]
@@ -71,8 +71,9 @@ def _norm_at(site: Site) -> FoundNorm | None:
 
 def _norms(site: Site) -> Iterator[FoundNorm]:
     """The kinds of norm that give both sides' numbers from numbers that agree."""
-    for x in (x.array for x in site.before if x.array.size == site.torch.size and x.array.ndim == site.torch.ndim):
-        for layer in [*site.layers, None]:
+    agreed = agreed_within(site)
+    for x in (x.array for x in outermost(site) if x.array.shape == site.torch.shape):
+        for layer in [*(layer for layer in site.layers if layer.name not in agreed), None]:
             weight = None if layer is None else layer.parameters.get("weight", layer.parameters.get("scale"))
             bias = None if layer is None else layer.parameters.get("bias")
             if layer is not None and (weight is None or weight.ndim != 1 or x.shape[-1] % len(weight)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jattn.parity.attention_search import FoundAttention, alters, attention_at
-from jattn.parity.cause import Cause
+from jattn.parity.cause import Cause, outermost
 from jattn.parity.locate import Site
 from jattn.parity.rotary_recipe import (
     COMMON_BASES,
@@ -50,11 +50,13 @@ def _of_attention(site: Site) -> _Turning | None:
 
 def _of_turned_heads(site: Site) -> _Turning | None:
     """Where what is observed are heads that were turned."""
-    for x in (x.array for x in site.before if x.array.size == site.torch.size):
+    if not (site.heads and site.torch.ndim in (3, 4)):
+        return None
+    for x in (x.array for x in outermost(site) if x.array.size == site.torch.size):
         for there, back in _head_layouts(x, site.heads):
             heads = there(x)
             t, d = heads.shape[2:]
-            tables = angle_tables(site, t) or rotary_from_bases(site, t, d)
+            tables = angle_tables(site, t) or (rotary_from_bases(site, t, d) if bases_at(site) else [])
             for recipe in (recipe for recipe in tables if 2 * recipe.angles.shape[-1] <= d):
                 if site.is_torch(back(recipe.turned(heads, "q"))):
                     return _Turning(

@@ -78,7 +78,7 @@ NORMS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     ({"epsilon": 1e-2}, {"outside": True}, ["place of epsilon"]),
     ({"epsilon": 1e-6, "less": 1, "outside": True}, {"less": 0}, ["unbiased variance"]),
     ({}, {"scaled": False}, ["parameters of a norm"]),
-    ({"centered": False}, {"shifted": False}, ["missing bias", "parameters of a norm"]),
+    ({"centered": False}, {"shifted": False}, ["parameters of a norm"]),
     ({}, {"together": True}, ["width of a norm"]),
     ({"centered": True}, {"centered": False, "epsilon": 1e-3}, ["RMS norm or layer norm", "layer-norm epsilon"]),
 ]
