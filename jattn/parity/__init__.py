@@ -6,7 +6,8 @@ JSON, and is an assertion in a test. The causes that are tried are listed in `ja
 PyTorch is imported when a comparison runs, not before.
 """
 
-from jattn.parity.catalogue import CAUSES, Cause
+from jattn.parity.catalogue import CAUSES
+from jattn.parity.cause import Cause
 from jattn.parity.report import Report
 from jattn.parity.run import compare
 from jattn.parity.training import TrajectoryReport, trajectory

@@ -1,129 +1,249 @@
-"""Causes inside attention: it is recomputed from its projections with one ingredient altered."""
+"""Causes inside attention: it is recomputed from its projections with one setting altered."""
 
-import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Any
 
-from jattn.parity.attention_recipe import found_at, gives
+from jattn.parity.attention_projections import AS_THEY_ARE
+from jattn.parity.attention_search import FoundAttention, alters, attention_at, caps_at, scales_at
+from jattn.parity.cause import Cause
 from jattn.parity.locate import Site
+from jattn.parity.rotary_recipe import frequencies_of
 
-__all__ = [
-    "causality",
-    "empty_rows",
-    "head_count",
-    "heads_for_time",
-    "heads_of_weights",
-    "inverted_mask",
-    "missing_biases",
-    "missing_mask",
-    "order_of_groups",
-    "order_of_heads",
-    "query_for_key",
-    "scale",
-    "softmax_axis",
-]
-
-
-def _altered(site: Site, *alterations: dict[str, Any]) -> bool:
-    """Whether one of these changes to PyTorch's recipe gives Flax's numbers."""
-    found = found_at(site)
-    if found is None:
-        return False
-    for changes, empty in itertools.product(alterations, ("nan", "zeros", "mean")):
-        recipe = dataclasses.replace(found.recipe, **{"empty": empty, **changes})
-        if recipe != found.recipe and gives(found, recipe, site, site.flax):
-            return True
-    return False
+__all__ = ["ATTENTION_CAUSES"]
 
 
 def _alters(text: str, *alterations: dict[str, Any]) -> Callable[[Site], str | None]:
     """A cause that is one of these changes."""
-    return lambda site: text if _altered(site, *alterations) else None
+    return lambda site: None if alters(site, *alterations) is None else text
 
 
-def scale(site: Site) -> str | None:
-    found = found_at(site)
+# ----------------------------------------------------------------------------------------------------------------------
+# The products.
+
+
+def missing_scale(site: Site) -> str | None:
+    found = attention_at(site)
+    if found is None or found.recipe.scale == 1 or alters(site, {"scale": 1.0}) is None:
+        return None
+    return f"The products are multiplied by {_scale_name(found, found.recipe.scale)} in PyTorch only."
+
+
+def another_scale(site: Site) -> str | None:
+    found = attention_at(site)
     if found is None:
         return None
-    width = found.inputs.query.shape[-1]
-    d = width // found.recipe.heads
-    scales = {"1 / sqrt(d)": d**-0.5, "1": 1.0, "1 / sqrt(m)": width**-0.5, "1 / d": 1 / d, "sqrt(d)": d**0.5}
-    ours = next((name for name, x in scales.items() if _altered(site, {"scale": x, "empty": found.recipe.empty})), None)
-    theirs = next((name for name, x in scales.items() if x == found.recipe.scale), "")
-    return None if ours is None else f"The products are multiplied by {ours} in the port, by {theirs} in PyTorch."
+    d, width = found.sizes[4], found.sizes[1] * found.sizes[4]
+    widths = [x for name, xs in site.attributes.items() if "dim" in name or "size" in name for x in xs if x > 0]
+    more = [d**-0.25, d**0.5, d**-1.0, 1 / width, *(float(x) ** -0.5 for x in widths)]
+    for x in dict.fromkeys([*scales_at(site, width, d), *more]):
+        if x != 1 and alters(site, {"scale": x}) is not None:
+            ours, theirs = _scale_name(found, x), _scale_name(found, found.recipe.scale)
+            return f"The products are multiplied by {ours} in the port, by {theirs} in PyTorch."
+    return None
+
+
+def _scale_name(found: FoundAttention, x: float) -> str:
+    d, width = found.sizes[4], found.sizes[1] * found.sizes[4]
+    names = {d**-0.5: "1 / sqrt(d)", 1.0: "1", width**-0.5: "1 / sqrt(m)", 1 / d: "1 / d", d**0.5: "sqrt(d)"}
+    return names.get(x, f"{x:.4g}")
+
+
+def soft_cap(site: Site) -> str | None:
+    found = attention_at(site)
+    if found is None:
+        return None
+    theirs = found.recipe.cap
+    if theirs is not None and alters(site, {"cap": None}) is not None:
+        return f"The logits are capped at {theirs:.4g} in PyTorch only."
+    for cap in dict.fromkeys([*caps_at(site), 50.0, 30.0, 20.0, 10.0]):
+        if cap is not None and alters(site, {"cap": cap}) is not None:
+            told = f"at {theirs:.4g}" if theirs else "not"
+            return f"The logits are capped at {cap:.4g} in the port, {told} in PyTorch."
+    return None
+
+
+def sinks(site: Site) -> str | None:
+    found = attention_at(site)
+    if found is None or found.recipe.sinks is None:
+        return None
+    if alters(site, {"sinks": None}) is not None:
+        return "The softmax has a further logit for each head in PyTorch only."
+    if alters(site, {"sinks": -found.recipe.sinks}, {"sinks": 0 * found.recipe.sinks}) is not None:
+        return "The further logit of each head is another one in the port."
+    return None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Heads.
 
 
 def head_count(site: Site) -> str | None:
-    found = found_at(site)
-    if found is None or found.inputs.key.shape != found.inputs.query.shape:
+    found = attention_at(site)
+    if found is None:
         return None
-    width = found.inputs.query.shape[-1]
-    for h in (h for h in range(1, width + 1) if width % h == 0):
-        if _altered(site, {"heads": h}, {"heads": h, "scale": (width // h) ** -0.5}) and h != found.recipe.heads:
+    query, key, _ = found.projections.sources[found.recipe.source]
+    if key.shape[-1] != query.shape[-1]:
+        return None
+    width, rotary = query.shape[-1], found.recipe.rotary
+    for h in (h for h in range(1, width + 1) if width % h == 0 and h != found.recipe.heads):
+        d, change = width // h, {"heads": h}
+        if rotary is not None:
+            n = 2 * rotary.angles.shape[-1]
+            if rotary.frequencies is None or rotary.positions is None or n != found.sizes[4] or d % 2:
+                continue
+            base = float(rotary.frequencies[1] ** (-n / 2)) if n > 2 else 1e4
+            change["rotary"] = rotary.with_frequencies(frequencies_of(base, d))  # type: ignore[assignment]
+        if alters(site, change, {**change, "scale": d**-0.5}) is not None:
             return f"The port has {h} heads, PyTorch {found.recipe.heads}."
     return None
 
 
-def inverted_mask(site: Site) -> str | None:
-    found = found_at(site)
-    if found is None:
-        return None
-    alterations: list[dict[str, Any]] = []
-    if found.recipe.mask is not None:
-        alterations.append({"inverted": not found.recipe.inverted})
-    if found.recipe.causal is not None:
-        alterations.append({"turned": True})
-    if not _altered(site, *alterations):
-        return None
-    return "Where PyTorch's queries may attend, the port's may not, and the other way round."
-
-
-def causality(site: Site) -> str | None:
-    found = found_at(site)
-    if found is None:
-        return None
-    causal = found.recipe.causal
-    if causal is None:
-        return "The port hides the future, PyTorch doesn't." if _altered(site, {"causal": 0}) else None
-    if _altered(site, {"causal": None}):
-        return "The port's queries see the future, PyTorch's don't."
-    for shift in (-1, 1):
-        if _altered(site, {"causal": causal + shift}):
-            return f"The port's queries see one key {'fewer' if shift < 0 else 'more'} than PyTorch's."
-    return None
-
-
 def heads_of_weights(site: Site) -> str | None:
-    found = found_at(site)
-    if found is None or found.recipe.weights == "no":
+    found = attention_at(site)
+    if found is None or found.recipe.seen == "output":
         return None
-    other = "mean" if found.recipe.weights == "each" else "each"
-    if not _altered(site, {"weights": other}):
+    other = "mean" if found.recipe.seen == "each" else "each"
+    if alters(site, {"seen": other}) is None:
         return None
     return f"The weights are {'averaged over heads' if other == 'mean' else 'of each head'} in the port only."
 
 
-empty_rows = _alters(
-    "The port differs in the queries that may attend to nothing.",
-    {"empty": "nan"},
-    {"empty": "zeros"},
-    {"empty": "mean"},
-)
-missing_mask = _alters("The port attends where PyTorch's mask forbids it.", {"mask": None})
-softmax_axis = _alters("The port's softmax is over queries or heads.", {"axis": "queries"}, {"axis": "heads"})
-query_for_key = _alters("The port's queries are PyTorch's keys.", {"swapped": True})
-heads_for_time = _alters(
-    "The port reshapes without the transpose.",
-    {"split": "time"},
-    {"merged": "time"},
-    {"split": "time", "merged": "time"},
-)
-order_of_heads = _alters(
-    "The port takes features that are h apart for one head.",
-    {"split": "interleaved"},
-    {"merged": "interleaved"},
-    {"split": "interleaved", "merged": "interleaved"},
-)
-order_of_groups = _alters("The port tiles the key and value heads.", {"group": "tile"})
-missing_biases = _alters("in_proj_bias has no effect in the port.", {"biases": False})
+def packed_order(site: Site) -> str | None:
+    found = attention_at(site)
+    if found is None or found.recipe.source == AS_THEY_ARE:
+        return None
+    theirs = found.recipe.source
+    for source in found.projections.sources:
+        if source != theirs and alters(site, {"source": source}) is not None:
+            return f"The packed projection is split as {source} in the port, as {theirs} in PyTorch."
+    return None
+
+
+def missing_biases(site: Site) -> str | None:
+    found = attention_at(site)
+    if found is None or "without biases" not in found.projections.sources:
+        return None
+    if alters(site, {"source": "without biases"}) is None:
+        return None
+    return "in_proj_bias has no effect in the port."
+
+
+def norms_of_heads(site: Site) -> str | None:
+    found = attention_at(site)
+    if found is None:
+        return None
+    for source in found.projections.sources:
+        if "normed" in source and source != found.recipe.source and alters(site, {"source": source}) is not None:
+            return f"In the port, {source}."
+    return None
+
+
+def _rearranged(site: Site, how: str, text: str) -> str | None:
+    """Heads split or merged in another way, or both."""
+    found = attention_at(site)
+    if found is None or found.recipe.merged != "features":
+        return None
+    both = {"split": how, "merged": how}
+    return None if alters(site, {"split": how}, {"merged": how}, both) is None else text
+
+
+ATTENTION_CAUSES = [
+    # Before the rest of attention, which leaves open what such rows get.
+    Cause(
+        "rows with nothing to attend to",
+        "A query whose keys are all masked gets NaN from a softmax of minus infinities, the mean of all values "
+        "from one of large negative numbers, zeros from jattn.",
+        "Decide for one, and give such queries no weight in the loss.",
+        _alters("The port differs in the queries that may attend to nothing.", {"empty": ""}),
+    ),
+    Cause(
+        "missing scale",
+        "The products of queries and keys are not scaled.",
+        "Scale by 1 / sqrt(d), with d the width of one head; jattn.attention does by default.",
+        missing_scale,
+    ),
+    Cause(
+        "another scale",
+        "The scale of the products of queries and keys is another one, such as that of the width of all heads.",
+        "Give the port PyTorch's scale.",
+        another_scale,
+    ),
+    Cause(
+        "soft cap",
+        "Logits are capped by cap * tanh(logits / cap) on one side, or at another number.",
+        "Give both sides the same logits_soft_cap, or neither.",
+        soft_cap,
+    ),
+    Cause(
+        "attention sinks",
+        "The softmax of PyTorch's module has a further logit for each head, to which no value belongs.",
+        "Hand the sinks to jattn.attention.",
+        sinks,
+    ),
+    Cause(
+        "number of heads",
+        "The same projections are split into another number of heads, which fits without an error.",
+        "Give the port PyTorch's number of heads; the weights don't tell it.",
+        head_count,
+    ),
+    Cause(
+        "softmax over the wrong axis",
+        "The weights of a query must add up to one over the keys.",
+        "Use axis=-1 for weights laid out as b h t s.",
+        _alters("The port's softmax is over queries or heads.", {"axis": "queries"}, {"axis": "heads"}),
+    ),
+    Cause(
+        "query and key swapped",
+        "The products are the same, transposed: each key asks the queries.",
+        "Hand over the query first.",
+        _alters("The port's queries are PyTorch's keys.", {"swapped": "query and key"}),
+    ),
+    Cause(
+        "key and value swapped",
+        "What is averaged is what should be compared.",
+        "Hand over the key before the value.",
+        _alters("The port's keys are PyTorch's values.", {"swapped": "key and value"}),
+    ),
+    Cause(
+        "heads and time swapped",
+        "A reshape between b t (h d) and b h t d must go with a transpose, or it mixes positions and heads.",
+        "Reshape to b t h d and leave it at that, as jattn.attention takes it.",
+        lambda site: _rearranged(site, "time", "The port reshapes without the transpose."),
+    ),
+    Cause(
+        "order of heads and features",
+        "The features of a head are neighbours in PyTorch's projections: (h d), not (d h).",
+        "Reshape the last axis to (h, d).",
+        lambda site: _rearranged(site, "interleaved", "The port takes features that are h apart for one head."),
+    ),
+    Cause(
+        "order of grouped heads",
+        "The query heads that share a key and value head are neighbours: 0 to h / k - 1 share head 0.",
+        "Repeat (jnp.repeat), don't tile.",
+        _alters("The port tiles the key and value heads.", {"group": "tile"}),
+    ),
+    Cause(
+        "order in a packed projection",
+        "A projection to queries, keys and values at once may have heads inside of the three or around them.",
+        "Split it as PyTorch's module does.",
+        packed_order,
+    ),
+    Cause(
+        "missing projection biases",
+        "The biases of the projections to query, key and value are not added.",
+        "Split in_proj_bias into three and add them.",
+        missing_biases,
+    ),
+    Cause(
+        "missing norm of queries and keys",
+        "PyTorch's module normalises the heads of queries and keys before they meet.",
+        "Call the norms; jattn.nn.MultiHeadAttention has them with normalize_qk.",
+        norms_of_heads,
+    ),
+    Cause(
+        "weights averaged over heads",
+        "torch.nn.MultiheadAttention returns the mean over heads by default, jattn the weights of each head.",
+        "Ask PyTorch for average_attn_weights=False, or take the mean over the axis h.",
+        heads_of_weights,
+    ),
+]

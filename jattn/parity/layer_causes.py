@@ -1,101 +1,16 @@
-"""Causes in layers and in how they are put together: what was found, or None if it isn't the one."""
+"""Causes in linear layers and in numbers as such: what was found, or None if it isn't the one."""
 
 import functools
 import itertools
-import math
-from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 import numpy as np
 
 from jattn.parity.arrays import error
+from jattn.parity.cause import Cause
 from jattn.parity.locate import NamedArray, Site, TorchLayer
-from jattn.parity.trace import ModuleCall
 
-__all__ = [
-    "activation",
-    "constant_factor",
-    "dropped",
-    "embedding_scale",
-    "gelu_form",
-    "left_out",
-    "low_precision",
-    "missing_bias",
-    "missing_residual",
-    "norm_after",
-    "norm_before",
-    "norm_epsilon",
-    "norm_kind",
-    "swapped_weights",
-    "transposed_kernel",
-    "unbiased_variance",
-]
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Norms.
-
-
-def normalise(x: np.ndarray, epsilon: float, *, center: bool = True, ddof: int = 0) -> np.ndarray:
-    """Layer norm without its parameters, or RMS norm."""
-    centered = x - x.mean(-1, keepdims=True) if center else x
-    square = (centered**2).sum(-1, keepdims=True) / (x.shape[-1] - ddof)
-    return centered / np.sqrt(square + epsilon)
-
-
-def norm_epsilon(site: Site) -> str | None:
-    for name, (theirs, ours) in _norms(site):
-        if theirs[1:] == ours[1:] and theirs != ours:
-            return f"{name} has epsilon {ours[0]:.2g} in the port, {theirs[0]:.2g} in PyTorch."
-    return None
-
-
-def norm_kind(site: Site) -> str | None:
-    for name, (theirs, ours) in _norms(site):
-        if theirs[1] != ours[1]:
-            kinds = [f"{'a layer' if center else 'an RMS'} norm" for _, center, _ in (ours, theirs)]
-            return f"{name} is {kinds[0]} in the port, {kinds[1]} in PyTorch."
-    return None
-
-
-def unbiased_variance(site: Site) -> str | None:
-    for name, (theirs, ours) in _norms(site):
-        if theirs[1] == ours[1] and theirs[2] != ours[2]:
-            return f"{name} divides by m - {ours[2]} in the port, by m - {theirs[2]} in PyTorch."
-    return None
-
-
-# Epsilon, whether the mean is subtracted, what the width is less by in the variance.
-NormSettings = tuple[float, bool, int]
-
-
-def _norms(site: Site) -> Iterator[tuple[str, tuple[NormSettings, NormSettings]]]:
-    """The kinds of norm that give both sides' numbers from numbers that agree."""
-    for layer, x in itertools.product(site.layers, site.before):
-        scale = layer.parameters.get("weight")
-        if scale is None or scale.shape != x.array.shape[-1:]:
-            continue
-        bias = layer.parameters.get("bias", np.zeros_like(scale))
-        theirs, ours = (_kind_of_norm(site, x.array, y, scale, bias) for y in (site.torch, site.flax))
-        if theirs is not None and ours is not None:
-            yield layer.name or "It", (theirs, ours)
-
-
-def _kind_of_norm(site: Site, x: np.ndarray, y: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> NormSettings | None:
-    if y.shape != x.shape:
-        return None
-    for center, ddof in ((True, 0), (False, 0), (True, 1)):
-        epsilon = _epsilon((y - bias) / scale, normalise(x, 0.0, center=center, ddof=ddof), x, center, ddof)
-        if site.same(normalise(x, epsilon, center=center, ddof=ddof) * scale + bias, y):
-            return epsilon, center, ddof
-    return None
-
-
-def _epsilon(y: np.ndarray, without: np.ndarray, x: np.ndarray, center: bool, ddof: int) -> float:
-    """Of ``y = c / sqrt(v + epsilon)``, from its ratio to ``without``, ``c / sqrt(v)``; to two digits."""
-    square = x.var(-1, keepdims=True, ddof=ddof) if center else (x**2).mean(-1, keepdims=True)
-    each = (((without / y) ** 2 - 1) * square)[np.isfinite(y) & (np.abs(without) > 0.3)]
-    return max(0.0, float(f"{np.median(each):.1e}")) if each.size and np.isfinite(np.median(each)) else 0.0
-
+__all__ = ["LAYER_CAUSES", "NUMBER_CAUSES"]
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Linear layers.
@@ -103,6 +18,8 @@ def _epsilon(y: np.ndarray, without: np.ndarray, x: np.ndarray, center: bool, dd
 
 def missing_bias(site: Site) -> str | None:
     for layer in site.layers:
+        if layer.parameters.get("weight", np.ones((1, 1))).ndim == 1:  # a norm
+            continue
         for name, bias in layer.parameters.items():
             if "bias" in name and bias.ndim == 1 and bias.shape == site.flax.shape[-1:]:
                 full = f"{layer.name}.{name}" if layer.name else name
@@ -148,117 +65,6 @@ def _linear_output(x: np.ndarray, weight: np.ndarray, layer: TorchLayer) -> np.n
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Activations.
-
-_erf = np.vectorize(math.erf, otypes=[float])
-
-ACTIVATION_FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "the exact GELU": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
-    "the tanh GELU": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "ReLU": lambda x: np.maximum(x, 0),
-    "SiLU": lambda x: x / (1 + np.exp(-x)),
-    "the sigmoid GELU": lambda x: x / (1 + np.exp(-1.702 * x)),
-    "tanh": np.tanh,
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "ELU": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-    "leaky ReLU": lambda x: np.where(x > 0, x, 0.01 * x),
-    "softplus": lambda x: np.logaddexp(x, 0),
-    "no activation": lambda x: x,
-}
-
-
-def gelu_form(site: Site) -> str | None:
-    found = _activations(site)
-    return _told(*found) if found is not None and all("GELU" in name for name in found) else None
-
-
-def activation(site: Site) -> str | None:
-    found = _activations(site)
-    return None if found is None else _told(*found)
-
-
-def _told(theirs: str, ours: str) -> str:
-    return f"The port has {ours}, PyTorch has {theirs}."
-
-
-def _activations(site: Site) -> tuple[str, str] | None:
-    for x in site.before:
-        if x.array.shape != site.torch.shape:
-            continue
-        theirs, ours = (
-            next((name for name, f in ACTIVATION_FORMULAS.items() if site.same(f(x.array), y)), None)
-            for y in (site.torch, site.flax)
-        )
-        # That PyTorch has none would say only that it goes on with known numbers; more is known then of residuals.
-        if theirs is not None and ours is not None and theirs != ours and theirs != "no activation":
-            return theirs, ours
-    return None
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# How layers are put together.
-
-
-def embedding_scale(site: Site) -> str | None:
-    tables = [x for x in (*site.layers, *site.others) if x.parameters.get("weight", np.ones(1)).ndim == 2]
-    outputs = [
-        NamedArray(call.path, call.outputs[0])
-        for call in site.torch_calls
-        if call.outputs and "embed" in call.kind.lower() and any(layer.name == call.path for layer in tables)
-    ]
-    for x in outputs:
-        if x.array.shape != site.torch.shape:
-            continue
-        root = math.sqrt(x.array.shape[-1])
-        if site.is_torch(site.flax + (root - 1) * x.array):
-            return f"PyTorch multiplies {x.name} by {root:.4g}, the root of its width; the port doesn't."
-        if site.is_torch(site.flax - (root - 1) * x.array):
-            return f"The port multiplies {x.name} by {root:.4g}, the root of its width; PyTorch doesn't."
-    return None
-
-
-def norm_before(site: Site) -> str | None:
-    for u in _normed_later(site):
-        for call in site.flax_calls:
-            normed = _is_norm(call) and any(site.same(x, u.array) for x in call.inputs)
-            if normed and any(site.is_flax(x) for x in call.outputs):
-                return f"{site.where} is {u.name} in PyTorch, and that through {call.path} in the port."
-    return None
-
-
-def norm_after(site: Site) -> str | None:
-    for u in _normed_later(site):
-        for call in site.flax_calls:
-            if not _is_norm(call) and any(site.is_flax(u.array + x) for x in call.outputs if x.shape == u.array.shape):
-                return f"{site.where} is {u.name} in PyTorch, and that plus {call.path} in the port."
-    return None
-
-
-def _normed_later(site: Site) -> list[NamedArray]:
-    """What PyTorch goes on with unchanged, in a module that has norms."""
-    return [x for x in site.before if site.is_torch(x.array)] if any(map(_is_norm, site.torch_calls)) else []
-
-
-def missing_residual(site: Site) -> str | None:
-    for v in (x for x in site.before if site.is_flax(x.array)):
-        for u in site.before:
-            if u.array.shape == site.torch.shape and site.is_torch(u.array + v.array):
-                return f"{site.where} is {u.name} plus {v.name} in PyTorch, {v.name} alone in the port."
-    return None
-
-
-def left_out(site: Site) -> str | None:
-    for call in (c for c in site.torch_calls if c.outputs and c.path != site.torch_name):
-        if site.is_torch(call.outputs[0]) and any(site.is_flax(x) for x in call.inputs):
-            return f"{call.path} is not called in the port."
-    return None
-
-
-def _is_norm(call: ModuleCall) -> bool:
-    return "norm" in f"{call.kind} {call.path.rpartition('.')[2]}".lower()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # Numbers as such.
 
 
@@ -297,3 +103,49 @@ def constant_factor(site: Site) -> str | None:
     if factor != 0 and np.isfinite(factor) and site.is_flax(factor * site.torch):
         return f"{site.where} in the port is {factor:.6g} times PyTorch's."
     return None
+
+
+LAYER_CAUSES = [
+    Cause(
+        "missing bias",
+        "The bias of a layer is not added.",
+        "Add it.",
+        missing_bias,
+    ),
+    Cause(
+        "transposed kernel",
+        "PyTorch's weight is (out, in), Flax's kernel (in, out); a square one fits either way, but is another map.",
+        "Transpose it when it is loaded, as jattn.weights does for Flax's layers.",
+        transposed_kernel,
+    ),
+    Cause(
+        "swapped weights",
+        "The layer computes with the weights of another one.",
+        "Load each under its own name.",
+        swapped_weights,
+    ),
+]
+
+NUMBER_CAUSES = [
+    Cause(
+        "low precision",
+        "The port computes in fewer digits than its inputs have.",
+        "Give the layer no dtype of its own, and look for casts such as astype(jnp.float32).",
+        low_precision,
+        generic=True,
+    ),
+    Cause(
+        "dropped out",
+        "Some numbers are zero and the others larger by one factor: they come from after dropout, or it is still on.",
+        "Return the weights from before dropout, and turn dropout off in eval mode.",
+        dropped,
+        generic=True,
+    ),
+    Cause(
+        "constant factor",
+        "The numbers differ by one factor.",
+        "Look for a scale that one side lacks.",
+        constant_factor,
+        generic=True,
+    ),
+]

@@ -62,6 +62,9 @@ class Site:
     arguments: list[np.ndarray]  # what it and the calls around it were given: masks, lengths, biases
     where: str  # "its output", or what follows which submodule
     tolerance: float
+    attributes: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # numbers, from here outwards
+    buffers: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # of these modules
+    pairs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # PyTorch's submodules to the port's
 
     def same(self, x: np.ndarray, y: np.ndarray) -> bool:
         """Whether two arrays are the same numbers, in the same layout up to merged axes."""
@@ -230,6 +233,9 @@ def _site(traces: Traces, module: "torch.nn.Module", theirs: ModuleCall, ours: M
         arguments=[x for call in (theirs, *theirs.ancestors()) for x in call.inputs],
         where=where,
         tolerance=_tolerance(traces, error(ported, target)),
+        attributes=_attributes(module, theirs),
+        buffers=_buffers(module, theirs),
+        pairs=traces.pairs,
     )
 
 
@@ -283,14 +289,47 @@ def _own(module: "torch.nn.Module") -> dict[str, np.ndarray]:
     return parameters
 
 
+def _around(module: "torch.nn.Module", call: ModuleCall) -> list[str]:
+    """The paths of the module, of the modules around it and of those in it."""
+    inside = [path for path, _ in module.named_modules() if path.startswith(f"{call.path}." if call.path else "")]
+    return list(dict.fromkeys([call.path, *[outer.path for outer in call.ancestors()], *inside]))
+
+
+_SETTINGS = ("config", "cfg", "args", "params", "settings", "options")
+
+
+def _attributes(module: "torch.nn.Module", call: ModuleCall) -> dict[str, list[float]]:
+    """The numbers that these modules have as attributes, also in their settings and in a dictionary there."""
+    found: dict[str, list[float]] = {}
+
+    def note(name: str, value: object) -> None:
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
+            values = found.setdefault(name.lower(), [])
+            values += [float(value)] if value not in values else []
+        if isinstance(value, dict):
+            for inner, x in value.items():
+                note(str(inner), x)
+
+    for path in _around(module, call):
+        own = vars(module.get_submodule(path))
+        for holder in (own, *[vars(x) for name, x in own.items() if name in _SETTINGS and hasattr(x, "__dict__")]):
+            for name, value in holder.items():
+                if not name.startswith("_"):
+                    note(name, value)
+    return found
+
+
+def _buffers(module: "torch.nn.Module", call: ModuleCall) -> dict[str, np.ndarray]:
+    """What these modules hold beside parameters."""
+    return {
+        f"{path}.{name}": numbers(x)
+        for path in _around(module, call)
+        for name, x in module.get_submodule(path).named_buffers(recurse=False)
+    }
+
+
 def _heads(module: "torch.nn.Module", call: ModuleCall) -> list[int]:
-    """The numbers of heads that the module, the modules around it and those in it have as an attribute."""
-    around = [call.path, *[outer.path for outer in call.ancestors()]]
-    inside = [path for path, _ in module.named_modules() if path.startswith(call.path)]
-    found = [
-        value
-        for path in (*around, *inside)
-        for name, value in vars(module.get_submodule(path)).items()
-        if "head" in name.lower() and isinstance(value, int) and not isinstance(value, bool) and value > 0
-    ]
+    """How many heads there may be, as these modules' attributes say; what says how wide one is, comes last."""
+    named = [(name, x) for name, xs in _attributes(module, call).items() if "head" in name for x in xs]
+    found = [int(x) for name, x in sorted(named, key=lambda pair: "dim" in pair[0]) if x > 0 and x == int(x)]
     return list(dict.fromkeys(found))

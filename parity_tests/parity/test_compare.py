@@ -108,7 +108,7 @@ BUGS: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     ("missing mask", {}, 1, ATTENTION, "missing mask"),
     ("missing causal mask", {}, 0, ATTENTION, "missing causal mask"),
     ("infinite numbers", {}, 0, FEED_FORWARD, None),
-    ("late causal mask", {}, 0, ATTENTION, "missing causal mask"),
+    ("late causal mask", {}, 0, ATTENTION, "causal mask off by one"),
     ("softmax over queries", {"causal": False}, 0, ATTENTION, "softmax over the wrong axis"),
     ("softmax over heads", {"causal": False}, 0, ATTENTION, "softmax over the wrong axis"),
     ("swapped query and key", {}, 1, ATTENTION, "query and key swapped"),

@@ -1,0 +1,44 @@
+"""What a cause is."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jattn.parity.locate import NamedArray, Site
+
+__all__ = ["Cause", "maps_within"]
+
+
+class Cause(NamedTuple):
+    """A way in which ports go wrong."""
+
+    name: str
+    explanation: str
+    remedy: str
+    test: Callable[[Site], str | None]  # what was found, if this is it
+    generic: bool = False  # whether it says little, and counts only if no other fits
+
+
+def maps_within(site: Site) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weight and bias of the linear maps in the module of a site, also of those whose module is not called."""
+    inside = f"{site.torch_name}." if site.torch_name else ""
+    layers = [*site.layers, *(layer for layer in site.others if layer.name.startswith(inside))]
+    weights = [layer.parameters for layer in layers if layer.parameters.get("weight", np.ones(1)).ndim == 2]
+    return [(p["weight"], p.get("bias", np.zeros(len(p["weight"])))) for p in weights]
+
+
+def agreed_within(site: Site) -> set[str]:
+    """The submodules whose outputs agree."""
+    return {x.name for x in site.before if not x.name.startswith(("its input", "the input of "))}
+
+
+def outermost(site: Site) -> list[NamedArray]:
+    """What agreed, without what is inside of a submodule that agrees: from these the module itself computes."""
+    agreed = agreed_within(site)
+
+    def inside(path: str) -> bool:
+        outer = path.rpartition(".")[0]
+        return bool(outer) and outer != site.torch_name and (outer in agreed or inside(outer))
+
+    return [x for x in site.before if not inside(x.name.removeprefix("the input of "))]
