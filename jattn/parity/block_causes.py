@@ -90,7 +90,7 @@ def norm_of_sum(site: Site) -> str | None:
 def norm_of_output(site: Site) -> str | None:
     """PyTorch's norm(x + f(x)); the port's x + norm(f(x))."""
     for _, ours in _norms_that_part(site):
-        for x in _residuals(site):
+        for x, _ in _residuals(site):
             normed = [x.array + y for y in ours.outputs if y.shape == x.array.shape]
             later = [*site.flax_calls[site.flax_calls.index(ours) + 1 :]]
             if any(_takes(site, call, y) or _makes(site, call, y) for call in later for y in normed):
@@ -143,20 +143,35 @@ def norm_twice(site: Site) -> str | None:
 # Residuals, and what is left out.
 
 
-def _residuals(site: Site) -> Iterator[NamedArray]:
-    """What PyTorch adds to the numbers with which the port goes on."""
+def _residuals(site: Site) -> Iterator[tuple[NamedArray, NamedArray]]:
+    """What PyTorch adds to the numbers with which the port goes on, and these."""
     for v in (x for x in site.before if x.array.size == site.flax.size and site.is_flax(x.array)):
         for u in site.before:
             if u.array.shape == site.torch.shape and site.is_torch(u.array + v.array.reshape(u.array.shape)):
-                yield u
+                yield u, v
                 break
 
 
 def missing_residual(site: Site) -> str | None:
     if norm_of_output(site) is not None:
         return None
-    u = next(_residuals(site), None)
-    return None if u is None else f"{u.name} is added in PyTorch only."
+    u, v = next(_residuals(site), (None, None))
+    if u is None or v is None or _is_output(u, v) or any(u.array is x.array for x in site.inputs[1:]):
+        return None  # what a module is handed to add, the port may well add outside of it
+    return f"{u.name} is added in PyTorch only."
+
+
+def parallel(site: Site) -> str | None:
+    """``x + f(x) + g(x)`` for ``y + g(y)`` with ``y = x + f(x)``: g does not see what f gives."""
+    u, v = next(_residuals(site), (None, None))
+    if u is None or v is None or not _is_output(u, v):
+        return None
+    return f"What follows {u.name} sees {v.name} without it in the port."
+
+
+def _is_output(u: NamedArray, v: NamedArray) -> bool:
+    """Whether the first is what a submodule gives, and the second what goes around it."""
+    return "input" not in u.name and "input" in v.name
 
 
 def left_out(site: Site) -> str | None:
@@ -236,6 +251,12 @@ BLOCK_CAUSES = [
         "What goes around a sublayer is not added to its output.",
         "Add it: x + f(x).",
         missing_residual,
+    ),
+    Cause(
+        "sublayers in parallel",
+        "Attention and feed-forward network see the same x, x + f(x) + g(x); or one sees what the other adds.",
+        "Add the output of the first sublayer before the second sees it, or have both see the same.",
+        parallel,
     ),
     Cause(
         "module left out",

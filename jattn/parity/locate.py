@@ -158,7 +158,7 @@ def first_parting(traces: Traces, module: "torch.nn.Module", ends: Sequence[Plac
     for step, theirs, ours, _ in traces.matches:
         if step.error <= step.limit:
             steps.append(step)
-        elif everything or _reaches(traces, theirs, reaching):
+        elif everything or theirs.parent is None or _reaches(traces, theirs, reaching):
             return Found([*steps, step], healed, _site(traces, module, theirs, ours))
         else:
             healed.append(step)

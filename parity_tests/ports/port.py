@@ -1,0 +1,144 @@
+"""A port, the mistakes that are planted in it, and what the port debugger says of each."""
+
+import copy
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from flax import nnx
+
+from jattn.parity import Report, compare
+from jattn.weights import Table, dropped, rename, split
+from parity_tests.nn import randomised
+
+__all__ = ["Change", "Found", "Mistake", "Port", "block", "every", "look_for", "swapped", "whole"]
+
+Settings = dict[str, Any]
+Change = Callable[[Settings, dict[str, Any]], None]  # of the port's settings and of its table of names, in place
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """One that is made on the way."""
+
+    name: str
+    change: Change
+    place: str  # a regular expression: the module of PyTorch's in which, or at whose input, it shows first
+    causes: tuple[str, ...]  # of `jattn.parity.CAUSES` that say what it is; none where there is no such cause
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """A model of `transformers`, and its port."""
+
+    name: str
+    theirs: Callable[[str], torch.nn.Module]  # of an implementation of attention
+    ours: Callable[..., nnx.Module]
+    settings: Settings
+    names: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    flax_inputs: Mapping[str, Any]
+    mistakes: tuple[Mistake, ...]
+    implementations: tuple[str, ...] = ("eager", "sdpa")
+
+    def compare(self, implementation: str = "eager", mistake: Mistake | None = None, **options: Any) -> Report:
+        """The report on this port, with a mistake or without."""
+        settings, names = copy.deepcopy(self.settings), dict(self.names)
+        if mistake is not None:
+            mistake.change(settings, names)
+        ours = self.ours(**settings, rngs=nnx.Rngs(0))
+        theirs = randomised(self.theirs(implementation))
+        given = dict(inputs=dict(self.inputs), flax_inputs=dict(self.flax_inputs), rename=table_of(names))
+        return compare(theirs, ours, **given, **options)
+
+
+def table_of(names: Mapping[str, Any]) -> Table:
+    """Each of PyTorch's names under the port's; dropped where that is empty; a packed projection taken apart, by head
+    where a number of heads is given.
+    """
+    lines = []
+    for theirs, ours in names.items():
+        if ours == "":
+            lines.append(dropped(theirs))
+        elif isinstance(ours, tuple):
+            parts = [ours[0] + part for part in ("query", "key", "value")]
+            lines.append(split(theirs, parts, num_heads=ours[1]))
+        else:
+            lines.append(rename(theirs, ours))
+    return Table(sorted(lines, key=lambda line: "dropped" not in repr(line)))  # a part's bias before the part
+
+
+class Found(NamedTuple):
+    """What the debugger says of a mistake."""
+
+    port: str
+    mistake: str
+    place: str  # where it says that they part
+    cause: str  # what it names, or nothing
+    located: bool
+    named: bool
+    wrong: bool  # whether it names what is not the cause
+
+
+def look_for(port: Port, mistake: Mistake) -> Found:
+    """What `compare` finds of a mistake."""
+    report = port.compare(mistake=mistake, dtypes=("float64",), gradients=False)
+    if report.parting is None:
+        return Found(port.name, mistake.name, "nowhere", "", False, False, False)
+    p = report.parting
+    causes = [] if p.diagnosis is None else [each.cause for each in (p.diagnosis, *p.diagnosis.others)]
+    place = f"{p.torch_name or 'the model'}: {p.where}"
+    return Found(
+        port.name,
+        mistake.name,
+        place,
+        ", ".join(causes),
+        re.search(mistake.place, place) is not None,
+        bool(set(causes) & set(mistake.causes)),
+        bool(causes) and not set(causes) & set(mistake.causes),
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Changes.
+
+
+def whole(**changed: Any) -> Change:
+    """Other settings of the model."""
+
+    def change(settings: Settings, names: dict[str, Any]) -> None:
+        settings.update(changed)
+
+    return change
+
+
+def block(i: int, **changed: Any) -> Change:
+    """Other settings of one of the blocks; ``attention_options`` beside those that it has."""
+
+    def change(settings: Settings, names: dict[str, Any]) -> None:
+        layer = settings["layers"][i]
+        options = {**layer.get("attention_options", {}), **changed.get("attention_options", {})}
+        layer.update({**changed, "attention_options": options})
+
+    return change
+
+
+def every(**changed: Any) -> Change:
+    """Other settings of every block."""
+
+    def change(settings: Settings, names: dict[str, Any]) -> None:
+        for i in range(len(settings["layers"])):
+            block(i, **changed)(settings, names)
+
+    return change
+
+
+def swapped(one: str, other: str) -> Change:
+    """Two of PyTorch's names for each other."""
+
+    def change(settings: Settings, names: dict[str, Any]) -> None:
+        names[one], names[other] = names[other], names[one]
+
+    return change
