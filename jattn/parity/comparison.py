@@ -10,7 +10,7 @@ from flax import nnx
 from jattn.parity import locate, notes
 from jattn.parity.arrays import error, kept
 from jattn.parity.catalogue import diagnose
-from jattn.parity.judge import Sides, explained_by, run_errors
+from jattn.parity.judge import Sides, explained_by, port_names, run_errors
 from jattn.parity.match import pair_modules
 from jattn.parity.pairing import pair_outputs
 from jattn.parity.reach import empty_rows, not_reached
@@ -71,9 +71,10 @@ class Comparison:
             list(dict.fromkeys(call.path for call in theirs.trace.calls if call.path not in {*pairs, *s.ignored})),
             list(dict.fromkeys(call.path for call in ours.trace.calls if call.path not in pairs.values())),
         )
-        sides = Sides(dtype, their_side, our_side, true_side, their_side, pairs)
+        sides = Sides(dtype, their_side, our_side, true_side, their_side, pairs, port_names(low, port, pairs, s))
         self._note(notes.of_outputs(outputs[0].name, others) if outputs else [])
         self._note(notes.of_run(sides, s))
+        self._note(notes.of_padding(low, sides))
         self._note(notes.of_weights(low, port, sides, s))
         self._note(truth.notes if dtype == "float64" else [])
         return sides

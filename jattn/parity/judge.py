@@ -2,17 +2,30 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from flax import nnx
 
-from jattn.parity.arrays import error, limit, scales
+from jattn.parity.arrays import FLOAT64, error, is_floating, limit, numbers, scales
 from jattn.parity.match import apply_renames, is_added
 from jattn.parity.report import Entry, RunErrors
 from jattn.parity.settings import Comparing
 from jattn.parity.sides import Side
+from jattn.weights import state_dict
+from jattn.weights.table import moved_name
 
-__all__ = ["Sides", "explained_by", "port_names", "run_errors"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PortName", "Sides", "explained_by", "port_names", "run_errors"]
+
+
+class PortName(NamedTuple):
+    """How the port names a parameter of PyTorch's."""
+
+    name: str
+    turned: bool = False  # whether the port loads its transpose, as of the Conv1D of Hugging Face's GPT-2
 
 
 class Sides(NamedTuple):
@@ -24,6 +37,12 @@ class Sides(NamedTuple):
     truth: Side
     rough: Side  # what PyTorch's own error is taken from
     pairs: Mapping[str, str]  # submodules on PyTorch's side to those of the port
+    names: Mapping[str, PortName]  # parameters likewise
+
+    def as_in_port(self, entries: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays of PyTorch's parameters as the port names them and lays them out."""
+        known = {name: self.names[name] for name in entries if name in self.names}
+        return {new: entries[name].T if turned else entries[name] for name, (new, turned) in known.items()}
 
     def parts(self, kind: str) -> list[dict[str, np.ndarray]]:
         """One kind of arrays of each of the four."""
@@ -61,22 +80,37 @@ def _parameter_gradients(sides: Sides, settings: Comparing) -> list[Entry]:
     if not ours:  # by name
         return []
     order = _in_call_order(sides.theirs)
-    renamed = (port_names({name: x[name] for name in order}, sides.pairs, settings) for x in (theirs, true, own))
-    theirs, true, own = renamed
-    ours = {name: x for name, x in ours.items() if name in theirs or not is_added(name, settings.rename)}
+    entries = [{name: x[name] for name in order} for x in (theirs, true, own)]
+    if settings.load:
+        theirs, true, own = (apply_renames(x, settings.rename) for x in entries)
+        ours = {name: x for name, x in ours.items() if name in theirs or not is_added(name, settings.rename)}
+    else:
+        theirs, true, own = (sides.as_in_port(x) for x in entries)
     if not settings.load:
         theirs, ours = ({name: x for name, x in y.items() if name in theirs and name in ours} for y in (theirs, ours))
     return _compared(Rule(sides.dtype, settings), theirs, ours, true, own, scales(true))
 
 
-def port_names(entries: Mapping[str, Any], pairs: Mapping[str, str], settings: Comparing) -> dict[str, Any]:
-    """PyTorch's parameters under the names of the port's, as far as they are known."""
+def port_names(
+    module: "torch.nn.Module", port: nnx.Module, pairs: Mapping[str, str], settings: Comparing
+) -> dict[str, PortName]:
+    """PyTorch's parameters to those of the port, as far as they are known by name or by their modules."""
+    tensors = {name: x for name, x in module.state_dict().items() if is_floating(x)}
+    moved = {name: moved_name(name, settings.rename) for name in tensors}
+    renamed = {name: PortName(new) for name, new in moved.items() if new is not None}
     if settings.load:
-        return apply_renames(entries, settings.rename)
-    modules = {name: name.rpartition(".") for name in entries}
-    paired = {name: f"{pairs[at]}.{last}".removeprefix(".") for name, (at, _, last) in modules.items() if at in pairs}
-    rest = apply_renames({name: x for name, x in entries.items() if name not in paired}, settings.rename)
-    return {to: entries[name] for name, to in paired.items()} | rest
+        return renamed
+    try:
+        ours = state_dict(port)
+    except ValueError:  # layers without a map have no names
+        return renamed
+    for name, x in tensors.items():
+        path, _, last = name.rpartition(".")
+        paired = f"{pairs[path]}.{last}".removeprefix(".") if path in pairs else ""
+        if paired in ours:
+            turned = x.ndim == 2 and error(numbers(ours[paired]), numbers(x).T) <= FLOAT64
+            renamed[name] = PortName(paired, turned and error(numbers(ours[paired]), numbers(x)) > FLOAT64)
+    return renamed
 
 
 def _in_call_order(side: Side) -> list[str]:

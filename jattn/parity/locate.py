@@ -127,18 +127,16 @@ class Traces:
         e, own = (error(x, true, where=self.where) for x in (ours, rough))
         return e, limit(self.dtype, own, self.tolerance)
 
-    @functools.cached_property
-    def input_limit(self) -> float:
-        """How far inputs that agree may be apart: in low precision they carry the rounding of all that was before."""
-        if self.tolerance is not None:
-            return max(self.tolerance, 8 * limit(self.dtype, 0.0))
-        if self.dtype != "float64":
-            return 8 * limit(self.dtype, 0.0)
-        if self.rough is self.truth:
-            return limit(self.dtype, 0.0)
-        pairs = [(call, self.truth.find(call.path, call.number)) for call in self.rough.calls]
-        outputs = [pair for a, b in pairs if b is not None for pair in zip(a.outputs, b.outputs, strict=False)]
-        return limit(self.dtype, max((error(*pair) for pair in outputs), default=0.0))
+    def same(self, call: ModuleCall, kind: str, i: int, ours: np.ndarray) -> bool:
+        """Whether the port has one of the "inputs" or "outputs" of a call of PyTorch's.
+
+        In low precision it carries the rounding of all that was before.
+        """
+        theirs, own = getattr(call, kind)[i], 0.0
+        if self.rough is not self.torch and (rough := self.rough.find(call.path, call.number)) is not None:
+            own = error(getattr(rough, kind)[i], theirs, where=self.where)
+        allowed = (1 if self.dtype == "float64" else 8) * limit(self.dtype, own)
+        return error(ours, theirs, where=self.where) <= max(allowed, self.tolerance or 0.0)
 
 
 class Found(NamedTuple):
@@ -171,7 +169,7 @@ def _agreed(traces: Traces) -> set[Place]:
     for _, theirs, ours, equal in traces.matches:
         places.update(theirs.output_places[i] for i in equal)
         for i, j in _input_pairs(theirs, ours):
-            if _fits(traces, theirs.inputs[i], ours.inputs[j]):
+            if traces.same(theirs, "inputs", i, ours.inputs[j]):
                 places.add(theirs.input_places[i])
     return places
 
@@ -200,13 +198,14 @@ def _site(traces: Traces, module: "torch.nn.Module", theirs: ModuleCall, ours: M
         if step.error <= step.limit and call.within(theirs) and match.within(ours)
     ]
     if inside is None:
-        pairs = {i: (theirs.outputs[i], ours.outputs[j]) for i, j in _output_pairs(theirs, ours)}
-        at = next((i for i, pair in pairs.items() if not _fits(traces, *pair)), min(pairs))
-        target, ported = pairs[at]
+        pairs = {i: ours.outputs[j] for i, j in _output_pairs(theirs, ours)}
+        at = next((i for i, y in pairs.items() if not traces.same(theirs, "outputs", i, y)), min(pairs))
+        target, ported = theirs.outputs[at], pairs[at]
         where = "its output" if at == 0 else f"its output {at}"
     else:
-        arrays = [(inside[0].inputs[i], inside[1].inputs[j]) for i, j in _input_pairs(*inside)]
-        target, ported = next(pair for pair in arrays if not _fits(traces, *pair))
+        given = [(i, inside[1].inputs[j]) for i, j in _input_pairs(*inside)]
+        at, ported = next((i, y) for i, y in given if not traces.same(inside[0], "inputs", i, y))
+        target = inside[0].inputs[at]
         done = [call for call, _ in agreed if not call.within(inside[0])]
         after = f", after {_name(done[-1], theirs)}" if done else ""
         where = f"the input of {_name(inside[0], theirs)}{after}"
@@ -249,11 +248,6 @@ def _tolerance(traces: Traces, difference: float) -> float:
     return min(100 * limit(traces.dtype, 0.0), 0.1 * difference)
 
 
-def _fits(traces: Traces, theirs: np.ndarray, ours: np.ndarray) -> bool:
-    """Whether inputs agree."""
-    return error(ours, theirs, where=traces.where) <= traces.input_limit
-
-
 def _input_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[int, int]]:
     """Inputs that belong together.
 
@@ -269,16 +263,18 @@ def _input_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[int, int]]:
 
 
 def _output_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[int, int]]:
-    """Outputs that belong together: by their order too, if they fit in it."""
-    in_order = [(i, i) for i in range(min(len(theirs.outputs), len(ours.outputs)))]
+    """Outputs that belong together: by their order, if they have no names and fit in it; and what else is left over."""
+    numbers = range(len(theirs.outputs)), range(len(ours.outputs))
     named = set(theirs.output_names) & set(ours.output_names) - {""}
-    if not named and all(aligned(ours.outputs[i], theirs.outputs[i]) is not None for i, _ in in_order):
-        return in_order
-    return pair_arrays(theirs.outputs, ours.outputs, theirs.output_names, ours.output_names) or in_order
+    pairs = list[tuple[int, int]]()
+    if named or any(aligned(ours.outputs[i], theirs.outputs[i]) is None for i in min(numbers, key=len)):
+        pairs = pair_arrays(theirs.outputs, ours.outputs, theirs.output_names, ours.output_names)
+    left = ([i for i in each if i not in {pair[side] for pair in pairs}] for side, each in enumerate(numbers))
+    return sorted([*pairs, *zip(*left, strict=False)])
 
 
 def _inputs_agree(traces: Traces, theirs: ModuleCall, ours: ModuleCall) -> bool:
-    return all(_fits(traces, theirs.inputs[i], ours.inputs[j]) for i, j in _input_pairs(theirs, ours))
+    return all(traces.same(theirs, "inputs", i, ours.inputs[j]) for i, j in _input_pairs(theirs, ours))
 
 
 def _own(module: "torch.nn.Module") -> dict[str, np.ndarray]:

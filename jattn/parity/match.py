@@ -45,7 +45,8 @@ def pair_modules(
     for path in theirs:
         if (new := moved_name(f"{path}.", rename)) is not None:
             add(path, new.removesuffix("."))
-    for path, to in _same_numbers(theirs, ours, pairs, torch_module, flax_module):
+    executed, our_executed = _as_executed(theirs, torch_trace), _as_executed(ours, flax_trace)
+    for path, to in _same_numbers(executed, our_executed, pairs, torch_module, flax_module):
         if _alike(theirs[path], ours[to]):
             add(path, to)
 
@@ -109,6 +110,10 @@ def _first_calls(trace: Trace) -> dict[str, ModuleCall]:
     return dict(sorted(first.items(), key=lambda item: len(list(item[1].ancestors()))))
 
 
+def _as_executed(calls: Mapping[str, ModuleCall], trace: Trace) -> dict[str, ModuleCall]:
+    return {call.path: calls[call.path] for call in trace.calls if call.path in calls}
+
+
 def _child_paths(calls: Mapping[str, ModuleCall], path: str) -> list[str]:
     return [child for child, call in calls.items() if call.parent is not None and call.parent.path == path]
 
@@ -147,7 +152,7 @@ def _same_numbers(
 def _in_order(
     group: tuple[list[str], list[str]], theirs: Mapping[str, ModuleCall], ours: Mapping[str, ModuleCall]
 ) -> list[tuple[str, str]]:
-    """One for one; where one side has more, as of tied weights, only those that give what just one other gives."""
+    """One for one, as they were executed; where one side has more, as of tied weights, what fits just one."""
     if len(group[0]) == len(group[1]):
         return list(zip(*group, strict=True))
     fitting = [(path, to) for path in group[0] for to in group[1] if _alike(theirs[path], ours[to])]

@@ -117,6 +117,6 @@ def empty_rows(module: "torch.nn.Module", given: Arguments) -> Iterator[tuple[st
         if mask.ndim not in (2, 4) or set(np.unique(mask).tolist()) != {0, 1}:
             continue
         allowed = np.asarray(mask == 0 if "padding" in name else mask != 0)
-        rows = np.logical_or.accumulate(allowed, 1) if mask.ndim == 2 else np.any(allowed, (1, 3))
+        rows = np.asarray(np.logical_or.accumulate(allowed, 1) if mask.ndim == 2 else allowed.any((1, 3)))
         if not rows.all():
             yield name, rows

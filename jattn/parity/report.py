@@ -206,7 +206,8 @@ class Report(Findings):
             yield ""
         if self.parting is not None and self.parting.healed:
             paths = list(dict.fromkeys(step.torch_name for step in self.parting.healed))
-            yield Text(f"Differs, but what follows agrees: {', '.join(paths)}")
+            some = ", ".join(paths[:SHOWN_BEFORE]) + (", ..." if len(paths) > SHOWN_BEFORE else "")
+            yield Text(f"Differs, but what follows agrees: {some}")
         for name, paths in (("PyTorch", self.only_in_torch), ("the port", self.only_in_flax)):
             if paths and not self.equal:
                 yield Text(f"Only in {name}: {', '.join(paths)}")

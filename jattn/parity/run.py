@@ -67,7 +67,8 @@ def compare(
         seed: of the cotangents.
 
     Returns:
-        The report: print it, or call its ``assert_equal()``.
+        The report: print it, or call its ``assert_equal()``. Its notes say what was not compared, what the inputs did
+        not reach, such as a window wider than they are long, and how to.
 
     Raises:
         ValueError: if the inputs hold NaN or don't fit both modules, or the weights can't be loaded.

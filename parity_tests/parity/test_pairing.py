@@ -241,3 +241,59 @@ def test_gradients_of_modules_that_are_found_by_their_numbers() -> None:
     names = {entry.name for entry in report.runs[0].parameter_gradients}
     assert names == {"linear.weight", "linear.bias", "norm.weight", "norm.bias"}
     assert not any("gradient" in note for note in report.notes)
+
+
+class TorchTwoNorms(torch.nn.Module):
+    """Norms as they are initialised, of which the numbers don't tell which is which, at different depths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = TorchOuter(torch.nn.LayerNorm(12))
+        self.linear, self.last = torch.nn.Linear(12, 12), torch.nn.LayerNorm(12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.linear(self.inner(x)))
+
+
+class TwoNorms(nnx.Module):
+    def __init__(self, linear: nnx.Module) -> None:
+        norms = [nnx.LayerNorm(12, epsilon=1e-5, rngs=nnx.Rngs(0)) for _ in range(2)]
+        self.norm1, self.dense, self.norm2 = norms[0], linear, norms[1]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm2(self.dense(self.norm1(x)))
+
+
+def test_modules_of_the_same_numbers_are_found_as_they_are_executed() -> None:
+    theirs = TorchTwoNorms()
+    port = TwoNorms(load_state_dict(nnx.Linear(12, 12, rngs=nnx.Rngs(0)), theirs.linear.state_dict()))
+    parity.compare(theirs, port, (inputs,), load=False, dtypes=("float64",)).assert_equal()
+
+
+class TorchTurned(torch.nn.Module):
+    """As Conv1D of Hugging Face's GPT-2, whose weight is the kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = torch.nn.Parameter(torch.randn(12, 12)), torch.nn.Parameter(torch.randn(12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight + self.bias
+
+
+def test_a_weight_that_the_port_has_transposed() -> None:
+    theirs, port = TorchTurned(), nnx.Linear(12, 12, rngs=nnx.Rngs(0))
+    load_state_dict(port, {"weight": theirs.weight.detach().T.contiguous(), "bias": theirs.bias.detach()})
+    report = parity.compare(theirs, port, (inputs,), load=False, dtypes=("float64",))
+    report.assert_equal()
+    assert len(report.runs[0].parameter_gradients) == 2
+    assert not any("weights" in note for note in report.notes)
+
+
+def test_the_gradient_of_a_padding_token() -> None:
+    theirs, port = torch.nn.Embedding(5, 4, padding_idx=2), nnx.Embed(5, 4, rngs=nnx.Rngs(0))
+    report = parity.compare(theirs, port, (np.array([[0, 2, 2, 4]]),), dtypes=("float64",))
+    assert not report.equal
+    assert "the gradient of weight differs in row 2 alone, which is PyTorch's padding_idx and gets none there." in (
+        report.notes
+    )
