@@ -7,7 +7,7 @@ import numpy as np
 
 from jattn.parity.locate import NamedArray, Site
 
-__all__ = ["Cause", "maps_within"]
+__all__ = ["Cause", "agreed_within", "maps_within", "outermost"]
 
 
 class Cause(NamedTuple):

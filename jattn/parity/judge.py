@@ -13,12 +13,12 @@ from jattn.parity.report import Entry, RunErrors
 from jattn.parity.settings import Comparing
 from jattn.parity.sides import Side
 from jattn.weights import state_dict
-from jattn.weights.table import moved_name
+from jattn.weights.table import Table, moved_name
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PortName", "Sides", "explained_by", "port_names", "run_errors"]
+__all__ = ["PortName", "Sides", "as_in_port", "explained_by", "port_names", "run_errors"]
 
 
 class PortName(NamedTuple):
@@ -39,14 +39,17 @@ class Sides(NamedTuple):
     pairs: Mapping[str, str]  # submodules on PyTorch's side to those of the port
     names: Mapping[str, PortName]  # parameters likewise
 
-    def as_in_port(self, entries: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays of PyTorch's parameters as the port names them and lays them out."""
-        known = {name: self.names[name] for name in entries if name in self.names}
-        return {new: entries[name].T if turned else entries[name] for name, (new, turned) in known.items()}
-
     def parts(self, kind: str) -> list[dict[str, np.ndarray]]:
         """One kind of arrays of each of the four."""
         return [getattr(side, kind) for side in (self.theirs, self.ours, self.truth, self.rough)]
+
+
+def as_in_port(entries: Mapping[str, np.ndarray], sides: Sides, settings: Comparing) -> dict[str, np.ndarray]:
+    """Arrays of PyTorch's parameters as the port names them and lays them out."""
+    if settings.load or isinstance(settings.rename, Table):
+        return apply_renames(entries, settings.rename)
+    known = {name: sides.names[name] for name in entries if name in sides.names}
+    return {new: entries[name].T if turned else entries[name] for name, (new, turned) in known.items()}
 
 
 def run_errors(sides: Sides, settings: Comparing) -> RunErrors:
@@ -57,7 +60,9 @@ def run_errors(sides: Sides, settings: Comparing) -> RunErrors:
 
 def _outputs(sides: Sides, settings: Comparing) -> list[Entry]:
     theirs, ours, true, own = sides.parts("outputs")
-    return _compared(Rule(sides.dtype, settings), theirs, ours, true, own, dict.fromkeys(true, None), settings.where)
+    return _compared(
+        Allowance(sides.dtype, settings), theirs, ours, true, own, dict.fromkeys(true, None), settings.where
+    )
 
 
 def explained_by(rows: np.ndarray, sides: Sides, settings: Comparing) -> bool:
@@ -71,7 +76,7 @@ def _input_gradients(sides: Sides, settings: Comparing) -> list[Entry]:
     theirs, ours, true, own = sides.parts("input_gradients")
     names = [*theirs, *[f"{name} of the port" for name in ours][len(theirs) :]]
     return _compared(
-        Rule(sides.dtype, settings), theirs, dict(zip(names, ours.values(), strict=False)), true, own, scales(true)
+        Allowance(sides.dtype, settings), theirs, dict(zip(names, ours.values(), strict=False)), true, own, scales(true)
     )
 
 
@@ -81,14 +86,11 @@ def _parameter_gradients(sides: Sides, settings: Comparing) -> list[Entry]:
         return []
     order = _in_call_order(sides.theirs)
     entries = [{name: x[name] for name in order} for x in (theirs, true, own)]
-    if settings.load:
-        theirs, true, own = (apply_renames(x, settings.rename) for x in entries)
-        ours = {name: x for name, x in ours.items() if name in theirs or not is_added(name, settings.rename)}
-    else:
-        theirs, true, own = (sides.as_in_port(x) for x in entries)
+    theirs, true, own = (as_in_port(x, sides, settings) for x in entries)
+    ours = {name: x for name, x in ours.items() if name in theirs or not is_added(name, settings.rename)}
     if not settings.load:
         theirs, ours = ({name: x for name, x in y.items() if name in theirs and name in ours} for y in (theirs, ours))
-    return _compared(Rule(sides.dtype, settings), theirs, ours, true, own, scales(true))
+    return _compared(Allowance(sides.dtype, settings), theirs, ours, true, own, scales(true))
 
 
 def port_names(
@@ -119,7 +121,7 @@ def _in_call_order(side: Side) -> list[str]:
     return sorted(side.parameter_gradients, key=lambda name: places.get(name.rpartition(".")[0], len(places)))
 
 
-class Rule(NamedTuple):
+class Allowance(NamedTuple):
     """How large an error may be in a dtype."""
 
     dtype: str
@@ -131,7 +133,7 @@ class Rule(NamedTuple):
 
 
 def _compared(
-    rule: Rule,
+    rule: Allowance,
     theirs: Mapping[str, np.ndarray],
     ours: Mapping[str, np.ndarray],
     true: Mapping[str, np.ndarray],

@@ -47,7 +47,7 @@ def pair_modules(
             add(path, new.removesuffix("."))
     executed, our_executed = _as_executed(theirs, torch_trace), _as_executed(ours, flax_trace)
     for path, to in _same_numbers(executed, our_executed, pairs, torch_module, flax_module):
-        if _alike(theirs[path], ours[to]):
+        if _look_alike(theirs[path], ours[to]):
             add(path, to)
 
     their_kinds, our_kinds = _kinds_of_torch(torch_module, theirs), _kinds_of_flax(flax_module, ours)
@@ -56,7 +56,7 @@ def pair_modules(
             children = [child for child in _child_paths(theirs, path) if child not in pairs]
             our_children = [child for child in _child_paths(ours, pairs[path]) if child not in pairs.values()]
             for child, to in _matching_runs(children, our_children, their_kinds, our_kinds):
-                if _alike(theirs[child], ours[to]):
+                if _look_alike(theirs[child], ours[to]):
                     add(child, to)
     return pairs
 
@@ -155,11 +155,11 @@ def _in_order(
     """One for one, as they were executed; where one side has more, as of tied weights, what fits just one."""
     if len(group[0]) == len(group[1]):
         return list(zip(*group, strict=True))
-    fitting = [(path, to) for path in group[0] for to in group[1] if _alike(theirs[path], ours[to])]
+    fitting = [(path, to) for path in group[0] for to in group[1] if _look_alike(theirs[path], ours[to])]
     return [(a, b) for a, b in fitting if sum(a == c or b == d for c, d in fitting) == 1]
 
 
-def _alike(theirs: ModuleCall, ours: ModuleCall) -> bool:
+def _look_alike(theirs: ModuleCall, ours: ModuleCall) -> bool:
     """Whether they give as many numbers, which an embedding and the head that shares its weights don't."""
     if not theirs.outputs or not ours.outputs:
         return True

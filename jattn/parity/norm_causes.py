@@ -159,7 +159,7 @@ def _differs(*names: str) -> Callable[[Site], FoundNorm | None]:
 
 def norm_epsilon(site: Site) -> str | None:
     found = _differs("epsilon")(site)
-    if found is None or found.differ_in("centered"):
+    if found is None:
         return None
     return f"{found.name} has epsilon {found.flax.epsilon:.2g} in the port, {found.torch.epsilon:.2g} in PyTorch."
 

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from jattn.parity.arrays import FLOAT64, error, largest, numbers
-from jattn.parity.judge import Sides
+from jattn.parity.judge import Sides, as_in_port
 from jattn.parity.settings import Comparing
 from jattn.weights import state_dict
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["constant_parameters", "narrow_buffers_matter", "of_outputs", "of_padding", "of_run", "of_weights"]
 
-FLOAT32 = 1e-5  # what rounding changes, in any dtype above bfloat16
+BY_ROUNDING = 1e-5  # what rounding changes, in any dtype above bfloat16
 
 
 def constant_parameters(module: "torch.nn.Module") -> list[str]:
@@ -46,7 +46,7 @@ def of_run(sides: Sides, settings: Comparing) -> Iterator[str]:
     theirs, ours = sides.theirs.parameter_gradients, sides.ours.parameter_gradients
     if theirs and not ours:
         yield f"gradients of parameters are not compared: {sides.ours.why or 'the port has none by name.'}"
-    elif not settings.load and (other := sorted(set(sides.as_in_port(theirs)) ^ set(ours))):
+    elif not settings.load and (other := sorted(set(as_in_port(theirs, sides, settings)) ^ set(ours))):
         number = f"{len(other)} gradients are" if len(other) > 1 else "a gradient is"
         yield f"{number} not compared, as only one side has {'them' if len(other) > 1 else 'it'}: {_some(other, 6)}."
 
@@ -58,7 +58,7 @@ def of_padding(module: "torch.nn.Module", sides: Sides) -> Iterator[str]:
         row, ours = getattr(m, "padding_idx", None), sides.names[theirs].name if theirs in sides.names else ""
         x, y = sides.theirs.parameter_gradients.get(theirs), sides.ours.parameter_gradients.get(ours)
         if isinstance(row, int) and x is not None and y is not None and x.shape == y.shape:
-            apart = [i for i in range(len(x)) if error(y[i], x[i], largest(x) or 1.0) > FLOAT32]
+            apart = [i for i in range(len(x)) if error(y[i], x[i], largest(x) or 1.0) > BY_ROUNDING]
             if apart == [row]:
                 yield (
                     f"the gradient of {ours} differs in row {row} alone, which is PyTorch's padding_idx and "
@@ -74,7 +74,7 @@ def of_weights(low: "torch.nn.Module", port: nnx.Module, sides: Sides, settings:
         ours = {name: numbers(x) for name, x in state_dict(port).items()}
     except ValueError:  # layers without a map have no names to compare by
         return []
-    theirs = sides.as_in_port({name: numbers(x) for name, x in low.state_dict().items()})
+    theirs = as_in_port({name: numbers(x) for name, x in low.state_dict().items()}, sides, settings)
     other = [name for name, x in theirs.items() if name in ours and error(ours[name], x) > FLOAT64]
     return [f"the port's weights are not PyTorch's: {', '.join(other)}."] if other else []
 

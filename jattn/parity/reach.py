@@ -20,13 +20,13 @@ LIMITS = {"longrope": "original_max_position_embeddings", "dynamic": "max_positi
 
 def not_reached(module: "torch.nn.Module", given: Arguments) -> list[str]:
     """A sentence for each, and what would try it."""
-    length = _length(given)
+    length = _tokens_given(given)
     if length is None:
         return []
     return [*_windows(module, length), *_long_positions(module, length), *_masks(module, given)]
 
 
-def _length(given: Arguments) -> int | None:
+def _tokens_given(given: Arguments) -> int | None:
     """How many tokens there are: t of ``b t`` or ``b t m``, or the last of the positions."""
     args, kwargs = given
     named = [*[("", x) for x in args], *kwargs.items()]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from jattn.parity.comparison import Comparison
 from jattn.parity.report import Report
-from jattn.parity.settings import checked_dtypes, checked_inputs, checked_settings
+from jattn.parity.settings import checked_comparison, checked_dtypes, checked_inputs
 from jattn.parity.sides import check_modules
 from jattn.weights.table import Renaming
 
@@ -84,7 +84,7 @@ def compare(
     """
     check_modules(torch_module, flax_module)
     dtypes = checked_dtypes(dtypes)
-    settings = checked_settings(
+    settings = checked_comparison(
         torch_module,
         flax_module,
         gradients=gradients,

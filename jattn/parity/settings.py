@@ -18,7 +18,7 @@ from jattn.weights.table import Renaming, Table
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Comparing", "checked_dtypes", "checked_inputs", "checked_settings"]
+__all__ = ["Comparing", "checked_comparison", "checked_dtypes", "checked_inputs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def checked_inputs(inputs: Any, flax_inputs: Any) -> tuple[Arguments, Arguments]
     return given, flax_given
 
 
-def checked_settings(
+def checked_comparison(
     torch_module: "torch.nn.Module",
     flax_module: nnx.Module,
     *,

@@ -19,6 +19,7 @@ class Decoder(nnx.Module):
         v, features: the vocabulary and the width.
         layers: the settings of each block, and its ``window``, how many tokens it sees.
         norm: after the last block.
+        padding_idx: the token whose embedding has no gradient from being looked up.
         embedding_scale: what embeddings are multiplied by.
         embedding_norm: what they are normed by, if anything.
         alibi: the slopes of heads, if there are any.
@@ -35,6 +36,7 @@ class Decoder(nnx.Module):
         layers: Sequence[Mapping[str, Any]],
         *,
         norm: Norm,
+        padding_idx: int | None = None,
         embedding_scale: float | None = None,
         embedding_norm: Norm | None = None,
         alibi: Any = None,
@@ -45,7 +47,7 @@ class Decoder(nnx.Module):
         hidden: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
-        self.embedding = Embed(v, features, scale=embedding_scale, rngs=rngs)
+        self.embedding = Embed(v, features, padding_idx=padding_idx, scale=embedding_scale, rngs=rngs)
         self.embedding_norm = None if embedding_norm is None else embedding_norm(features, rngs=rngs)
         settings = [{name: x for name, x in layer.items() if name != "window"} for layer in layers]
         self.blocks = nnx.List([TransformerBlock(features=features, **each, rngs=rngs) for each in settings])

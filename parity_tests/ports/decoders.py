@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import jax.numpy as jnp
 import torch
 
 from jattn import biases
@@ -188,6 +189,7 @@ GEMMA2 = Port(
         "features": M,
         "layers": [dict(GEMMA2_BLOCK), {**GEMMA2_BLOCK, "window": None}],
         "norm": rms(1e-5, 1.0),
+        "padding_idx": 0,
         "embedding_scale": M**0.5,
         "logits_soft_cap": 2.0,
     },
@@ -406,13 +408,18 @@ def bloom(implementation: str) -> torch.nn.Module:
     return BloomForCausalLM(BloomConfig(vocab_size=V, hidden_size=24, n_layer=2, n_head=6, layer_norm_epsilon=1e-5))
 
 
+def bloom_gelu(x: Any) -> Any:
+    """The tanh GELU, its constant cut to eight digits."""
+    return x * 0.5 * (1 + jnp.tanh(0.79788456 * x * (1 + 0.044715 * x * x)))
+
+
 LAYER_NORM = Norm("layer", epsilon=1e-5)
 BLOOM_BLOCK: dict[str, Any] = {
     "num_heads": 6,
     "feedforward_features": 96,
     "norm": "pre",
     "norm_kind": LAYER_NORM,
-    "activation": "gelu_tanh",
+    "activation": bloom_gelu,
 }
 SLOPES = tuple(float(x) for x in biases.alibi(6).slopes)
 BLOOM_NAMES = {

@@ -291,7 +291,7 @@ T5_PORT = Port(
         Mistake("not causal", of("decoder", causal=False), rf"decoder.*{SELF}", ("missing causal mask",)),
         Mistake(
             "layer norm",
-            of("encoder", norm_kind=Norm("layer", use_bias=False)),
+            of("encoder", norm_kind=Norm("layer", epsilon=1e-6, use_bias=False)),
             r"layer_norm",
             ("RMS norm or layer norm",),
         ),
@@ -339,7 +339,7 @@ class Whisper(nnx.Module):
         self.conv1 = Conv(6, M, 3, padding=1, rngs=rngs)
         self.conv2 = Conv(M, M, 3, strides=2, padding=1, rngs=rngs)
         self.frames, self.places = Embed(8, M, rngs=rngs), Embed(12, M, rngs=rngs)
-        self.tokens = Embed(19, M, rngs=rngs)
+        self.tokens = Embed(19, M, padding_idx=0, rngs=rngs)
         self.encoder, self.decoder = stack(2, encoder, rngs), stack(2, decoder, rngs)
         self.encoder_norm, self.decoder_norm = norm(M, rngs=rngs), norm(M, rngs=rngs)
         self.first, self.approximate = first, activation == "tanh"
