@@ -75,7 +75,9 @@ def compare(
 
     Example:
 
+        >>> import numpy as np
         >>> import torch
+        >>> from flax import nnx
         >>> report = compare(torch.nn.LayerNorm(8), nnx.LayerNorm(8, rngs=nnx.Rngs(0)), np.eye(3, 8))
         >>> print(report.finding)
         They part in the module itself: its output is off by ... in float64, 1e-10 allowed.
