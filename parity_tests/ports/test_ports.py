@@ -25,6 +25,7 @@ def test_equal_as_it_stands(port: Port, implementation: str) -> None:
     port.compare(implementation).assert_equal()
 
 
+@pytest.mark.whole
 def test_as_many_are_found_as_is_said() -> None:
     """Of all mistakes: 95 of 100 located, the cause of 80 of 100 named, and none named wrongly."""
     assert len(PLANTED) >= 120
