@@ -9,7 +9,7 @@ import torch
 from jattn import biases
 from jattn.nn import LinearScaling, Norm, Rotary, YaRNScaling
 from parity_tests.ports.decoder import Decoder
-from parity_tests.ports.port import Mistake, Port, block, every, swapped, whole
+from parity_tests.ports.port import SWAPPED_KEYS, SWAPPED_NORMS, Mistake, Port, block, every, swapped, whole
 
 __all__ = ["DECODERS"]
 
@@ -95,13 +95,13 @@ PLAIN: tuple[Mistake, ...] = (
         "keys as values",
         swapped(f"{OF_LAYER}self_attn.k_proj", f"{OF_LAYER}self_attn.v_proj"),
         r"[kv]_proj",
-        ("swapped weights", "key and value swapped"),
+        SWAPPED_KEYS,
     ),
     Mistake(
         "norms swapped",
         swapped(f"{OF_LAYER}input_layernorm", f"{OF_LAYER}post_attention_layernorm"),
         r"layernorm",
-        ("swapped norms", "swapped weights", "parameters of a norm"),
+        SWAPPED_NORMS,
     ),
     Mistake("embedding scale", whole(embedding_scale=M**0.5), r"embed", ("embedding scale", "constant factor")),
     Mistake("cap of the attention", every(attention_options={"logits_soft_cap": 2.0}), ATTENTION, ("soft cap",)),
@@ -233,19 +233,19 @@ GEMMA2 = Port(
             "norms swapped",
             swapped(f"{OF_LAYER}input_layernorm", f"{OF_LAYER}pre_feedforward_layernorm"),
             r"layernorm",
-            ("swapped norms", "swapped weights", "parameters of a norm"),
+            SWAPPED_NORMS,
         ),
         Mistake(
             "norms after swapped",
             swapped(f"{OF_LAYER}post_attention_layernorm", f"{OF_LAYER}post_feedforward_layernorm"),
             r"layernorm",
-            ("swapped norms", "swapped weights", "parameters of a norm"),
+            SWAPPED_NORMS,
         ),
         Mistake(
             "keys as values",
             swapped(f"{OF_LAYER}self_attn.k_proj", f"{OF_LAYER}self_attn.v_proj"),
             r"[kv]_proj",
-            ("swapped weights", "key and value swapped"),
+            SWAPPED_KEYS,
         ),
     ),
     implementations=("eager",),  # sdpa has no soft cap
@@ -485,7 +485,7 @@ BLOOM = Port(
             "norms swapped",
             swapped("transformer.h.#.input_layernorm", "transformer.h.#.post_attention_layernorm"),
             r"layernorm",
-            ("swapped norms", "swapped weights", "parameters of a norm"),
+            SWAPPED_NORMS,
         ),
     ),
     implementations=("eager",),  # there is no other

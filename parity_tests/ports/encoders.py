@@ -10,7 +10,7 @@ from flax import nnx
 
 from jattn import biases
 from jattn.nn import Conv, Embed, Linear, Norm, TransformerBlock
-from parity_tests.ports.port import Mistake, Port, swapped, whole
+from parity_tests.ports.port import SWAPPED_KEYS, SWAPPED_NORMS, Mistake, Port, change_layer, swapped, whole
 
 __all__ = ["ENCODERS"]
 
@@ -23,13 +23,10 @@ def stack(n: int, settings: Mapping[str, Any], rngs: nnx.Rngs) -> nnx.List:
 
 
 def of(part: str, **changed: Any) -> Any:
-    """Other settings of the blocks of a part; options of its attention beside those that it has."""
+    """Other settings of the blocks of a part."""
 
     def change(settings: Settings, names: dict[str, Any]) -> None:
-        for name in ("attention_options", "cross_attention_options"):
-            if name in changed:
-                changed[name] = {**settings[part].get(name, {}), **changed[name]}
-        settings[part].update(changed)
+        change_layer(settings[part], changed)
 
     return change
 
@@ -128,7 +125,7 @@ VIT = Port(
             "norms swapped",
             swapped(f"{VIT_LAYER}layernorm_before", f"{VIT_LAYER}layernorm_after"),
             r"layernorm",
-            ("swapped norms", "swapped weights", "parameters of a norm"),
+            SWAPPED_NORMS,
         ),
         Mistake(
             "query as key",
@@ -140,7 +137,7 @@ VIT = Port(
             "keys as values",
             swapped(f"{VIT_LAYER}attention.k_proj", f"{VIT_LAYER}attention.v_proj"),
             r"[kv]_proj",
-            ("swapped weights", "key and value swapped"),
+            SWAPPED_KEYS,
         ),
     ),
 )
@@ -308,13 +305,13 @@ T5_PORT = Port(
             "keys as values",
             swapped("encoder.block.#.layer.0.SelfAttention.k", "encoder.block.#.layer.0.SelfAttention.v"),
             SELF,
-            ("swapped weights", "key and value swapped"),
+            SWAPPED_KEYS,
         ),
         Mistake(
             "norms swapped",
             swapped("decoder.block.#.layer.0.layer_norm", "decoder.block.#.layer.1.layer_norm"),
             r"layer_norm",
-            ("swapped norms", "swapped weights", "parameters of a norm"),
+            SWAPPED_NORMS,
         ),
     ),
 )
@@ -450,7 +447,7 @@ WHISPER = Port(
             "norms swapped",
             swapped("model.decoder.layers.#.self_attn_layer_norm", "model.decoder.layers.#.encoder_attn_layer_norm"),
             r"layer_norm",
-            ("swapped norms", "swapped weights", "parameters of a norm"),
+            SWAPPED_NORMS,
         ),
         Mistake(
             "attentions swapped",
@@ -462,7 +459,7 @@ WHISPER = Port(
             "last norms swapped",
             swapped("model.encoder.layer_norm", "model.decoder.layer_norm"),
             r"layer_norm",
-            ("swapped norms", "swapped weights", "parameters of a norm"),
+            SWAPPED_NORMS,
         ),
     ),
 )

@@ -13,7 +13,24 @@ from jattn.parity import Report, compare
 from jattn.weights import Table, dropped, rename, split
 from parity_tests.nn import randomised
 
-__all__ = ["Change", "Found", "Mistake", "Port", "block", "every", "look_for", "swapped", "whole"]
+__all__ = [
+    "SWAPPED_KEYS",
+    "SWAPPED_NORMS",
+    "Change",
+    "Found",
+    "Mistake",
+    "Port",
+    "block",
+    "change_layer",
+    "every",
+    "look_for",
+    "swapped",
+    "whole",
+]
+
+# The causes that say what it is where two norms, or keys and values, have each other's weights.
+SWAPPED_NORMS = ("swapped norms", "swapped weights", "parameters of a norm")
+SWAPPED_KEYS = ("swapped weights", "key and value swapped")
 
 Settings = dict[str, Any]
 Change = Callable[[Settings, dict[str, Any]], None]  # of the port's settings and of its table of names, in place
@@ -114,13 +131,17 @@ def whole(**changed: Any) -> Change:
     return change
 
 
+def change_layer(layer: Settings, changed: Mapping[str, Any]) -> None:
+    """Other settings of a block; options of its attentions beside those that it has."""
+    options = changed.keys() & {"attention_options", "cross_attention_options"}
+    layer.update({**changed, **{name: {**layer.get(name, {}), **changed[name]} for name in options}})
+
+
 def block(i: int, **changed: Any) -> Change:
-    """Other settings of one of the blocks; ``attention_options`` beside those that it has."""
+    """Other settings of one of the blocks."""
 
     def change(settings: Settings, names: dict[str, Any]) -> None:
-        layer = settings["layers"][i]
-        options = {**layer.get("attention_options", {}), **changed.get("attention_options", {})}
-        layer.update({**changed, "attention_options": options})
+        change_layer(settings["layers"][i], changed)
 
     return change
 

@@ -76,8 +76,7 @@ class MultiheadAttention(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         kdim, vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
-        for name, width in (("embed_dim", embed_dim), ("kdim", kdim), ("vdim", vdim)):
-            checks.number(name, width, "[1, inf)", integer=True)
+        checks.positive_integers(embed_dim=embed_dim, kdim=kdim, vdim=vdim)
         checks.divides("num_heads", num_heads, "embed_dim", embed_dim)
         checks.one_of("empty_rows", empty_rows, ("zeros", "nan"))
         checks.number("dropout", dropout, "[0, 1)")

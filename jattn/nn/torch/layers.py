@@ -45,7 +45,7 @@ class _Layer(nnx.Module):
     ) -> None:
         activation_function(activation)
         checks.divides("nhead", nhead, "d_model", d_model)
-        checks.number("dim_feedforward", dim_feedforward, "[1, inf)", integer=True)
+        checks.positive_integers(dim_feedforward=dim_feedforward)
         checks.number("layer_norm_eps", layer_norm_eps, "[0, inf)")
         checks.flag("norm_first", norm_first)
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
