@@ -39,8 +39,8 @@ def _sublayers(site: Site, calls: list[ModuleCall], x: np.ndarray) -> list[Modul
 
 def _norms_that_part(site: Site) -> Iterator[tuple[ModuleCall, ModuleCall]]:
     """Norms of both sides that belong together and take the numbers that part."""
-    for theirs in filter(_is_norm, site.torch_calls):
-        for ours in filter(_is_norm, site.flax_calls):
+    for theirs in filter(_is_norm, site.torch_calls[:-1]):
+        for ours in filter(_is_norm, site.flax_calls[:-1]):
             if _is_pair(site, theirs, ours) and _takes(site, theirs, site.torch) and _takes(site, ours, site.flax):
                 yield theirs, ours
 
@@ -51,10 +51,10 @@ def _norms_that_part(site: Site) -> Iterator[tuple[ModuleCall, ModuleCall]]:
 
 def norm_before(site: Site) -> str | None:
     """PyTorch's f(x), and later norm(x + f(x)); the port's f(norm(x))."""
-    for norm in filter(_is_norm, site.flax_calls):
+    for norm in filter(_is_norm, site.flax_calls[:-1]):
         if not (_takes(site, norm, site.torch) and _makes(site, norm, site.flax)):
             continue
-        for theirs in filter(_is_norm, site.torch_calls):
+        for theirs in filter(_is_norm, site.torch_calls[:-1]):
             if not _is_pair(site, theirs, norm):
                 continue
             for f in _sublayers(site, site.torch_calls, site.torch):
@@ -102,7 +102,7 @@ def _swapped(site: Site) -> Iterator[tuple[str, bool]]:
     """Another norm of the port's that takes what PyTorch's norm takes; whether it goes to the same sublayer."""
     u = site.torch
     for theirs, _ in _norms_that_part(site):
-        for other in filter(_is_norm, site.flax_calls):
+        for other in filter(_is_norm, site.flax_calls[:-1]):
             if not _takes(site, other, u) or not other.outputs or _is_pair(site, theirs, other):
                 continue
             twins = [x for x in site.torch_calls if _is_pair(site, x, other)]
@@ -128,13 +128,13 @@ def norm_twice(site: Site) -> str | None:
     """The port normalises what PyTorch goes on with as it is, and no other wiring says why."""
     if norm_before(site) is not None or not any(site.is_torch(x.array) for x in site.before):
         return None
-    for norm in filter(_is_norm, site.flax_calls):
+    for norm in filter(_is_norm, site.flax_calls[:-1]):
         if not (_takes(site, norm, site.torch) and _makes(site, norm, site.flax)):
             continue
-        for theirs in filter(_is_norm, site.torch_calls):
+        for theirs in filter(_is_norm, site.torch_calls[:-1]):
             if _makes(site, theirs, site.torch):
                 return f"{norm.path} normalises in the port what {theirs.path} has made in PyTorch."
-        if not any(_takes(site, x, site.torch) for x in filter(_is_norm, site.torch_calls)):
+        if not any(_takes(site, x, site.torch) for x in filter(_is_norm, site.torch_calls[:-1])):
             return f"{norm.path} normalises in the port what PyTorch takes as it is."
     return None
 
