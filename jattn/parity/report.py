@@ -148,7 +148,7 @@ class Report(Findings):
         if p.diagnosis is not None:
             yield f"Cause: {p.diagnosis.cause}. {p.diagnosis.found}"
             yield f"{p.diagnosis.explanation} Remedy: {p.diagnosis.remedy}"
-            yield from (f"It may as well be: {other.cause}. {other.found}" for other in p.diagnosis.others)
+            yield from (f"Also fits: {other.cause}. {other.found}" for other in p.diagnosis.others)
         elif p.dtype != "float64" and any(run.dtype == "float64" and run.equal for run in self.runs):
             yield "In float64 they agree, so it is the same function, computed with fewer digits here."
         else:

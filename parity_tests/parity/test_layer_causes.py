@@ -91,6 +91,13 @@ def test_a_mistake_in_a_norm_is_named(theirs: dict[str, Any], ours: dict[str, An
     assert sorted(causes(report)) == sorted(named)
 
 
+def test_all_that_fits_is_in_the_finding() -> None:
+    heads = rng.standard_normal((B, T, 3, M))
+    finding = compared(TorchNorm(), Norm(centered=False, epsilon=1e-3), (heads,)).finding
+    assert "Cause: layer-norm epsilon. It has epsilon 0.001 in the port, 1e-05 in PyTorch." in finding
+    assert "Also fits: RMS norm or layer norm. It is an RMS norm in the port, a layer norm in PyTorch." in finding
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Gated sublayers.
 
