@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ __all__ = [
     "named_leaves",
     "numbers",
     "scales",
+    "some",
 ]
 
 FLOAT64 = 1e-10
@@ -165,3 +166,9 @@ def scales(true: Mapping[str, np.ndarray]) -> dict[str, float]:
     each = {name: largest(x) for name, x in true.items()}
     most = max(each.values(), default=0.0)
     return {name: x if x > 1e-12 * most else most or 1.0 for name, x in each.items()}
+
+
+def some(names: Sequence[str], number: int = 3) -> str:
+    """The first names, and how many there are more, for a report."""
+    more = f" and {len(names) - number} more" if len(names) > number else ""
+    return ", ".join(names[:number]) + more

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jattn.parity.attention_projections import AS_THEY_ARE
-from jattn.parity.attention_search import FoundAttention, alters, attention_at, caps_at, scales_at
+from jattn.parity.attention_search import FoundAttention, alters, attention_at, caps_at, fitted, scales_at
 from jattn.parity.cause import Cause
 from jattn.parity.locate import Site
 from jattn.parity.rotary_recipe import frequencies_of
@@ -35,11 +35,19 @@ def another_scale(site: Site) -> str | None:
     d, width = found.sizes[4], found.sizes[1] * found.sizes[4]
     widths = [x for name, xs in site.attributes.items() if "dim" in name or "size" in name for x in xs if x > 0]
     more = [d**-0.25, d**0.5, d**-1.0, 1 / width, *(float(x) ** -0.5 for x in widths)]
-    for x in dict.fromkeys([*scales_at(site, width, d), *more]):
-        if x != 1 and alters(site, {"scale": x}) is not None:
-            ours, theirs = _scale_name(found, x), _scale_name(found, found.recipe.scale)
-            return f"The products are multiplied by {ours} in the port, by {theirs} in PyTorch."
-    return None
+    known = (x for x in dict.fromkeys([*scales_at(site, width, d), *more]) if alters(site, {"scale": x}) is not None)
+    x = next(known, None)
+    return None if x is None or x == 1 else _told_scales(found, x)
+
+
+def unusual_scale(site: Site) -> str | None:
+    found, x = attention_at(site), fitted(site, lambda x: {"scale": x}, 1e-3, 1e2)
+    return None if found is None or x is None else _told_scales(found, x)
+
+
+def _told_scales(found: FoundAttention, x: float) -> str:
+    ours, theirs = _scale_name(found, x), _scale_name(found, found.recipe.scale)
+    return f"The products are multiplied by {ours} in the port, by {theirs} in PyTorch."
 
 
 def _scale_name(found: FoundAttention, x: float) -> str:
@@ -57,9 +65,18 @@ def soft_cap(site: Site) -> str | None:
         return f"The logits are capped at {theirs:.4g} in PyTorch only."
     for cap in dict.fromkeys([*caps_at(site), 50.0, 30.0, 20.0, 10.0]):
         if cap is not None and alters(site, {"cap": cap}) is not None:
-            told = f"at {theirs:.4g}" if theirs else "not"
-            return f"The logits are capped at {cap:.4g} in the port, {told} in PyTorch."
+            return _told_caps(found, cap)
     return None
+
+
+def unusual_cap(site: Site) -> str | None:
+    found, cap = attention_at(site), fitted(site, lambda x: {"cap": x}, 0.1, 1e3)
+    return None if found is None or cap is None else _told_caps(found, cap)
+
+
+def _told_caps(found: FoundAttention, cap: float) -> str:
+    theirs = found.recipe.cap
+    return f"The logits are capped at {cap:.4g} in the port, {f'at {theirs:.4g}' if theirs else 'not'} in PyTorch."
 
 
 def sinks(site: Site) -> str | None:
@@ -147,6 +164,18 @@ def _rearranged(site: Site, how: str, text: str) -> str | None:
     return None if alters(site, {"split": how}, {"merged": how}, both) is None else text
 
 
+_SCALE = Cause(
+    "another scale",
+    "The scale of the products of queries and keys is another one, such as that of the width of all heads.",
+    "Give the port PyTorch's scale.",
+    another_scale,
+)
+_CAP = Cause(
+    "soft cap",
+    "Logits are capped by cap * tanh(logits / cap) on one side, or at another number.",
+    "Give both sides the same logits_soft_cap, or neither.",
+    soft_cap,
+)
 ATTENTION_CAUSES = [
     # Before the rest of attention, which leaves open what such rows get.
     Cause(
@@ -162,18 +191,10 @@ ATTENTION_CAUSES = [
         "Scale by 1 / sqrt(d), with d the width of one head; jattn.attention does by default.",
         missing_scale,
     ),
-    Cause(
-        "another scale",
-        "The scale of the products of queries and keys is another one, such as that of the width of all heads.",
-        "Give the port PyTorch's scale.",
-        another_scale,
-    ),
-    Cause(
-        "soft cap",
-        "Logits are capped by cap * tanh(logits / cap) on one side, or at another number.",
-        "Give both sides the same logits_soft_cap, or neither.",
-        soft_cap,
-    ),
+    _SCALE,
+    _SCALE._replace(test=unusual_scale, rank=1),
+    _CAP,
+    _CAP._replace(test=unusual_cap, rank=1),
     Cause(
         "attention sinks",
         "The softmax of PyTorch's module has a further logit for each head, to which no value belongs.",

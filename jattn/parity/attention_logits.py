@@ -95,19 +95,27 @@ class BiasTable(NamedTuple):
 def biases_at(site: Site, b: int, h: int, t: int, s: int, *, by_distance: bool = True) -> Iterator[np.ndarray]:
     """What may be added to the logits, b|1 h|1 t s; also by how far apart two tokens are, if no argument says so."""
     arrays = [*site.arguments, *(y for call in site.torch_calls for y in call.outputs)]
-    for x in _distinct([x for x in arrays if is_floating(x) and x.ndim in (3, 4)]):
-        for y in (x, np.moveaxis(x, -1, -3)):
-            full = _over_pairs(y, b, h, t, s)
-            if full is not None and np.ptp(full) > 0 and not (full <= MASKED).any() and full.shape[-1] == s:
-                yield np.broadcast_to(full, (*full.shape[:2], t, s))
+    given = [
+        full
+        for x in _distinct([x for x in arrays if is_floating(x) and x.ndim in (3, 4)])
+        for y in (x, np.moveaxis(x, -1, -3))
+        if (full := _over_pairs(y, b, h, t, s)) is not None
+        and np.ptp(full) > 0
+        and not (full <= MASKED).any()
+        and full.shape[-1] == s
+    ]
+    distance = np.arange(s) - np.arange(t)[:, None]
+    alibi = [
+        -slopes[:, None, None][None] * form
+        for slopes in (alibi_slopes_at(site, h) if by_distance else [])
+        for form in (abs(distance - max(s - t, 0)), max(s - t, 0) - distance)
+    ]
+    # ALiBi that is given by key counts real tokens alone, which is no part of a port that has it by distance.
+    by_key = any(full.shape[-2] == 1 for full in given)
+    for full in (*(alibi[::-1] if by_key else ()), *given, *(() if by_key else alibi)):
+        yield np.broadcast_to(full, (*full.shape[:2], t, s))
     if not by_distance:
         return
-    distance = np.arange(s) - np.arange(t)[:, None]
-    for slopes in alibi_slopes_at(site, h):
-        yield from (
-            -slopes[:, None, None][None] * abs(distance - max(s - t, 0)),
-            slopes[:, None, None][None] * (distance - max(s - t, 0)),
-        )
     farthest = [int(x) for name, xs in site.attributes.items() if "max_distance" in name for x in xs] or [128]
     for table in tables_at(site, h):
         for both in (True, False):

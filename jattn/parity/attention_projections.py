@@ -11,7 +11,7 @@ import numpy as np
 
 from jattn.parity.arrays import is_floating
 from jattn.parity.attention_recipe import Projections
-from jattn.parity.cause import agreed_within, maps_within
+from jattn.parity.cause import agreed_within, is_own, maps_within
 from jattn.parity.locate import Site
 from jattn.parity.trace import ModuleCall
 
@@ -29,7 +29,7 @@ def projections_at(site: Site, h: int) -> Iterator[tuple[Projections, list[str]]
             yield Projections(sources, out), right
     for call in site.torch_calls:
         own = next((layer.parameters for layer in site.layers if layer.name == call.path), {})
-        if "in_proj_weight" in own and call.path not in agreed_within(site):
+        if "in_proj_weight" in own and call.path not in agreed_within(site) and is_own(site, call.path):
             for x in _of_multihead_attention([x for x in call.inputs if is_floating(x)], own):
                 yield x, [AS_THEY_ARE]
 
@@ -54,7 +54,9 @@ def _separate(site: Site) -> Iterator[tuple[dict[str, tuple[np.ndarray, np.ndarr
                 groups[parent][role].append(call)
     agreed = agreed_within(site)
     for parent, roles in groups.items():
-        if len(roles) < 3 or parent in agreed:
+        # What has parted already is no source.
+        parted = any(call.path in site.pairs and call.path not in agreed for calls in roles.values() for call in calls)
+        if len(roles) < 3 or parent in agreed or parted or not is_own(site, parent):
             continue
         v = _tokens(roles["v"][-1].outputs[0])
         chains = [_chain(roles[role]) for role in "qk"]
@@ -102,7 +104,8 @@ def _packed(site: Site, h: int) -> Iterator[tuple[dict[str, tuple[np.ndarray, np
     for call in site.torch_calls:
         if call.path == site.torch_name or not call.outputs or not call.inputs or call.outputs[0].ndim < 2:
             continue
-        if call.path.rpartition(".")[0] in agreed:
+        parent = call.path.rpartition(".")[0]
+        if parent in agreed or not is_own(site, parent):
             continue
         y, name = call.outputs[0], call.path.rpartition(".")[2].lower()
         thirds = y.shape[-1] == 3 * call.inputs[0].shape[-1]

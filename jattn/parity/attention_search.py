@@ -6,7 +6,7 @@ example; what gives those must give all.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,12 +23,14 @@ from jattn.parity.attention_recipe import (
     recompute_attention,
     split_heads,
 )
+from jattn.parity.fitted import fitting_numbers
 from jattn.parity.locate import Site
 from jattn.parity.rotary_recipe import RotaryRecipe, angle_tables, rotary_from_bases
 
-__all__ = ["EMPTY_ROWS", "FoundAttention", "alters", "attention_at", "caps_at", "scales_at", "sinks_at"]
+__all__ = ["EMPTY_ROWS", "FoundAttention", "alters", "attention_at", "caps_at", "fitted", "scales_at", "sinks_at"]
 
 ROWS = 8  # queries that a trial looks at
+MANY_DIGITS = 1e-8
 EMPTY_ROWS = ("nan", "zeros", "mean", "unmasked")
 
 
@@ -79,6 +81,28 @@ def alters(site: Site, *alterations: dict[str, Any]) -> dict[str, Any] | None:
         except (ValueError, IndexError):  # shapes that this change does not fit
             continue
     return None
+
+
+def fitted(site: Site, change: Callable[[float], dict[str, Any]], lowest: float, highest: float) -> float | None:
+    """The number for which such a change to PyTorch's recipe gives Flax's numbers.
+
+    In float64 alone: a number that may be anything explains a difference of few digits too easily.
+    """
+    found = attention_at(site)
+    if found is None or site.tolerance > MANY_DIGITS or site.flax.size != site.torch.size:
+        return None
+    few, rows = found.projections.of_examples(1), slice(0, 2 * ROWS)
+
+    def made(x: float) -> np.ndarray:
+        recipe = _of_first(dataclasses.replace(found.recipe, **change(x)))
+        heads = split_heads(few, recipe)
+        return attend(logits_of(heads, recipe, rows), heads.value, few, recipe, rows)
+
+    wanted = _observed(site.flax.reshape(site.torch.shape), found.projections, found.recipe, rows)
+    if made(highest).shape != wanted.shape:
+        return None
+    numbers = fitting_numbers(made, wanted, lowest, highest)
+    return next((x for x in numbers if alters(site, change(x)) is not None), None)
 
 
 def _with_empty_rows(found: FoundAttention, recipe: AttentionRecipe) -> Iterator[AttentionRecipe]:
@@ -164,8 +188,7 @@ class _Trial:
         }
         for rotary in _rotaries(self.site, t, s, width // self.h):
             recipe = AttentionRecipe(self.h, 1.0, self.source, rotary=rotary)
-            one = dataclasses.replace(recipe, rotary=_of_first(rotary))
-            heads = split_heads(few, one)
+            heads = split_heads(few, _of_first(recipe))
             products = logits_of(heads, recipe, rows)
             for scale, cap, sinks in itertools.product(
                 scales_at(self.site, width, width // self.h), caps_at(self.site), sinks_at(self.site, self.h)
@@ -189,22 +212,28 @@ class _Trial:
 
     def _fits(self, made: np.ndarray, recipe: AttentionRecipe, rows: slice) -> bool:
         """Whether PyTorch's numbers are those, in these rows of the first example."""
-        query, key, _ = self.x.sources[self.source]
-        (b, t, _), s = query.shape, key.shape[1]
-        y = self.site.torch
-        if recipe.seen == "each" or recipe.merged == "heads apart":
-            wanted = y[:1, :, rows]
-        elif recipe.seen == "mean":
-            wanted = y.reshape(b, t, s)[:1, rows]
-        elif self.x.time_first:
-            wanted = y.reshape(t, b, -1)[rows, :1]
-        else:
-            wanted = y.reshape(b, t, -1)[:1, rows]
-        return wanted.shape == made.shape and error(made, wanted, largest(y) or 1.0) <= self.site.tolerance
+        wanted = _observed(self.site.torch, self.x, recipe, rows)
+        scale = largest(self.site.torch) or 1.0
+        return wanted.shape == made.shape and error(made, wanted, scale) <= self.site.tolerance
 
 
-def _of_first(rotary: RotaryRecipe | None) -> RotaryRecipe | None:
-    return None if rotary is None else dataclasses.replace(rotary, angles=rotary.angles[:1])
+def _observed(y: np.ndarray, x: Projections, recipe: AttentionRecipe, rows: slice) -> np.ndarray:
+    """What is observed of these queries of the first example."""
+    query, key, _ = x.sources[recipe.source]
+    (b, t, _), s = query.shape, key.shape[1]
+    if recipe.seen == "each" or recipe.merged == "heads apart":
+        return y[:1, :, rows]
+    if recipe.seen == "mean":
+        return y.reshape(b, t, s)[:1, rows]
+    return y.reshape(t, b, -1)[rows, :1] if x.time_first else y.reshape(b, t, -1)[:1, rows]
+
+
+def _of_first(recipe: AttentionRecipe) -> AttentionRecipe:
+    """For the first example."""
+    rotary = None if recipe.rotary is None else dataclasses.replace(recipe.rotary, angles=recipe.rotary.angles[:1])
+    by_example = {"bias": recipe.bias, "padding": recipe.padding, "mask": recipe.mask}
+    first = {name: None if x is None else x[:1] for name, x in by_example.items()}
+    return dataclasses.replace(recipe, rotary=rotary, **first)
 
 
 def _rotaries(site: Site, t: int, s: int, d: int) -> list[RotaryRecipe | None]:

@@ -76,6 +76,7 @@ def slopes_of_heads(site: Site) -> str | None:
         "2^-i": 2.0**-i,
         "those of twice the heads": standard_slopes(2 * h)[:h],
         "PyTorch's in the other order": theirs[::-1],
+        "PyTorch's from the steepest on": np.sort(theirs)[::-1],
         "1": np.ones(h),
     }
     for (name, slopes), form in itertools.product(others.items(), forms):

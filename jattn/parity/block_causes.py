@@ -5,6 +5,7 @@ that the numbers that part are those of the other wiring.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from jattn.parity.cause import Cause, outermost
 from jattn.parity.locate import NamedArray, Site
 from jattn.parity.trace import ModuleCall
 
-__all__ = ["BLOCK_CAUSES"]
+__all__ = ["BLOCK_CAUSES", "stand_ins"]
 
 
 def _is_norm(call: ModuleCall) -> bool:
@@ -39,8 +40,8 @@ def _sublayers(site: Site, calls: list[ModuleCall], x: np.ndarray) -> list[Modul
 
 def _norms_that_part(site: Site) -> Iterator[tuple[ModuleCall, ModuleCall]]:
     """Norms of both sides that belong together and take the numbers that part."""
-    for theirs in filter(_is_norm, site.torch_calls):
-        for ours in filter(_is_norm, site.flax_calls):
+    for theirs in filter(_is_norm, site.torch_calls[:-1]):
+        for ours in filter(_is_norm, site.flax_calls[:-1]):
             if _is_pair(site, theirs, ours) and _takes(site, theirs, site.torch) and _takes(site, ours, site.flax):
                 yield theirs, ours
 
@@ -51,10 +52,10 @@ def _norms_that_part(site: Site) -> Iterator[tuple[ModuleCall, ModuleCall]]:
 
 def norm_before(site: Site) -> str | None:
     """PyTorch's f(x), and later norm(x + f(x)); the port's f(norm(x))."""
-    for norm in filter(_is_norm, site.flax_calls):
+    for norm in filter(_is_norm, site.flax_calls[:-1]):
         if not (_takes(site, norm, site.torch) and _makes(site, norm, site.flax)):
             continue
-        for theirs in filter(_is_norm, site.torch_calls):
+        for theirs in filter(_is_norm, site.torch_calls[:-1]):
             if not _is_pair(site, theirs, norm):
                 continue
             for f in _sublayers(site, site.torch_calls, site.torch):
@@ -98,22 +99,49 @@ def norm_of_output(site: Site) -> str | None:
     return None
 
 
+class StandIn(NamedTuple):
+    """A call of the port's that takes what another module takes in PyTorch."""
+
+    theirs: ModuleCall  # PyTorch's call, which takes the numbers
+    ours: ModuleCall  # the port's call that takes them
+    twins: list[str]  # PyTorch's modules with the weights that it has
+
+
+def stand_ins(site: Site) -> Iterator[StandIn]:
+    """Where PyTorch's module and its pair take the numbers that part, while others take PyTorch's in the port."""
+    u = site.torch
+    for theirs in (call for call in site.torch_calls[:-1] if call.outputs and _takes(site, call, u)):
+        pair = site.pairs.get(theirs.path)
+        for ours in (call for call in site.flax_calls[:-1] if call.outputs and call.path != pair):
+            alike = _is_norm(ours) == _is_norm(theirs) and ours.outputs[0].size == theirs.outputs[0].size
+            if pair is not None and alike and _takes(site, ours, u):
+                twins = [there for there, here in site.pairs.items() if here == ours.path]
+                if twins and not any(_takes(site, x, u) for x in site.torch_calls if x.path in twins):
+                    yield StandIn(theirs, ours, twins)
+
+
 def _swapped(site: Site) -> Iterator[tuple[str, bool]]:
     """Another norm of the port's that takes what PyTorch's norm takes; whether it goes to the same sublayer."""
-    u = site.torch
-    for theirs, _ in _norms_that_part(site):
-        for other in filter(_is_norm, site.flax_calls):
-            if not _takes(site, other, u) or not other.outputs or _is_pair(site, theirs, other):
-                continue
-            twins = [x for x in site.torch_calls if _is_pair(site, x, other)]
-            if not twins or any(_takes(site, x, u) for x in twins):
-                continue
-            for f in _sublayers(site, site.flax_calls, other.outputs[0]):
-                mates = [x for x in site.torch_calls if _is_pair(site, x, f)]
-                if any(_takes(site, x, y) for x in mates for y in theirs.outputs):
-                    yield f"{f.path} is given {other.path} in the port, {theirs.path} in PyTorch.", True
-                elif any(_takes(site, x, y) for x in mates for twin in twins for y in twin.outputs):
-                    yield f"{f.path} comes first in the port, what is given {theirs.path} in PyTorch.", False
+    for theirs, other, twins in stand_ins(site):
+        if not _is_norm(theirs) or not _is_norm(other):
+            continue
+        same: bool | None = None
+        for f in _sublayers(site, site.flax_calls, other.outputs[0]):
+            mates = [x for x in site.torch_calls if _is_pair(site, x, f)]
+            if any(_takes(site, x, y) for x in mates for y in theirs.outputs):
+                yield f"{f.path} is given {other.path} in the port, {theirs.path} in PyTorch.", True
+                same = True
+            elif any(
+                _takes(site, x, y)
+                for x in mates
+                for twin in site.torch_calls
+                if twin.path in twins
+                for y in twin.outputs
+            ):
+                yield f"{f.path} comes first in the port, what is given {theirs.path} in PyTorch.", False
+                same = False
+        if same is None:
+            yield f"{other.path} is called in the port where PyTorch calls {theirs.path}.", True
 
 
 def swapped_norms(site: Site) -> str | None:
@@ -128,13 +156,13 @@ def norm_twice(site: Site) -> str | None:
     """The port normalises what PyTorch goes on with as it is, and no other wiring says why."""
     if norm_before(site) is not None or not any(site.is_torch(x.array) for x in site.before):
         return None
-    for norm in filter(_is_norm, site.flax_calls):
+    for norm in filter(_is_norm, site.flax_calls[:-1]):
         if not (_takes(site, norm, site.torch) and _makes(site, norm, site.flax)):
             continue
-        for theirs in filter(_is_norm, site.torch_calls):
+        for theirs in filter(_is_norm, site.torch_calls[:-1]):
             if _makes(site, theirs, site.torch):
                 return f"{norm.path} normalises in the port what {theirs.path} has made in PyTorch."
-        if not any(_takes(site, x, site.torch) for x in filter(_is_norm, site.torch_calls)):
+        if not any(_takes(site, x, site.torch) for x in filter(_is_norm, site.torch_calls[:-1])):
             return f"{norm.path} normalises in the port what PyTorch takes as it is."
     return None
 

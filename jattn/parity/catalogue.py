@@ -18,6 +18,7 @@ from jattn.parity.locate import Site
 from jattn.parity.mask_causes import MASK_CAUSES
 from jattn.parity.mlp_causes import MLP_CAUSES
 from jattn.parity.norm_causes import NORM_CAUSES
+from jattn.parity.pooling_causes import POOLING_CAUSES
 from jattn.parity.rotary_causes import ROTARY_CAUSES
 
 __all__ = ["CAUSES", "Diagnosis", "diagnose"]
@@ -34,11 +35,11 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(site: Site) -> Diagnosis | None:
-    """The first cause that fits, with the others that do; one that says little only if there is no other."""
-    for generic in (False, True):
-        found = [x for cause in CAUSES if cause.generic == generic and (x := _tried(cause, site)) is not None]
+    """The first cause that fits, with the others of its rank that do."""
+    for rank in range(3):
+        found = [x for cause in CAUSES if cause.rank == rank and (x := _tried(cause, site)) is not None]
         if found:
-            return found[0]._replace(others=tuple(found[1:]) if not generic else ())
+            return found[0]._replace(others=tuple(found[1:]) if rank < 2 else ())
     return None
 
 
@@ -60,6 +61,7 @@ CAUSES: list[Cause] = [
     *LAYER_CAUSES,
     *MLP_CAUSES,
     *EMBEDDING_CAUSES,
+    *POOLING_CAUSES,
     *BLOCK_CAUSES,
     *ATTENTION_CAUSES,
     *MASK_CAUSES,

@@ -7,7 +7,7 @@ import numpy as np
 
 from jattn.parity.locate import NamedArray, Site
 
-__all__ = ["Cause", "agreed_within", "maps_within", "outermost"]
+__all__ = ["Cause", "agreed_within", "is_own", "maps_within", "outermost"]
 
 
 class Cause(NamedTuple):
@@ -17,13 +17,18 @@ class Cause(NamedTuple):
     explanation: str
     remedy: str
     test: Callable[[Site], str | None]  # what was found, if this is it
-    generic: bool = False  # whether it says little, and counts only if no other fits
+    rank: int = 0  # of 1 if it is a number that may be anything, of 2 if it says little: counts if none before fits
 
 
 def maps_within(site: Site) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Weight and bias of the linear maps in the module of a site, also of those whose module is not called."""
-    inside = f"{site.torch_name}." if site.torch_name else ""
-    layers = [*site.layers, *(layer for layer in site.others if layer.name.startswith(inside))]
+    """Weight and bias of the linear maps that a module holds and computes with without calling them."""
+    called = {call.path for call in site.torch_calls if call.path != site.torch_name}
+    layers = [
+        layer
+        for layer in (*site.layers, *site.others)
+        if layer.name == site.torch_name
+        or (layer.name.rpartition(".")[0] == site.torch_name and layer.name not in called)
+    ]
     weights = [layer.parameters for layer in layers if layer.parameters.get("weight", np.ones(1)).ndim == 2]
     return [(p["weight"], p.get("bias", np.zeros(len(p["weight"])))) for p in weights]
 
@@ -31,6 +36,11 @@ def maps_within(site: Site) -> list[tuple[np.ndarray, np.ndarray]]:
 def agreed_within(site: Site) -> set[str]:
     """The submodules whose outputs agree."""
     return {x.name for x in site.before if not x.name.startswith(("its input", "the input of "))}
+
+
+def is_own(site: Site, path: str) -> bool:
+    """Whether what this module computes may be what parts: another one that has a match would be the site itself."""
+    return path == site.torch_name or path not in site.pairs
 
 
 def outermost(site: Site) -> list[NamedArray]:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jattn.parity.arrays import is_floating
+from jattn.parity.arrays import FLOAT64, error, is_floating
 from jattn.parity.cause import Cause, outermost
+from jattn.parity.fitted import fitting_numbers
 from jattn.parity.locate import NamedArray, Site, TorchLayer
 
 __all__ = ["EMBEDDING_CAUSES"]
@@ -50,10 +51,11 @@ def _sums(site: Site) -> Iterator[_Sum]:
         if call.outputs and "embed" in call.kind.lower() and call.outputs[0].shape[-2:] == (t, m)
     }
     # What the port does not call can't agree.
+    called = {call.path for call in site.flax_calls}
     looked_up = {
         name: x
         for name, x in looked_up.items()
-        if name not in site.pairs or any(site.same(x, y.array) for y in site.before)
+        if site.pairs.get(name) not in called or any(site.same(x, y.array) for y in site.before)
     }
     if not looked_up:
         return
@@ -128,12 +130,16 @@ def offset_of_table(site: Site) -> str | None:
         return None
     t, m = site.torch.shape[-2:]
     rows = {f"{x.name}.{name}" if x.name else name: y for x in site.layers for name, y in x.parameters.items()}
-    for name in (name for name in found.parts if name in {**rows, **site.buffers}):
-        table = {**rows, **site.buffers}[name].reshape(-1, m)
-        for first in range(1, min(len(table) - t, 8) + 1):
-            parts = {**found.parts, name: table[first : first + t]}
-            if site.is_flax(found._replace(parts=parts).value()):
-                return f"The port begins with row {first} of {name}, PyTorch with row 0."
+    tables = {**rows, **{name.removesuffix(".weight"): x for name, x in rows.items()}, **site.buffers}
+    for name in (name for name in found.parts if name in tables and tables[name].shape[-1] == m):
+        table = tables[name].reshape(-1, m)
+        begins = {
+            i: np.broadcast_to(table[i : i + t], found.parts[name].shape) for i in range(min(len(table) - t, 8) + 1)
+        }
+        theirs = next((i for i, x in begins.items() if np.array_equal(x, found.parts[name])), None)
+        for ours, x in begins.items() if theirs is not None else ():
+            if ours != theirs and site.is_flax(found._replace(parts={**found.parts, name: x}).value()):
+                return f"The port begins with row {ours} of {name}, PyTorch with row {theirs}."
     for name in (name for name in found.parts if name.startswith("sinusoids")):
         for first in (1, 2):
             parts = {**found.parts, name: sinusoids(t, m, name.rpartition(", ")[2], first)}
@@ -279,14 +285,30 @@ def scale_of_logits(site: Site) -> str | None:
 
 
 def cap_of_logits(site: Site) -> str | None:
-    caps = [x for name, xs in site.attributes.items() if "cap" in name for x in xs if x > 0]
-    for x, cap in itertools.product(outermost(site), dict.fromkeys([*caps, 30.0, 50.0, 20.0, 15.0])):
-        capped = cap * np.tanh(x.array / cap)
-        if site.is_torch(capped) and site.is_flax(x.array):
-            return f"{x.name} is capped at {cap:.4g} in PyTorch only."
-        if site.is_flax(capped) and site.is_torch(x.array):
-            return f"{x.name} is capped at {cap:.4g} in the port only."
+    if site.tolerance > 1e-8 or site.flax.shape != site.torch.shape:
+        return None
+    for x in (x for x in _logits(site) if x.array.shape == site.torch.shape):
+        caps = [_cap(x.array, y) for y in (site.torch, site.flax)]
+        if None not in caps and caps[0] != caps[1]:
+            theirs, ours = ("not" if cap == math.inf else f"at {cap:.6g}" for cap in caps)
+            return f"{x.name} is capped {ours} in the port, {theirs} in PyTorch."
     return None
+
+
+def _logits(site: Site) -> Iterator[NamedArray]:
+    """What agrees, and what PyTorch's layers, also those that are tied in the port, make of it."""
+    yield from outermost(site)
+    for call in (call for call in site.torch_calls[:-1] if call.outputs and call.path not in site.pairs):
+        if call.inputs and any(site.same(call.inputs[0], x.array) for x in site.before):
+            yield NamedArray(call.path, call.outputs[0])
+
+
+def _cap(x: np.ndarray, y: np.ndarray) -> float | None:
+    """By what x is capped in y; infinite if y is x."""
+    if error(x, y) <= FLOAT64:
+        return math.inf
+    caps = fitting_numbers(lambda cap: cap * np.tanh(x / cap), y, 0.1, 1e4)
+    return next((cap for cap in caps if error(cap * np.tanh(x / cap), y) <= FLOAT64), None)
 
 
 EMBEDDING_CAUSES = [
@@ -334,8 +356,9 @@ EMBEDDING_CAUSES = [
     ),
     Cause(
         "soft cap of the output's logits",
-        "The logits of the last layer are capped by cap * tanh(logits / cap) on one side only.",
-        "Cap them, as Gemma 2 does at 30.",
+        "The logits of the last layer are capped by cap * tanh(logits / cap) on one side, or at another number.",
+        "Cap them as PyTorch's model does: Gemma 2 at 30.",
         cap_of_logits,
+        rank=1,
     ),
 ]

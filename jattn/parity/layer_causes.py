@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jattn.parity.arrays import error
+from jattn.parity.block_causes import stand_ins
 from jattn.parity.cause import Cause
 from jattn.parity.locate import NamedArray, Site, TorchLayer
 
@@ -51,6 +52,22 @@ def swapped_weights(site: Site) -> str | None:
                     return f"{layer.name} has the weights of {other.name} in the port."
                 if site.is_flax(_linear_output(x.array, weight, layer)):
                     return f"{layer.name} has the weight of {other.name}, with its own bias, in the port."
+    return None
+
+
+def paired_across(site: Site) -> str | None:
+    """The names lead a layer to one that is called elsewhere, with another layer's weights in its place."""
+    layers = {layer.name: layer for layer in (*site.layers, *site.others)}
+    for theirs, ours, twins in stand_ins(site):
+        parent, _, name = theirs.path.rpartition(".")
+        # What another module's layer of this name has, in the module that belongs to this one.
+        if site.pairs.get(parent) != ours.path.rpartition(".")[0]:
+            continue
+        for twin in (twin for twin in twins if twin in layers and twin.rpartition(".")[2] == name):
+            if layers[twin].parameters.get("weight", np.ones(1)).ndim == 2:
+                made = _linear_output(site.torch, layers[twin].parameters["weight"], layers[twin])
+                if any(y.size == made.size and site.same(y.reshape(made.shape), made) for y in ours.outputs):
+                    return f"{ours.path} takes what {theirs.path} takes in PyTorch, and has the weights of {twin}."
     return None
 
 
@@ -122,7 +139,7 @@ LAYER_CAUSES = [
         "swapped weights",
         "The layer computes with the weights of another one.",
         "Load each under its own name.",
-        swapped_weights,
+        lambda site: swapped_weights(site) or paired_across(site),
     ),
 ]
 
@@ -132,20 +149,20 @@ NUMBER_CAUSES = [
         "The port computes in fewer digits than its inputs have.",
         "Give the layer no dtype of its own, and look for casts such as astype(jnp.float32).",
         low_precision,
-        generic=True,
+        rank=2,
     ),
     Cause(
         "dropped out",
         "Some numbers are zero and the others larger by one factor: they come from after dropout, or it is still on.",
         "Return the weights from before dropout, and turn dropout off in eval mode.",
         dropped,
-        generic=True,
+        rank=2,
     ),
     Cause(
         "constant factor",
         "The numbers differ by one factor.",
         "Look for a scale that one side lacks.",
         constant_factor,
-        generic=True,
+        rank=2,
     ),
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from jattn.parity.arrays import error, largest
 from jattn.parity.cause import Cause, maps_within, outermost
 from jattn.parity.locate import Site
 
@@ -64,8 +65,15 @@ class _Unit:
 def _unit_at(site: Site) -> _Unit | None:
     """PyTorch's."""
     if "_unit" not in vars(site):
-        vars(site)["_unit"] = next((unit for unit in _units(site) if site.is_torch(unit.value())), None)
+        vars(site)["_unit"] = next((unit for unit in _units(site) if _begins_well(site, unit)), None)
     return vars(site)["_unit"]
+
+
+def _begins_well(site: Site, unit: _Unit) -> bool:
+    """Whether the value is PyTorch's; of what is not, a few numbers say so."""
+    few, whole = (x[(slice(0, 1),) * (x.ndim - 1)] for x in (unit.gate, site.torch))
+    part = unit.altered(gate=few, up=None if unit.up is None else unit.up[(slice(0, 1),) * (unit.up.ndim - 1)])
+    return error(part.value(), whole, largest(site.torch) or 1.0) <= site.tolerance and site.is_torch(unit.value())
 
 
 def _units(site: Site) -> Iterator[_Unit]:

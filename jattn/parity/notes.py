@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flax import nnx
 
-from jattn.parity.arrays import FLOAT64, error, largest, numbers
+from jattn.parity.arrays import FLOAT64, error, largest, numbers, some
 from jattn.parity.judge import Sides, as_in_port
 from jattn.parity.settings import Comparing
 from jattn.weights import state_dict
@@ -25,7 +25,7 @@ def constant_parameters(module: "torch.nn.Module") -> list[str]:
     if not constant:
         return []
     return [
-        f"all entries of {len(constant)} parameters are equal ({_some(constant)}), which may hide a mistake. "
+        f"all entries of {len(constant)} parameters are equal ({some(constant)}), which may hide a mistake. "
         "Randomise them."
     ]
 
@@ -34,7 +34,7 @@ def of_outputs(compared: str, others: Sequence[str]) -> list[str]:
     """One of several outputs is compared, as the other side has one only."""
     if not others:
         return []
-    return [f"of the outputs only {compared} is compared, as one side gives nothing else: not {_some(others)}."]
+    return [f"of the outputs only {compared} is compared, as one side gives nothing else: not {some(others)}."]
 
 
 def of_run(sides: Sides, settings: Comparing) -> Iterator[str]:
@@ -48,7 +48,7 @@ def of_run(sides: Sides, settings: Comparing) -> Iterator[str]:
         yield f"gradients of parameters are not compared: {sides.ours.why or 'the port has none by name.'}"
     elif not settings.load and (other := sorted(set(as_in_port(theirs, sides, settings)) ^ set(ours))):
         number = f"{len(other)} gradients are" if len(other) > 1 else "a gradient is"
-        yield f"{number} not compared, as only one side has {'them' if len(other) > 1 else 'it'}: {_some(other, 6)}."
+        yield f"{number} not compared, as only one side has {'them' if len(other) > 1 else 'it'}: {some(other, 6)}."
 
 
 def of_padding(module: "torch.nn.Module", sides: Sides) -> Iterator[str]:
@@ -82,10 +82,6 @@ def of_weights(low: "torch.nn.Module", port: nnx.Module, sides: Sides, settings:
 def narrow_buffers_matter(names: Sequence[str], size: float) -> str:
     """A table that was made in float32 is why float64 doesn't agree."""
     return (
-        f"{_some(names)} on PyTorch's side {'was' if len(names) == 1 else 'were'} made in float32, whose digits are "
+        f"{some(names)} on PyTorch's side {'was' if len(names) == 1 else 'were'} made in float32, whose digits are "
         f"all that float64 has there. What their rounding may change, here by {size:.0e}, is not held against the port."
     )
-
-
-def _some(names: Sequence[str], number: int = 3) -> str:
-    return ", ".join(names[:number]) + (", ..." if len(names) > number else "")

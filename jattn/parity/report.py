@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from jattn.parity.arrays import some
 from jattn.parity.catalogue import Diagnosis
 from jattn.parity.locate import Step
 
@@ -81,10 +82,10 @@ class Rows(NamedTuple):
 
     def __str__(self) -> str:
         empty = [f"({', '.join(map(str, row))})" for row in np.argwhere(~self.attending).tolist()]
-        some = ", ".join(empty[:4]) + (", ..." if len(empty) > 4 else "")
         return (
-            f"They differ only in rows of queries that {self.mask} leaves nothing to attend to: {some}. There one "
-            "softmax gives the mean of all values, another NaN or zeros. Pass where= with the rows that count."
+            f"They differ only in rows of queries that {self.mask} leaves nothing to attend to: {some(empty, 4)}. "
+            "There one softmax gives the mean of all values, another NaN or zeros. Pass where= with the rows that "
+            "count."
         )
 
 
@@ -167,7 +168,7 @@ class Report(Findings):
         if p.diagnosis is not None:
             yield f"Cause: {p.diagnosis.cause}. {p.diagnosis.found}"
             yield f"{p.diagnosis.explanation} Remedy: {p.diagnosis.remedy}"
-            yield from (f"It may as well be: {other.cause}. {other.found}" for other in p.diagnosis.others)
+            yield from (f"Also fits: {other.cause}. {other.found}" for other in p.diagnosis.others)
         elif p.dtype != "float64" and any(run.dtype == "float64" and run.equal for run in self.runs):
             yield "In float64 they agree, so it is the same function, computed with fewer digits here."
         else:
@@ -206,11 +207,10 @@ class Report(Findings):
             yield ""
         if self.parting is not None and self.parting.healed:
             paths = list(dict.fromkeys(step.torch_name for step in self.parting.healed))
-            some = ", ".join(paths[:SHOWN_BEFORE]) + (", ..." if len(paths) > SHOWN_BEFORE else "")
-            yield Text(f"Differs, but what follows agrees: {some}")
+            yield Text(f"Differs, but what follows agrees: {some(paths, SHOWN_BEFORE)}")
         for name, paths in (("PyTorch", self.only_in_torch), ("the port", self.only_in_flax)):
             if paths and not self.equal:
-                yield Text(f"Only in {name}: {', '.join(paths)}")
+                yield Text(f"Only in {name}: {some(paths, SHOWN_BEFORE)}")
         yield from (Text(f"Note: {note}") for note in self.notes)
 
     def _steps(self, p: Parting) -> Table:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jattn.parity.attention_search import FoundAttention, alters, attention_at
+from jattn.parity.attention_search import FoundAttention, alters, attention_at, fitted
 from jattn.parity.cause import Cause, outermost
+from jattn.parity.fitted import fitting_numbers
 from jattn.parity.locate import Site
 from jattn.parity.rotary_recipe import (
     COMMON_BASES,
@@ -24,6 +25,8 @@ __all__ = ["ROTARY_CAUSES"]
 
 # Whether an altered recipe, or none, gives Flax's numbers.
 Gives = Callable[[RotaryRecipe | None], bool]
+# Heads to ``b h t d``, or back.
+Layout = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,20 @@ class _Turning:
     recipe: RotaryRecipe | None
     d: int
     gives: Gives
+    # The number for which a recipe gives Flax's numbers, from the lowest to the highest that it may be.
+    fitted: Callable[[Callable[[float], RotaryRecipe], float, float], float | None]
+
+    @classmethod
+    def of(
+        cls, site: Site, recipe: RotaryRecipe, d: int, made: Callable[[RotaryRecipe | None], np.ndarray]
+    ) -> "_Turning":
+        """Of what is made by the turning alone."""
+
+        def number(change: Callable[[float], RotaryRecipe], lowest: float, highest: float) -> float | None:
+            numbers = fitting_numbers(lambda x: made(change(x)), site.flax.reshape(site.torch.shape), lowest, highest)
+            return next((x for x in numbers if site.is_flax(made(change(x)))), None)
+
+        return cls(recipe, d, lambda r: site.is_flax(made(r)), number)
 
 
 def _turning_at(site: Site) -> _Turning | None:
@@ -45,7 +62,12 @@ def _of_attention(site: Site) -> _Turning | None:
     found = attention_at(site)
     if found is None or found.sizes[2] != found.sizes[3]:
         return None
-    return _Turning(found.recipe.rotary, found.sizes[4], lambda x: alters(site, {"rotary": x}) is not None)
+    return _Turning(
+        found.recipe.rotary,
+        found.sizes[4],
+        lambda x: alters(site, {"rotary": x}) is not None,
+        lambda change, *limits: fitted(site, lambda x: {"rotary": change(x)}, *limits),
+    )
 
 
 def _of_turned_heads(site: Site) -> _Turning | None:
@@ -59,17 +81,12 @@ def _of_turned_heads(site: Site) -> _Turning | None:
             tables = angle_tables(site, t) or (rotary_from_bases(site, t, d) if bases_at(site) else [])
             for recipe in (recipe for recipe in tables if 2 * recipe.angles.shape[-1] <= d):
                 if site.is_torch(back(recipe.turned(heads, "q"))):
-                    return _Turning(
-                        dataclasses.replace(recipe, on="q"),
-                        d,
-                        lambda r, heads=heads, back=back: site.is_flax(  # type: ignore[misc]
-                            back(heads if r is None else r.turned(heads, "q"))
-                        ),
-                    )
+
+                    def made(r: RotaryRecipe | None, heads: np.ndarray = heads, back: Layout = back) -> np.ndarray:
+                        return back(heads if r is None else r.turned(heads, "q"))
+
+                    return _Turning.of(site, dataclasses.replace(recipe, on="q"), d, made)
     return None
-
-
-Layout = Callable[[np.ndarray], np.ndarray]
 
 
 def _head_layouts(x: np.ndarray, counts: list[int]) -> Iterator[tuple[Layout, Layout]]:
@@ -95,15 +112,13 @@ def _of_table(site: Site) -> _Turning | None:
         for wave in (np.cos, np.sin):
             for spread in (True, False):
 
-                def made(r: RotaryRecipe, wave: Callable = wave, spread: bool = spread) -> np.ndarray:
+                def made(r: RotaryRecipe | None, wave: Callable = wave, spread: bool = spread) -> np.ndarray:
+                    if r is None:
+                        return np.full(site.flax.shape, np.nan)
                     return r.amplitude * wave(r.spread(r.angles) if spread else r.angles)
 
                 if site.is_torch(made(recipe)):
-                    return _Turning(
-                        recipe,
-                        2 * recipe.angles.shape[-1],
-                        lambda r, made=made: r is not None and site.is_flax(made(r)),  # type: ignore[misc]
-                    )
+                    return _Turning.of(site, recipe, 2 * recipe.angles.shape[-1], made)
     return None
 
 
@@ -178,8 +193,23 @@ def _bases(site: Site, turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[str
     n, theirs = 2 * r.angles.shape[-1], _base_of(r)
     for base in dict.fromkeys([*bases_at(site), *COMMON_BASES]):
         if theirs is not None and abs(base / theirs - 1) > 1e-6:
-            told = f"{base:.6g} in the port, {theirs:.6g}"
-            yield told, r.with_frequencies(frequencies_of(base, n))
+            yield _told_bases(base, theirs), r.with_frequencies(frequencies_of(base, n))
+
+
+def _unusual_bases(site: Site, turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[str, RotaryRecipe | None]]:
+    theirs = _base_of(r)
+    if r.positions is not None and theirs is not None and _is_plain(r):
+
+        def of(base: float) -> RotaryRecipe:
+            return r.with_frequencies(frequencies_of(base, 2 * r.angles.shape[-1]))
+
+        other = turning.fitted(of, 2.0, 1e9)
+        if other is not None:
+            yield _told_bases(other, theirs), of(other)
+
+
+def _told_bases(ours: float, theirs: float) -> str:
+    return f"{ours:.6g} in the port, {theirs:.6g}"
 
 
 def _widths(site: Site, turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[str, RotaryRecipe | None]]:
@@ -207,17 +237,40 @@ def _scalings(site: Site, turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[
         yield f"the factor {r.amplitude:.4g} of cosines and sines is missing", plain
     if r.positions is None or r.frequencies is None:
         return
-    n = 2 * r.angles.shape[-1]
     if not _is_plain(r):
-        # High frequencies stay as they are under most scalings, and all have one factor under a linear one.
-        f = r.frequencies
-        first = float(f[1] ** -(n / 2)) if len(f) > 1 and f[1] > 0 else 1e4
-        bases = dict.fromkeys([x for x in (_base_of(r), first) if x is not None] + bases_at(site))
-        for base, like in itertools.product(bases, (r, plain)):
-            yield "the frequencies are not scaled", like.with_frequencies(frequencies_of(base, n))
+        for unscaled in _unscaled(site, r):
+            for like in (unscaled, dataclasses.replace(unscaled, amplitude=1.0)):
+                yield "the frequencies are not scaled", like
     else:
         for factor in (2.0, 4.0, 8.0, 16.0, 32.0):
             yield f"the frequencies are divided by {factor:.0f}", r.with_frequencies(r.frequencies / factor)
+
+
+def _unusual_factors(site: Site, turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[str, RotaryRecipe | None]]:
+    """All frequencies, scaled or not, divided by the same number."""
+    if r.positions is None or r.frequencies is None:
+        return
+    for like in (dataclasses.replace(x, amplitude=1.0) for x in _unscaled(site, r)):
+        yield from _divided(turning, like)
+
+
+def _unscaled(site: Site, r: RotaryRecipe) -> Iterator[RotaryRecipe]:
+    """With the frequencies that PyTorch's may come from."""
+    assert r.frequencies is not None
+    f, n = r.frequencies, 2 * r.angles.shape[-1]
+    # High frequencies stay as they are under most scalings, and all have one factor under a linear one.
+    first = float(f[1] ** -(n / 2)) if len(f) > 1 and f[1] > 0 else 1e4
+    for base in dict.fromkeys([x for x in (_base_of(r), first) if x is not None] + bases_at(site)):
+        yield r.with_frequencies(frequencies_of(base, n))
+
+
+def _divided(turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[str, RotaryRecipe]]:
+    """Positions that are interpolated."""
+    frequencies = r.frequencies
+    assert frequencies is not None
+    factor = turning.fitted(lambda x: r.with_frequencies(frequencies / x), 0.1, 100.0)
+    if factor is not None:
+        yield f"all frequencies are divided by {factor:.6g}", r.with_frequencies(frequencies / factor)
 
 
 def missing_rotary(site: Site) -> str | None:
@@ -242,6 +295,18 @@ def _rotary_of_port(site: Site, found: FoundAttention, turning: _Turning) -> str
     return None
 
 
+_BASE = Cause(
+    "rotary base",
+    "The base of the wavelengths is another one; configs call it rope_theta.",
+    "Give jattn.nn.Rotary PyTorch's base.",
+    _alternatives("rotary_base_of_port", "The base is {} in PyTorch.", _bases),
+)
+_SCALING = Cause(
+    "rotary scaling",
+    "Frequencies are scaled for sequences longer than those of the training, on one side only or by another rule.",
+    "Give jattn.nn.Rotary the scaling, such as LinearScaling or YaRNScaling.",
+    _alternatives("rotary_scaling_of_port", "In the port, {}.", _scalings),
+)
 ROTARY_CAUSES = [
     Cause(
         "missing rotary positions",
@@ -273,22 +338,14 @@ ROTARY_CAUSES = [
         "The first feature of a pair becomes x cos a - y sin a.",
         _alternatives("direction_of_turning", "The port's angles have the other sign.{}", _directions),
     ),
-    Cause(
-        "rotary base",
-        "The base of the wavelengths is another one; configs call it rope_theta.",
-        "Give jattn.nn.Rotary PyTorch's base.",
-        _alternatives("rotary_base_of_port", "The base is {} in PyTorch.", _bases),
-    ),
+    _BASE,
+    _BASE._replace(test=_alternatives("unusual_base", "The base is {} in PyTorch.", _unusual_bases), rank=1),
     Cause(
         "rotary width",
         "Some models turn only some of a head's features, and count the exponents over those.",
         "Give jattn.nn.Rotary that many features.",
         _alternatives("rotary_width", "In the port, {}.", _widths),
     ),
-    Cause(
-        "rotary scaling",
-        "Frequencies are scaled for sequences longer than those of the training, on one side only.",
-        "Give jattn.nn.Rotary the scaling, such as LinearScaling or YaRNScaling.",
-        _alternatives("rotary_scaling_of_port", "In the port, {}.", _scalings),
-    ),
+    _SCALING,
+    _SCALING._replace(test=_alternatives("unusual_factor", "In the port, {}.", _unusual_factors), rank=1),
 ]

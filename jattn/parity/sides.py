@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jattn.parity.arrays import is_floating, leaves, named_leaves, numbers
+from jattn.parity.arrays import is_floating, leaves, named_leaves, numbers, some
 from jattn.parity.flow import Place
 from jattn.parity.pairing import selected
 from jattn.parity.trace import Trace, submodules, trace_flax, trace_torch
@@ -178,7 +178,7 @@ def _traced(module: "torch.nn.Module", run: Callable[[], Any], *, wide: bool) ->
         return result, trace, [f"PyTorch's own casts to float32 were left as they are, as float64 gave: {problem}"]
     if not found:
         return result, trace, []
-    places = ", ".join(name or "the module itself" for name in found[:3]) + (", ..." if len(found) > 3 else "")
+    places = some([name or "the module itself" for name in found])
     return result, trace, [f"PyTorch's own casts to float32 were to float64 in the float64 run: {places}."]
 
 

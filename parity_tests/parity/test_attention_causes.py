@@ -143,3 +143,21 @@ def test_a_mistake_in_attention_is_named(case: tuple[dict[str, Any], str, str]) 
     mistake, cause, name = case
     theirs = Settings(**SURROUNDINGS[name])
     assert causes(compared(theirs, planted(theirs, mistake))) == [cause]
+
+
+@pytest.mark.parametrize(
+    ("name", "mistakes"),
+    [
+        ("rotary", {"base": 1e6, "scale": 1 / D}),
+        ("window", {"cap": None, "window": 7}),
+        ("additive mask", {"tiled": True, "rotary": "interleaved"}),
+        ("alibi", {"slopes": "zero", "packed": "(3 h d)"}),
+        ("buckets", {"both": False, "left": True}),
+        ("plain", {"scale": 1.0, "cap": 3.0}),
+    ],
+)
+def test_nothing_is_named_that_is_but_half_of_it(name: str, mistakes: dict[str, Any]) -> None:
+    theirs = Settings(**SURROUNDINGS[name])
+    report = compared(theirs, planted(theirs, mistakes))
+    assert causes(report) == []
+    assert "No known cause" in report.finding

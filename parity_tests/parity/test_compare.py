@@ -263,7 +263,7 @@ def test_modules_are_found_by_renaming() -> None:
     assert report.parting is not None
     assert (report.parting.torch_name, report.parting.flax_name) == ("3", "fourth")
     assert "3 has epsilon 0.001 in the port, 1e-05 in PyTorch." in report.finding
-    assert any("of 4 parameters are equal (1.weight, 1.bias, 3.weight, ...)" in note for note in report.notes)
+    assert any("of 4 parameters are equal (1.weight, 1.bias, 3.weight and 1 more)" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("names", [None, {"0": "first", "2": "third"}])

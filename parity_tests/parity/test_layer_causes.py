@@ -91,6 +91,13 @@ def test_a_mistake_in_a_norm_is_named(theirs: dict[str, Any], ours: dict[str, An
     assert sorted(causes(report)) == sorted(named)
 
 
+def test_all_that_fits_is_in_the_finding() -> None:
+    heads = rng.standard_normal((B, T, 3, M))
+    finding = compared(TorchNorm(), Norm(centered=False, epsilon=1e-3), (heads,)).finding
+    assert "Cause: layer-norm epsilon. It has epsilon 0.001 in the port, 1e-05 in PyTorch." in finding
+    assert "Also fits: RMS norm or layer norm. It is an RMS norm in the port, a layer norm in PyTorch." in finding
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Gated sublayers.
 
@@ -307,7 +314,7 @@ BLOCKS: list[tuple[str, str, str, list[str]]] = [
     ("post", "post", "1 and 2", ["swapped norms"]),
     ("post", "post", "2 and 3", ["swapped norms"]),
     ("both", "both", "1 and 2", ["swapped norms"]),
-    ("both", "both", "2 and 3", []),
+    ("both", "both", "2 and 3", ["swapped norms"]),
     ("pre", "pre", "normed memory", ["a norm too many"]),
     ("post", "post", "normed memory", ["a norm too many"]),
     ("pre", "pre", "cross first", ["order of sublayers"]),

@@ -11,6 +11,8 @@ from jattn.nn import Embed, Linear, Norm, TransformerBlock
 
 __all__ = ["Decoder"]
 
+CAUSAL = masks.causal()
+
 
 class Decoder(nnx.Module):
     """Tokens in, logits out.
@@ -26,7 +28,7 @@ class Decoder(nnx.Module):
         alibi_sign: of what is added.
         tied: whether the embeddings make the logits.
         logits_soft_cap: of the logits.
-        causal: whether blocks see the past only.
+        causal: the mask of every block.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class Decoder(nnx.Module):
         alibi_sign: float = 1.0,
         tied: bool = True,
         logits_soft_cap: float | None = None,
-        causal: bool = True,
+        causal: masks.Mask | None = CAUSAL,
         hidden: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
@@ -64,7 +66,7 @@ class Decoder(nnx.Module):
         bias = None if self.alibi is None else self._alibi()
         real = None if attention_mask is None else masks.dense(attention_mask[:, None, None, :] != 0)
         for block, window in zip(self.blocks, self.windows, strict=True):
-            rules = [real, masks.causal() if self.causal else None]
+            rules = [real, self.causal]
             if window is not None:
                 rules.append(masks.sliding_window(window - 1, window - 1))
             x = block(x, mask=masks.all_of(*rules), bias=bias)

@@ -4,12 +4,26 @@ import inspect
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import torch
 
-from jattn import biases
+from jattn import biases, masks
 from jattn.nn import LinearScaling, Norm, Rotary, YaRNScaling
+from parity_tests.ports import rewired
 from parity_tests.ports.decoder import Decoder
-from parity_tests.ports.port import SWAPPED_KEYS, SWAPPED_NORMS, Mistake, Port, block, every, swapped, whole
+from parity_tests.ports.port import (
+    SWAPPED_KEYS,
+    SWAPPED_NORMS,
+    Change,
+    Mistake,
+    Parts,
+    Port,
+    argument,
+    block,
+    every,
+    swapped,
+    whole,
+)
 
 __all__ = ["DECODERS"]
 
@@ -61,6 +75,17 @@ def rms(epsilon: float = 1e-5, offset: float = 0.0) -> Norm:
     return Norm("rms", epsilon=epsilon, scale_offset=offset)
 
 
+def tied(parts: Parts) -> None:
+    parts.settings["tied"] = True
+    parts.names["lm_head"] = ""
+
+
+def squared_relu(x: Any) -> Any:
+    return jnp.maximum(x, 0) ** 2
+
+
+AHEAD, TURNED = masks.causal(offset=1), masks.where(lambda q, k: k >= q)
+ROTARY_OF_ONE = "rotary positions of queries or keys alone"
 ATTENTION = r"self_attn|self_attention"
 # Mistakes that any decoder of this kind can have, by what is true of it.
 PLAIN: tuple[Mistake, ...] = (
@@ -87,7 +112,15 @@ PLAIN: tuple[Mistake, ...] = (
     Mistake("no rotary", every(rotary=None), ATTENTION, ("missing rotary positions",)),
     Mistake("half of the features", every(rotary=Rotary(features=4)), ATTENTION, ("rotary width",)),
     Mistake("scaled frequencies", every(rotary=Rotary(scaling=LinearScaling(2.0))), ATTENTION, ("rotary scaling",)),
-    Mistake("not causal", whole(causal=False), ATTENTION, ("missing causal mask",)),
+    Mistake("not causal", whole(causal=None), ATTENTION, ("missing causal mask",)),
+    Mistake("causal off by one", whole(causal=AHEAD), ATTENTION, ("causal mask off by one",)),
+    Mistake("causal for keys", whole(causal=TURNED), ATTENTION, ("causal mask over the wrong axis",)),
+    Mistake("rotary of queries alone", rewired.rotary_of_queries, ATTENTION, (ROTARY_OF_ONE,)),
+    Mistake("queries ahead", rewired.queries_ahead, ATTENTION, ("rotary positions off by one",)),
+    Mistake("tiled heads", rewired.tiled, ATTENTION, ("order of grouped heads",)),
+    Mistake("merged by feature", rewired.merged_by_feature, ATTENTION, ("order of heads and features",)),
+    Mistake("squared ReLU", every(activation=squared_relu), r"mlp", ("another activation",)),
+    Mistake("tied head", tied, r"lm_head|model", ("tied embeddings",)),
     Mistake("no scale", every(attention_options={"scale": 1.0}), ATTENTION, ("missing scale",)),
     Mistake("1 / d", every(attention_options={"scale": 1 / 6}), ATTENTION, ("another scale", "missing scale")),
     Mistake("scale of the width", every(attention_options={"scale": M**-0.5}), ATTENTION, ("another scale",)),
@@ -216,7 +249,13 @@ GEMMA2 = Port(
         Mistake("rotary base", every(rotary=Rotary(500.0)), ATTENTION, ("rotary base",)),
         Mistake("interleaved", every(rotary=Rotary(interleaved=True)), ATTENTION, ("pairs of rotary features",)),
         Mistake("no rotary", every(rotary=None), ATTENTION, ("missing rotary positions",)),
-        Mistake("not causal", whole(causal=False), ATTENTION, ("missing causal mask",)),
+        Mistake("not causal", whole(causal=None), ATTENTION, ("missing causal mask",)),
+        Mistake("half of the features", every(rotary=Rotary(features=4)), ATTENTION, ("rotary width",)),
+        Mistake("rotary of queries alone", rewired.rotary_of_queries, ATTENTION, (ROTARY_OF_ONE,)),
+        Mistake("queries ahead", rewired.queries_ahead, ATTENTION, ("rotary positions off by one",)),
+        Mistake("tiled heads", rewired.tiled, ATTENTION, ("order of grouped heads",)),
+        Mistake("causal off by one", whole(causal=AHEAD), ATTENTION, ("causal mask off by one",)),
+        Mistake("causal for keys", whole(causal=TURNED), ATTENTION, ("causal mask over the wrong axis",)),
         Mistake("scale of a head", every(attention_options={"scale": None}), ATTENTION, ("another scale",)),
         Mistake("no scale", every(attention_options={"scale": 1.0}), ATTENTION, ("missing scale",)),
         Mistake("no cap", every(attention_options={"logits_soft_cap": None}), ATTENTION, ("soft cap",)),
@@ -329,17 +368,16 @@ GPT_OSS_NAMES = {name.removeprefix("model."): ours for name, ours in LLAMA_NAMES
 }
 
 
-def without_sinks(settings: dict[str, Any], names: dict[str, Any]) -> None:
-    every(attention_options={"use_sinks": False})(settings, names)
-    names["layers.#.self_attn.sinks"] = ""
+def without_sinks(parts: Parts) -> None:
+    every(attention_options={"use_sinks": False})(parts)
+    parts.names["layers.#.self_attn.sinks"] = ""
 
 
-def without_biases(*parts: str) -> Any:
-    def change(settings: dict[str, Any], names: dict[str, Any]) -> None:
-        kept = [name for name in ("query", "key", "value", "out") if name not in parts]
-        every(use_bias=kept)(settings, names)
-        for part in parts:
-            names[f"layers.#.self_attn.{part[0]}_proj.bias"] = ""
+def without_biases(*projections: str) -> Change:
+    def change(parts: Parts) -> None:
+        every(use_bias=[name for name in ("query", "key", "value", "out") if name not in projections])(parts)
+        for name in projections:
+            parts.names[f"layers.#.self_attn.{name[0]}_proj.bias"] = ""
 
     return change
 
@@ -377,12 +415,16 @@ GPT_OSS = Port(
         Mistake("no biases", without_biases("query", "key", "value", "out"), r"_proj", ("missing bias",)),
         Mistake("no bias of the output", without_biases("out"), r"o_proj|self_attn", ("missing bias",)),
         Mistake("no bias of the values", without_biases("value"), r"v_proj", ("missing bias",)),
-        Mistake("not causal", whole(causal=False), ATTENTION, ("missing causal mask",)),
+        Mistake("not causal", whole(causal=None), ATTENTION, ("missing causal mask",)),
+        Mistake("a cap", every(attention_options={"logits_soft_cap": 2.5}), ATTENTION, ("soft cap",)),
+        Mistake("tied head", tied, r"lm_head|model", ("tied embeddings",)),
+        Mistake("tiled heads", rewired.tiled, ATTENTION, ("order of grouped heads",)),
+        Mistake("queries ahead", rewired.queries_ahead, ATTENTION, ("rotary positions off by one",)),
         Mistake("no window", block(0, window=None), ATTENTION, ("missing window",)),
         Mistake("window of 5", block(0, window=5), ATTENTION, ("window off by one",)),
         Mistake(
             "window of the wrong layer",
-            lambda settings, names: settings["layers"].reverse(),
+            lambda parts: parts.settings["layers"].reverse(),
             ATTENTION,
             ("missing window", "another window"),
         ),
@@ -436,18 +478,18 @@ BLOOM_NAMES = {
 }
 
 
-def packed_by_part(settings: dict[str, Any], names: dict[str, Any]) -> None:
-    names["transformer.h.#.self_attention.query_key_value"] = ("blocks.#.attention.", 1)
+def packed_by_part(parts: Parts) -> None:
+    parts.names["transformer.h.#.self_attention.query_key_value"] = ("blocks.#.attention.", 1)
 
 
-def without_embedding_norm(settings: dict[str, Any], names: dict[str, Any]) -> None:
-    settings["embedding_norm"] = None
-    names["transformer.word_embeddings_layernorm"] = ""
+def without_embedding_norm(parts: Parts) -> None:
+    parts.settings["embedding_norm"] = None
+    parts.names["transformer.word_embeddings_layernorm"] = ""
 
 
-def rms_for_layer_norm(settings: dict[str, Any], names: dict[str, Any]) -> None:
-    every(norm_kind=Norm("rms", epsilon=1e-5))(settings, names)
-    names |= {f"transformer.h.#.{norm}_layernorm.bias": "" for norm in ("input", "post_attention")}
+def rms_for_layer_norm(parts: Parts) -> None:
+    every(norm_kind=Norm("rms", epsilon=1e-5))(parts)
+    parts.names |= {f"transformer.h.#.{norm}_layernorm.bias": "" for norm in ("input", "post_attention")}
 
 
 BLOOM = Port(
@@ -463,20 +505,28 @@ BLOOM = Port(
         "alibi": SLOPES,
     },
     BLOOM_NAMES,
-    tokens(),
-    ours_of(tokens()),
+    tokens("right"),
+    ours_of(tokens("right")),
     (
         Mistake("no ALiBi", whole(alibi=None), ATTENTION, ("missing bias of the logits",)),
         Mistake("sign of ALiBi", whole(alibi_sign=-1.0), ATTENTION, ("sign of the bias",)),
         Mistake("slopes in order", whole(alibi=tuple(sorted(SLOPES, reverse=True))), ATTENTION, ("slopes of ALiBi",)),
         Mistake("slopes of 8 heads", whole(alibi=tuple(2.0**-i for i in range(1, 7))), ATTENTION, ("slopes of ALiBi",)),
+        Mistake("slopes transposed", rewired.transposed_bias, ATTENTION, ("transposed bias", "sign of the bias")),
+        Mistake("no padding", argument("attention_mask", np.ones_like), ATTENTION, ("missing mask",)),
+        Mistake("padding inverted", argument("attention_mask", lambda x: 1 - x), ATTENTION, ("inverted mask",)),
+        Mistake(
+            "padding on the left", argument("attention_mask", np.fliplr), ATTENTION, ("padding on the other side",)
+        ),
+        Mistake("causal for keys", whole(causal=TURNED), ATTENTION, ("causal mask over the wrong axis",)),
+        Mistake("query as key", rewired.keys_for_queries, ATTENTION, ("query and key swapped",)),
         Mistake("packed by part", packed_by_part, r"self_attention|query_key_value", ("order in a packed projection",)),
         Mistake("no norm of embeddings", without_embedding_norm, r"embed|h\.0|transformer", ("module left out",)),
         Mistake("epsilon", every(norm_kind=Norm("layer", epsilon=1e-3)), r"layernorm", ("layer-norm epsilon",)),
         Mistake("RMS norm", rms_for_layer_norm, r"layernorm", ("RMS norm or layer norm", "parameters of a norm")),
         Mistake("exact GELU", every(activation="gelu"), r"mlp", ("exact or tanh GELU",)),
         Mistake("ReLU", every(activation="relu"), r"mlp", ("another activation",)),
-        Mistake("not causal", whole(causal=False), ATTENTION, ("missing causal mask",)),
+        Mistake("not causal", whole(causal=None), ATTENTION, ("missing causal mask",)),
         Mistake("no scale", every(attention_options={"scale": 1.0}), ATTENTION, ("missing scale",)),
         Mistake("embedding scale", whole(embedding_scale=24**0.5), r"embed", ("embedding scale", "constant factor")),
         Mistake("post-norm", every(norm="post"), r"h\.0|norm", ("post-norm for pre-norm",)),

@@ -5,12 +5,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 from flax import nnx
 
-from jattn import biases
+from jattn import biases, masks
 from jattn.nn import Conv, Embed, Linear, Norm, TransformerBlock
-from parity_tests.ports.port import SWAPPED_KEYS, SWAPPED_NORMS, Mistake, Port, change_layer, swapped, whole
+from parity_tests.ports import rewired
+from parity_tests.ports.port import (
+    SWAPPED_KEYS,
+    SWAPPED_NORMS,
+    Mistake,
+    Parts,
+    Port,
+    argument,
+    change_layer,
+    swapped,
+    whole,
+)
 
 __all__ = ["ENCODERS"]
 
@@ -25,10 +37,18 @@ def stack(n: int, settings: Mapping[str, Any], rngs: nnx.Rngs) -> nnx.List:
 def of(part: str, **changed: Any) -> Any:
     """Other settings of the blocks of a part."""
 
-    def change(settings: Settings, names: dict[str, Any]) -> None:
-        change_layer(settings[part], changed)
+    def change(parts: Parts) -> None:
+        change_layer(parts.settings[part], changed)
 
     return change
+
+
+def squared_relu(x: Any) -> Any:
+    return jax.nn.relu(x) ** 2
+
+
+def quick_gelu(x: Any) -> Any:
+    return x * jax.nn.sigmoid(1.702 * x)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -95,9 +115,9 @@ LAYER_NORM = Norm("layer", epsilon=1e-12)
 IMAGE = {"pixel_values": torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)}
 
 
-def rms_for_layer_norm(settings: Settings, names: dict[str, Any]) -> None:
-    of("blocks", norm_kind=Norm("rms", epsilon=1e-12))(settings, names)
-    names |= {f"{VIT_LAYER}layernorm_{place}.bias": "" for place in ("before", "after")}
+def rms_for_layer_norm(parts: Parts) -> None:
+    of("blocks", norm_kind=Norm("rms", epsilon=1e-12))(parts)
+    parts.names |= {f"{VIT_LAYER}layernorm_{place}.bias": "" for place in ("before", "after")}
 
 
 VIT = Port(
@@ -116,11 +136,19 @@ VIT = Port(
         Mistake("RMS norm", rms_for_layer_norm, r"norm", ("RMS norm or layer norm", "parameters of a norm")),
         Mistake("post-norm", of("blocks", norm="post"), r"layers\.0|norm", ("post-norm for pre-norm",)),
         Mistake("no scale", of("blocks", attention_options={"scale": 1.0}), r"attention", ("missing scale",)),
+        Mistake("1 / d", of("blocks", attention_options={"scale": H / M}), r"attention", ("another scale",)),
+        Mistake("heads as time", rewired.heads_as_time, r"attention", ("heads and time swapped",)),
+        Mistake("heads by feature", rewired.split_by_feature, r"attention", ("order of heads and features",)),
+        Mistake("merged by feature", rewired.merged_by_feature, r"attention", ("order of heads and features",)),
+        Mistake("squared ReLU", of("blocks", activation=squared_relu), r"mlp", ("another activation",)),
+        Mistake(
+            "quick GELU", of("blocks", activation=quick_gelu), r"mlp", ("another activation", "exact or tanh GELU")
+        ),
         Mistake(
             "scale of the width", of("blocks", attention_options={"scale": M**-0.5}), r"attention", ("another scale",)
         ),
         Mistake("causal", of("blocks", causal=True), r"attention", ("missing causal mask",)),
-        Mistake("the last token", whole(first=-1), r"classifier", ()),
+        Mistake("the last token", whole(first=-1), r"classifier", ("what is made of all tokens",)),
         Mistake(
             "norms swapped",
             swapped(f"{VIT_LAYER}layernorm_before", f"{VIT_LAYER}layernorm_after"),
@@ -155,10 +183,12 @@ class T5Stack(nnx.Module):
         self.norm = norm(M, rngs=rngs)
         self.bidirectional = bidirectional
 
-    def __call__(self, x: Any, memory: Any, distance: int, shared: bool, bidirectional: bool, use_bias: bool) -> Any:
+    def __call__(
+        self, x: Any, memory: Any, *, distance: int, shared: bool, bidirectional: bool, use_bias: bool, **masks: Any
+    ) -> Any:
         bias = biases.relative(self.table.embedding[...], bidirectional=bidirectional, max_distance=distance)
         for i, block in enumerate(self.blocks):
-            x = block(x, memory, bias=bias if use_bias and (shared or i == 0) else None)
+            x = block(x, memory, bias=bias if use_bias and (shared or i == 0) else None, **masks)
         return self.norm(x)
 
 
@@ -184,9 +214,11 @@ class T5(nnx.Module):
         self.how = {"distance": distance, "shared": shared, "use_bias": use_bias}
         self.bidirectional, self.output_scale = bidirectional, output_scale
 
-    def __call__(self, input_ids: Any, decoder_input_ids: Any) -> Any:
-        memory = self.encoder(self.shared(input_ids), None, bidirectional=True, **self.how)
-        x = self.decoder(self.shared(decoder_input_ids), memory, bidirectional=self.bidirectional, **self.how)
+    def __call__(self, input_ids: Any, attention_mask: Any, decoder_input_ids: Any) -> Any:
+        real = masks.dense((attention_mask != 0)[:, None, None, :])
+        memory = self.encoder(self.shared(input_ids), None, mask=real, bidirectional=True, **self.how)
+        x = self.shared(decoder_input_ids)
+        x = self.decoder(x, memory, memory_mask=real, bidirectional=self.bidirectional, **self.how)
         return self.shared.attend(x * self.output_scale)
 
 
@@ -245,6 +277,7 @@ T5_BLOCK: Settings = {
 ACROSS = {"qkv_features": 24, "scale": 1.0}
 TEXTS = {
     "input_ids": torch.randint(0, 19, (2, 21), generator=torch.Generator().manual_seed(0)),
+    "attention_mask": (torch.arange(21) < torch.tensor([[21], [15]])).long(),
     "decoder_input_ids": torch.randint(0, 19, (2, 9), generator=torch.Generator().manual_seed(1)),
 }
 SELF = r"SelfAttention"
@@ -301,6 +334,12 @@ T5_PORT = Port(
             ("scale of the output's logits", "constant factor"),
         ),
         Mistake("post-norm", of("encoder", norm="post"), r"encoder", ("post-norm for pre-norm",)),
+        Mistake("sign of the biases", rewired.subtracted_bias, SELF, ("sign of the bias",)),
+        Mistake("biases transposed", rewired.transposed_bias, SELF, ("transposed bias",)),
+        Mistake("heads by feature", rewired.split_by_feature, SELF, ("order of heads and features",)),
+        Mistake("no padding", argument("attention_mask", np.ones_like), SELF, ("missing mask",)),
+        Mistake("padding inverted", argument("attention_mask", lambda x: 1 - x), SELF, ("inverted mask",)),
+        Mistake("padding on the left", argument("attention_mask", np.fliplr), SELF, ("padding on the other side",)),
         Mistake(
             "keys as values",
             swapped("encoder.block.#.layer.0.SelfAttention.k", "encoder.block.#.layer.0.SelfAttention.v"),
@@ -439,6 +478,16 @@ WHISPER = Port(
             "epsilon", of("decoder", norm_kind=Norm("layer", epsilon=1e-3)), r"decoder.*norm", ("layer-norm epsilon",)
         ),
         Mistake("post-norm", of("decoder", norm="post"), r"decoder", ("post-norm for pre-norm",)),
+        Mistake("heads as time", rewired.heads_as_time, r"self_attn", ("heads and time swapped",)),
+        Mistake("merged by feature", rewired.merged_by_feature, r"self_attn", ("order of heads and features",)),
+        Mistake("query as key", rewired.keys_for_queries, r"self_attn", ("query and key swapped",)),
+        Mistake(
+            "quick GELU",
+            of("decoder", activation=quick_gelu),
+            r"fc2|layers",
+            ("exact or tanh GELU", "another activation"),
+        ),
+        Mistake("squared ReLU", of("decoder", activation=squared_relu), r"fc2|layers", ("another activation",)),
         Mistake("no scale", of("encoder", attention_options={"scale": 1.0}), r"encoder.*self_attn", ("missing scale",)),
         Mistake(
             "scale across", of("decoder", cross_attention_options={"scale": 1.0}), r"encoder_attn", ("missing scale",)

@@ -19,12 +19,15 @@ __all__ = [
     "Change",
     "Found",
     "Mistake",
+    "Parts",
     "Port",
+    "argument",
     "block",
     "change_layer",
     "every",
     "look_for",
     "swapped",
+    "table_of",
     "whole",
 ]
 
@@ -33,7 +36,19 @@ SWAPPED_NORMS = ("swapped norms", "swapped weights", "parameters of a norm")
 SWAPPED_KEYS = ("swapped weights", "key and value swapped")
 
 Settings = dict[str, Any]
-Change = Callable[[Settings, dict[str, Any]], None]  # of the port's settings and of its table of names, in place
+
+
+@dataclasses.dataclass
+class Parts:
+    """What a port is made of, for a mistake to change in place."""
+
+    settings: Settings
+    names: dict[str, Any]
+    given: dict[str, Any]  # the port's arguments
+    rewire: Callable[[nnx.Module], None] | None = None  # what is done to the port's own code
+
+
+Change = Callable[[Parts], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +77,14 @@ class Port:
 
     def compare(self, implementation: str = "eager", mistake: Mistake | None = None, **options: Any) -> Report:
         """The report on this port, with a mistake or without."""
-        settings, names = copy.deepcopy(self.settings), dict(self.names)
+        parts = Parts(copy.deepcopy(self.settings), dict(self.names), dict(self.flax_inputs))
         if mistake is not None:
-            mistake.change(settings, names)
-        ours = self.ours(**settings, rngs=nnx.Rngs(0))
+            mistake.change(parts)
+        ours = self.ours(**parts.settings, rngs=nnx.Rngs(0))
+        if parts.rewire is not None:
+            parts.rewire(ours)
         theirs = randomised(self.theirs(implementation))
-        given = dict(inputs=dict(self.inputs), flax_inputs=dict(self.flax_inputs), rename=table_of(names))
+        given = dict(inputs=dict(self.inputs), flax_inputs=parts.given, rename=table_of(parts.names))
         return compare(theirs, ours, **given, **options)
 
 
@@ -125,8 +142,8 @@ def look_for(port: Port, mistake: Mistake) -> Found:
 def whole(**changed: Any) -> Change:
     """Other settings of the model."""
 
-    def change(settings: Settings, names: dict[str, Any]) -> None:
-        settings.update(changed)
+    def change(parts: Parts) -> None:
+        parts.settings.update(changed)
 
     return change
 
@@ -140,8 +157,8 @@ def change_layer(layer: Settings, changed: Mapping[str, Any]) -> None:
 def block(i: int, **changed: Any) -> Change:
     """Other settings of one of the blocks."""
 
-    def change(settings: Settings, names: dict[str, Any]) -> None:
-        change_layer(settings["layers"][i], changed)
+    def change(parts: Parts) -> None:
+        change_layer(parts.settings["layers"][i], changed)
 
     return change
 
@@ -149,9 +166,9 @@ def block(i: int, **changed: Any) -> Change:
 def every(**changed: Any) -> Change:
     """Other settings of every block."""
 
-    def change(settings: Settings, names: dict[str, Any]) -> None:
-        for i in range(len(settings["layers"])):
-            block(i, **changed)(settings, names)
+    def change(parts: Parts) -> None:
+        for i in range(len(parts.settings["layers"])):
+            block(i, **changed)(parts)
 
     return change
 
@@ -159,7 +176,16 @@ def every(**changed: Any) -> Change:
 def swapped(one: str, other: str) -> Change:
     """Two of PyTorch's names for each other."""
 
-    def change(settings: Settings, names: dict[str, Any]) -> None:
-        names[one], names[other] = names[other], names[one]
+    def change(parts: Parts) -> None:
+        parts.names[one], parts.names[other] = parts.names[other], parts.names[one]
 
     return change
+
+
+def argument(name: str, change: Callable[[Any], Any]) -> Change:
+    """Another argument of the port's."""
+
+    def changed(parts: Parts) -> None:
+        parts.given[name] = change(parts.given[name])
+
+    return changed

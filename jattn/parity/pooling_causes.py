@@ -1,0 +1,50 @@
+"""Causes in what is made of all tokens: one of them, their mean, their maximum."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jattn.parity.cause import Cause, outermost
+from jattn.parity.locate import Site
+
+__all__ = ["POOLING_CAUSES"]
+
+
+def _pooled(site: Site, x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """One vector for each example from vectors ``b t m``, by what it is."""
+    b, t, _ = x.shape
+    yield "the first token", x[:, 0]
+    yield "the last token", x[:, -1]
+    yield "the mean of all tokens", x.mean(1)
+    yield "the mean of all tokens but the first", x[:, 1:].mean(1)
+    yield "the maximum over tokens", x.max(1)
+    yield "the sum of all tokens", x.sum(1)
+    yield "the second token", x[:, 1]
+    for mask in (y for y in site.arguments if y.shape == (b, t) and set(np.unique(y)) == {0, 1}):
+        for what, real in (("that the mask has", mask != 0), ("that the mask leaves out", mask == 0)):
+            weight = real[..., None] / np.maximum(real.sum(1), 1)[:, None, None]
+            yield f"the mean of the tokens {what}", (weight * x).sum(1)
+            yield f"the last of the tokens {what}", x[np.arange(b), t - 1 - np.argmax(real[:, ::-1], axis=1)]
+            yield f"the maximum over the tokens {what}", np.where(real[..., None], x, -np.inf).max(1)
+
+
+def other_tokens(site: Site) -> str | None:
+    for x in (x for x in outermost(site) if x.array.ndim == 3 and x.array.shape[1] > 1):
+        ways = dict(_pooled(site, x.array))
+        theirs, ours = (
+            next((way for way, y in ways.items() if y.size == seen.size and site.same(y, seen.reshape(y.shape))), None)
+            for seen in (site.torch, site.flax)
+        )
+        if theirs is not None and ours is not None and theirs != ours:
+            return f"The port takes {ours}, PyTorch {theirs}."
+    return None
+
+
+POOLING_CAUSES = [
+    Cause(
+        "what is made of all tokens",
+        "A head looks at one token, or at a mean over all or over those that are no padding.",
+        "Take what PyTorch's model takes; under padding, the mask says which tokens are real.",
+        other_tokens,
+    ),
+]
