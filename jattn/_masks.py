@@ -22,6 +22,7 @@ from jattn._mask import Allowed, Keys, Mask
 __all__ = [
     "Causal",
     "DilatedWindow",
+    "Everyone",
     "FunctionMask",
     "Lengths",
     "LengthsPerQuery",
@@ -134,6 +135,7 @@ class LengthsPerQuery(Mask):
 class Segments(Mask):
     query_ids: Array = over("bt")
     key_ids: Array = over("bs")
+    own: bool = False  # whether both are those of the same tokens, so that each may attend to itself
 
     def formula(self, grid: Grid) -> Allowed:
         return self.query_ids == self.key_ids
@@ -143,8 +145,24 @@ class Segments(Mask):
         return (low <= self.key_ids) & (self.key_ids <= high)
 
     def attended(self, grid: Grid) -> Keys:
+        if self.own:  # nothing to look for, which takes a third of a second to compile
+            return True
         t = self.query_ids.shape[-2]
         return is_among(self.key_ids, self.query_ids) if isinstance(t, int) else super().attended(grid)
+
+    def diagonal(self) -> Mask:
+        return Everyone() if self.own else super().diagonal()
+
+    def take(self, heads: Any, queries: Any) -> "Segments":
+        return super().take(heads, queries)._replace(own=self.own and queries is None)
+
+    def _cut(self, letter: str, start: Any, n: int) -> "Segments":
+        return super()._cut(letter, start, n)._replace(own=False)
+
+
+class Everyone(Mask):
+    def formula(self, grid: Grid) -> Allowed:
+        return np.True_
 
 
 class FunctionMask(FunctionRule, Mask):

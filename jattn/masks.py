@@ -165,9 +165,9 @@ def segments(query_ids: Int[Array, "*b t"], key_ids: Int[Array, "*b s"] | None =
          [0 0 1 1 1]
          [0 0 1 1 1]]
     """
+    own = key_ids is None or key_ids is query_ids
     query_ids = checks.integer_axis("query_ids", query_ids)
-    key_ids = query_ids if key_ids is None else checks.integer_axis("key_ids", key_ids)
-    return _masks.Segments(query_ids, key_ids)
+    return _masks.Segments(query_ids, query_ids if own else checks.integer_axis("key_ids", key_ids), own)
 
 
 def dilated_window(left: int, right: int, dilation: int, *, offset: int | Int[Array, "*b"] = 0) -> Mask:
