@@ -150,7 +150,7 @@ class Segments(Mask):
         t = self.query_ids.shape[-2]
         return is_among(self.key_ids, self.query_ids) if isinstance(t, int) else super().attended(grid)
 
-    def diagonal(self) -> Mask:
+    def diagonal(self) -> Any:
         return Everyone() if self.own else super().diagonal()
 
     def take(self, heads: Any, queries: Any) -> "Segments":
@@ -162,7 +162,7 @@ class Segments(Mask):
 
 class Everyone(Mask):
     def formula(self, grid: Grid) -> Allowed:
-        return np.True_
+        return np.ones((1, 1), bool)
 
 
 class FunctionMask(FunctionRule, Mask):

@@ -232,7 +232,7 @@ def _of_first(recipe: AttentionRecipe) -> AttentionRecipe:
     """For the first example."""
     rotary = None if recipe.rotary is None else dataclasses.replace(recipe.rotary, angles=recipe.rotary.angles[:1])
     by_example = {"bias": recipe.bias, "padding": recipe.padding, "mask": recipe.mask}
-    first = {name: None if x is None else x[:1] for name, x in by_example.items()}
+    first: dict[str, Any] = {name: None if x is None else x[:1] for name, x in by_example.items()}
     return dataclasses.replace(recipe, rotary=rotary, **first)
 
 
