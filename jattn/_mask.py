@@ -149,6 +149,15 @@ class Pair(Mask):
     def reachable(self, grid: Grid) -> Keys:
         return self.join(self.a.reachable(grid), self.b.reachable(grid))
 
+    def diagonal(self) -> Any:
+        return self._replace(a=self.a.diagonal(), b=self.b.diagonal())
+
+    def take(self, heads: Any, queries: Any) -> Any:
+        return self._replace(a=self.a.take(heads, queries), b=self.b.take(heads, queries))
+
+    def _cut(self, letter: str, start: Any, n: int) -> Any:
+        return self._replace(a=self.a._cut(letter, start, n), b=self.b._cut(letter, start, n))
+
     @property
     def by_key(self) -> bool:
         return self.a.by_key and self.b.by_key

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jattn.parity.attention_projections import AS_THEY_ARE
-from jattn.parity.attention_search import FoundAttention, alters, attention_at, caps_at, fitted, scales_at
+from jattn.parity.attention_search import FoundAttention, alters, attention_at, caps_at, fitting_number, scales_at
 from jattn.parity.cause import Cause
 from jattn.parity.locate import Site
 from jattn.parity.rotary_recipe import frequencies_of
@@ -41,7 +41,7 @@ def another_scale(site: Site) -> str | None:
 
 
 def unusual_scale(site: Site) -> str | None:
-    found, x = attention_at(site), fitted(site, lambda x: {"scale": x}, 1e-3, 1e2)
+    found, x = attention_at(site), fitting_number(site, lambda x: {"scale": x}, 1e-3, 1e2)
     return None if found is None or x is None else _told_scales(found, x)
 
 
@@ -53,7 +53,7 @@ def _told_scales(found: FoundAttention, x: float) -> str:
 def _scale_name(found: FoundAttention, x: float) -> str:
     d, width = found.sizes[4], found.sizes[1] * found.sizes[4]
     names = {d**-0.5: "1 / sqrt(d)", 1.0: "1", width**-0.5: "1 / sqrt(m)", 1 / d: "1 / d", d**0.5: "sqrt(d)"}
-    return names.get(x, f"{x:.4g}")
+    return names.get(x, f"{x:.10g}")
 
 
 def soft_cap(site: Site) -> str | None:
@@ -70,13 +70,13 @@ def soft_cap(site: Site) -> str | None:
 
 
 def unusual_cap(site: Site) -> str | None:
-    found, cap = attention_at(site), fitted(site, lambda x: {"cap": x}, 0.1, 1e3)
+    found, cap = attention_at(site), fitting_number(site, lambda x: {"cap": x}, 0.1, 1e3)
     return None if found is None or cap is None else _told_caps(found, cap)
 
 
 def _told_caps(found: FoundAttention, cap: float) -> str:
     theirs = found.recipe.cap
-    return f"The logits are capped at {cap:.4g} in the port, {f'at {theirs:.4g}' if theirs else 'not'} in PyTorch."
+    return f"The logits are capped at {cap:.10g} in the port, {f'at {theirs:.4g}' if theirs else 'not'} in PyTorch."
 
 
 def sinks(site: Site) -> str | None:

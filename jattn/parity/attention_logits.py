@@ -110,7 +110,7 @@ def biases_at(site: Site, b: int, h: int, t: int, s: int, *, by_distance: bool =
         for slopes in (alibi_slopes_at(site, h) if by_distance else [])
         for form in (abs(distance - max(s - t, 0)), max(s - t, 0) - distance)
     ]
-    # ALiBi that is given by key counts real tokens alone, which is no part of a port that has it by distance.
+    # By key, positions count real tokens. ALiBi by distance is tried before, so that a change of the mask leaves it.
     by_key = any(full.shape[-2] == 1 for full in given)
     for full in (*(alibi[::-1] if by_key else ()), *given, *(() if by_key else alibi)):
         yield np.broadcast_to(full, (*full.shape[:2], t, s))

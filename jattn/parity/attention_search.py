@@ -27,10 +27,18 @@ from jattn.parity.fitted import fitting_numbers
 from jattn.parity.locate import Site
 from jattn.parity.rotary_recipe import RotaryRecipe, angle_tables, rotary_from_bases
 
-__all__ = ["EMPTY_ROWS", "FoundAttention", "alters", "attention_at", "caps_at", "fitted", "scales_at", "sinks_at"]
+__all__ = [
+    "EMPTY_ROWS",
+    "FoundAttention",
+    "alters",
+    "attention_at",
+    "caps_at",
+    "fitting_number",
+    "scales_at",
+    "sinks_at",
+]
 
 ROWS = 8  # queries that a trial looks at
-MANY_DIGITS = 1e-8
 EMPTY_ROWS = ("nan", "zeros", "mean", "unmasked")
 
 
@@ -83,23 +91,25 @@ def alters(site: Site, *alterations: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def fitted(site: Site, change: Callable[[float], dict[str, Any]], lowest: float, highest: float) -> float | None:
-    """The number for which such a change to PyTorch's recipe gives Flax's numbers.
-
-    In float64 alone: a number that may be anything explains a difference of few digits too easily.
-    """
+def fitting_number(
+    site: Site, change: Callable[[float], dict[str, Any]], lowest: float, highest: float
+) -> float | None:
+    """The number for which such a change to PyTorch's recipe gives Flax's numbers, all of them."""
     found = attention_at(site)
-    if found is None or site.tolerance > MANY_DIGITS or site.flax.size != site.torch.size:
+    if found is None or not site.has_many_digits or site.flax.size != site.torch.size:
         return None
-    few, rows = found.projections.of_examples(1), slice(0, 2 * ROWS)
+    few, padding = found.projections.of_examples(1), found.recipe.padding
+    first = 0 if padding is None or padding.shape[-1] != found.sizes[2] else int(np.argmax(padding[0]))
+    rows = slice(first, first + 2 * ROWS)
 
     def made(x: float) -> np.ndarray:
-        recipe = _of_first(dataclasses.replace(found.recipe, **change(x)))
+        recipe = _of_first(dataclasses.replace(found.recipe, **{**change(x), "empty": "nan"}))
         heads = split_heads(few, recipe)
         return attend(logits_of(heads, recipe, rows), heads.value, few, recipe, rows)
 
     wanted = _observed(site.flax.reshape(site.torch.shape), found.projections, found.recipe, rows)
-    if made(highest).shape != wanted.shape:
+    # A few logits may be those of another cause as well.
+    if made(highest).shape != wanted.shape or found.sizes[1] * min(found.sizes[2], 2 * ROWS) < ROWS:
         return None
     numbers = fitting_numbers(made, wanted, lowest, highest)
     return next((x for x in numbers if alters(site, change(x)) is not None), None)

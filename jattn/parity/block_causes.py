@@ -104,44 +104,38 @@ class StandIn(NamedTuple):
 
     theirs: ModuleCall  # PyTorch's call, which takes the numbers
     ours: ModuleCall  # the port's call that takes them
-    twins: list[str]  # PyTorch's modules with the weights that it has
+    twin: str  # PyTorch's module with the weights that it has
 
 
 def stand_ins(site: Site) -> Iterator[StandIn]:
-    """Where PyTorch's module and its pair take the numbers that part, while others take PyTorch's in the port."""
-    u = site.torch
+    """Where the numbers that part go into a module of PyTorch's, and in the port not into its pair but another one."""
+    u, there = site.torch, {ours: theirs for theirs, ours in site.pairs.items()}
     for theirs in (call for call in site.torch_calls[:-1] if call.outputs and _takes(site, call, u)):
         pair = site.pairs.get(theirs.path)
         for ours in (call for call in site.flax_calls[:-1] if call.outputs and call.path != pair):
             alike = _is_norm(ours) == _is_norm(theirs) and ours.outputs[0].size == theirs.outputs[0].size
-            if pair is not None and alike and _takes(site, ours, u):
-                twins = [there for there, here in site.pairs.items() if here == ours.path]
-                if twins and not any(_takes(site, x, u) for x in site.torch_calls if x.path in twins):
-                    yield StandIn(theirs, ours, twins)
+            if pair is None or not alike or ours.path not in there or not _takes(site, ours, u):
+                continue
+            twin = there[ours.path]
+            if not any(_takes(site, x, u) for x in site.torch_calls if x.path == twin):
+                yield StandIn(theirs, ours, twin)
 
 
 def _swapped(site: Site) -> Iterator[tuple[str, bool]]:
     """Another norm of the port's that takes what PyTorch's norm takes; whether it goes to the same sublayer."""
-    for theirs, other, twins in stand_ins(site):
+    for theirs, other, twin in stand_ins(site):
         if not _is_norm(theirs) or not _is_norm(other):
             continue
-        same: bool | None = None
-        for f in _sublayers(site, site.flax_calls, other.outputs[0]):
+        fed = _sublayers(site, site.flax_calls, other.outputs[0])
+        if not fed:  # what it gives is added
+            yield f"{other.path} is called in the port where PyTorch calls {theirs.path}.", True
+        for f in fed:
             mates = [x for x in site.torch_calls if _is_pair(site, x, f)]
+            its = [y for x in site.torch_calls if x.path == twin for y in x.outputs]
             if any(_takes(site, x, y) for x in mates for y in theirs.outputs):
                 yield f"{f.path} is given {other.path} in the port, {theirs.path} in PyTorch.", True
-                same = True
-            elif any(
-                _takes(site, x, y)
-                for x in mates
-                for twin in site.torch_calls
-                if twin.path in twins
-                for y in twin.outputs
-            ):
+            elif any(_takes(site, x, y) for x in mates for y in its):
                 yield f"{f.path} comes first in the port, what is given {theirs.path} in PyTorch.", False
-                same = False
-        if same is None:
-            yield f"{other.path} is called in the port where PyTorch calls {theirs.path}.", True
 
 
 def swapped_norms(site: Site) -> str | None:

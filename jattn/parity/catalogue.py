@@ -35,7 +35,7 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(site: Site) -> Diagnosis | None:
-    """The first cause that fits, with the others of its rank that do."""
+    """The first cause of the lowest rank that fits, with the others there that say more than little."""
     for rank in range(3):
         found = [x for cause in CAUSES if cause.rank == rank and (x := _tried(cause, site)) is not None]
         if found:

@@ -17,7 +17,7 @@ class Cause(NamedTuple):
     explanation: str
     remedy: str
     test: Callable[[Site], str | None]  # what was found, if this is it
-    rank: int = 0  # of 1 if it is a number that may be anything, of 2 if it says little: counts if none before fits
+    rank: int = 0  # 1 fits a number that may be anything, 2 says little; each counts only if none of a lower rank fits
 
 
 def maps_within(site: Site) -> list[tuple[np.ndarray, np.ndarray]]:

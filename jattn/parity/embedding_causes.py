@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jattn.parity.arrays import FLOAT64, error, is_floating
+from jattn.parity.arrays import FLOAT64, error, is_floating, largest
 from jattn.parity.cause import Cause, outermost
 from jattn.parity.fitted import fitting_numbers
 from jattn.parity.locate import NamedArray, Site, TorchLayer
 
-__all__ = ["EMBEDDING_CAUSES"]
+__all__ = ["EMBEDDING_CAUSES", "is_table"]
 
 
-def _is_table(name: str) -> bool:
+def is_table(name: str) -> bool:
+    """Whether a layer's name is that of embeddings."""
     last = name.lower()
     return any(word in last for word in ("emb", "wte", "wpe", "tok", "shared", "position"))
 
@@ -224,7 +225,7 @@ def padded_positions(site: Site) -> str | None:
 
 
 def tied_head(site: Site) -> str | None:
-    tables = [x for x in (*site.layers, *site.others) if _is_table(x.name) and "weight" in x.parameters]
+    tables = [x for x in (*site.layers, *site.others) if is_table(x.name) and "weight" in x.parameters]
     for layer, x in itertools.product(site.layers, site.before):
         weight = layer.parameters.get("weight")
         if weight is None or weight.ndim != 2 or x.array.shape[-1] != weight.shape[1]:
@@ -251,7 +252,7 @@ def _factor_of_head(site: Site) -> tuple[float, float] | None:
 
 def _belongs_to_head(site: Site, x: NamedArray) -> bool:
     """Whether the numbers that part go into the last layer, as wide as the embeddings, or come out of it as x."""
-    tables = [layer for layer in (*site.layers, *site.others) if _is_table(layer.name)]
+    tables = [layer for layer in (*site.layers, *site.others) if is_table(layer.name)]
     shapes = {layer.parameters["weight"].shape for layer in tables if "weight" in layer.parameters}
     heads = {layer.name for layer in (*site.layers, *site.others) if _has_shape(layer, shapes)}
     heads -= {layer.name for layer in tables}
@@ -285,17 +286,17 @@ def scale_of_logits(site: Site) -> str | None:
 
 
 def cap_of_logits(site: Site) -> str | None:
-    if site.tolerance > 1e-8 or site.flax.shape != site.torch.shape:
+    if not site.has_many_digits or site.flax.shape != site.torch.shape:
         return None
-    for x in (x for x in _logits(site) if x.array.shape == site.torch.shape):
+    for x in (x for x in _before_cap(site) if x.array.shape == site.torch.shape and _belongs_to_head(site, x)):
         caps = [_cap(x.array, y) for y in (site.torch, site.flax)]
         if None not in caps and caps[0] != caps[1]:
-            theirs, ours = ("not" if cap == math.inf else f"at {cap:.6g}" for cap in caps)
+            theirs, ours = ("not" if cap == math.inf else f"at {cap:.10g}" for cap in caps)
             return f"{x.name} is capped {ours} in the port, {theirs} in PyTorch."
     return None
 
 
-def _logits(site: Site) -> Iterator[NamedArray]:
+def _before_cap(site: Site) -> Iterator[NamedArray]:
     """What agrees, and what PyTorch's layers, also those that are tied in the port, make of it."""
     yield from outermost(site)
     for call in (call for call in site.torch_calls[:-1] if call.outputs and call.path not in site.pairs):
@@ -307,9 +308,14 @@ def _cap(x: np.ndarray, y: np.ndarray) -> float | None:
     """By what x is capped in y; infinite if y is x."""
     if error(x, y) <= FLOAT64:
         return math.inf
-    caps = fitting_numbers(lambda cap: cap * np.tanh(x / cap), y, 0.1, 1e4)
+    if np.any(abs(y) > abs(x) + FLOAT64 * largest(x)):
+        return None
+    some, there = x.reshape(-1)[:ENOUGH], y.reshape(-1)[:ENOUGH]
+    caps = fitting_numbers(lambda cap: cap * np.tanh(some / cap), there, 0.1, 1e4)
     return next((cap for cap in caps if error(cap * np.tanh(x / cap), y) <= FLOAT64), None)
 
+
+ENOUGH = 4096  # numbers to find one by
 
 EMBEDDING_CAUSES = [
     Cause(

@@ -8,6 +8,7 @@ from scipy.optimize import least_squares
 __all__ = ["fitting_numbers"]
 
 POINTS, BEST = 48, 3
+NEAR = 1e-7
 
 
 def fitting_numbers(
@@ -19,14 +20,16 @@ def fitting_numbers(
     holds the number against all entries.
     """
 
+    size = float(np.nanmax(np.where(np.isfinite(wanted), abs(wanted), 0.0), initial=0.0)) or 1.0
+
     def residuals(u: np.ndarray) -> np.ndarray:
-        difference = (made(float(np.exp(u[0]))) - wanted).reshape(-1)
+        difference = (made(float(np.exp(u[0]))) - wanted).reshape(-1) / size
         return np.where(np.isfinite(difference), difference, 0.0)
 
     grid = np.linspace(np.log(lowest), np.log(highest), POINTS)[:, None]
-    size = [float(np.linalg.norm(residuals(u))) for u in grid]
-    for i in np.argsort(size)[:BEST]:
+    off = [float(np.linalg.norm(residuals(u))) for u in grid]
+    for i in np.argsort(off)[:BEST] if max(off) > 0 else ():
         fit = least_squares(residuals, grid[i], jac="3-point", xtol=1e-15, ftol=1e-15, gtol=1e-15)
-        if 2 * fit.cost <= (1e-6 * min(size)) ** 2:
-            x = float(np.exp(fit.x[0]))
-            yield from dict.fromkeys(y for n in range(1, 17) if abs((y := float(f"{x:.{n}g}")) / x - 1) < 1e-7)
+        x = float(np.exp(fit.x[0]))
+        if 2 * fit.cost <= (1e-6 * max(off)) ** 2 and lowest * (1 - NEAR) <= x <= highest * (1 + NEAR):
+            yield from dict.fromkeys(y for n in range(1, 17) if abs((y := float(f"{x:.{n}g}")) / x - 1) < NEAR)

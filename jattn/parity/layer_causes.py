@@ -9,6 +9,7 @@ import numpy as np
 from jattn.parity.arrays import error
 from jattn.parity.block_causes import stand_ins
 from jattn.parity.cause import Cause
+from jattn.parity.embedding_causes import is_table
 from jattn.parity.locate import NamedArray, Site, TorchLayer
 
 __all__ = ["LAYER_CAUSES", "NUMBER_CAUSES"]
@@ -47,6 +48,8 @@ def swapped_weights(site: Site) -> str | None:
             continue
         for other in (*site.layers, *site.others):
             weight = other.parameters.get("weight")
+            if is_table(other.name) and not is_table(layer.name):  # a tied head
+                continue
             if weight is not None and weight.shape == layer.parameters["weight"].shape:
                 if site.is_flax(_linear_output(x.array, weight, other)):
                     return f"{layer.name} has the weights of {other.name} in the port."
@@ -58,16 +61,15 @@ def swapped_weights(site: Site) -> str | None:
 def paired_across(site: Site) -> str | None:
     """The names lead a layer to one that is called elsewhere, with another layer's weights in its place."""
     layers = {layer.name: layer for layer in (*site.layers, *site.others)}
-    for theirs, ours, twins in stand_ins(site):
+    for theirs, ours, twin in stand_ins(site):
         parent, _, name = theirs.path.rpartition(".")
-        # What another module's layer of this name has, in the module that belongs to this one.
-        if site.pairs.get(parent) != ours.path.rpartition(".")[0]:
+        # Only layers of one name, in modules that belong together.
+        if site.pairs.get(parent) != ours.path.rpartition(".")[0] or twin.rpartition(".")[2] != name:
             continue
-        for twin in (twin for twin in twins if twin in layers and twin.rpartition(".")[2] == name):
-            if layers[twin].parameters.get("weight", np.ones(1)).ndim == 2:
-                made = _linear_output(site.torch, layers[twin].parameters["weight"], layers[twin])
-                if any(y.size == made.size and site.same(y.reshape(made.shape), made) for y in ours.outputs):
-                    return f"{ours.path} takes what {theirs.path} takes in PyTorch, and has the weights of {twin}."
+        if twin in layers and layers[twin].parameters.get("weight", np.ones(1)).ndim == 2:
+            made = _linear_output(site.torch, layers[twin].parameters["weight"], layers[twin])
+            if any(y.size == made.size and site.same(y.reshape(made.shape), made) for y in ours.outputs):
+                return f"{ours.path} takes what {theirs.path} takes in PyTorch, and has the weights of {twin}."
     return None
 
 

@@ -66,6 +66,11 @@ class Site:
     buffers: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # of these modules
     pairs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # PyTorch's submodules to the port's
 
+    @property
+    def has_many_digits(self) -> bool:
+        """Whether a number that may be anything explains a difference here; of few digits it does so too easily."""
+        return self.tolerance <= 1e-8
+
     def same(self, x: np.ndarray, y: np.ndarray) -> bool:
         """Whether two arrays are the same numbers, in the same layout up to merged axes."""
         if x.shape != y.shape:
@@ -206,7 +211,9 @@ def _site(traces: Traces, module: "torch.nn.Module", theirs: ModuleCall, ours: M
         given = [(i, inside[1].inputs[j]) for i, j in _input_pairs(*inside)]
         at, ported = next((i, y) for i, y in given if not traces.same(inside[0], "inputs", i, y))
         target = inside[0].inputs[at]
-        done = [call for call, _ in agreed if not call.within(inside[0])]
+        began = next(i for i, x in enumerate(traces.torch.calls) if x is inside[0] or x.within(inside[0]))
+        earlier = set(map(id, traces.torch.calls[:began]))
+        done = [call for call, _ in agreed if id(call) in earlier]
         after = f", after {_name(done[-1], theirs)}" if done else ""
         where = f"the input of {_name(inside[0], theirs)}{after}"
 

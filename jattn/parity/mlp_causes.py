@@ -65,11 +65,11 @@ class _Unit:
 def _unit_at(site: Site) -> _Unit | None:
     """PyTorch's."""
     if "_unit" not in vars(site):
-        vars(site)["_unit"] = next((unit for unit in _units(site) if _begins_well(site, unit)), None)
+        vars(site)["_unit"] = next((unit for unit in _units(site) if _gives_torch(site, unit)), None)
     return vars(site)["_unit"]
 
 
-def _begins_well(site: Site, unit: _Unit) -> bool:
+def _gives_torch(site: Site, unit: _Unit) -> bool:
     """Whether the value is PyTorch's; of what is not, a few numbers say so."""
     few, whole = (x[(slice(0, 1),) * (x.ndim - 1)] for x in (unit.gate, site.torch))
     part = unit.altered(gate=few, up=None if unit.up is None else unit.up[(slice(0, 1),) * (unit.up.ndim - 1)])

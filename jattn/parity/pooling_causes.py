@@ -28,23 +28,24 @@ def _pooled(site: Site, x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
             yield f"the maximum over the tokens {what}", np.where(real[..., None], x, -np.inf).max(1)
 
 
-def other_tokens(site: Site) -> str | None:
+def another_pooling(site: Site) -> str | None:
     for x in (x for x in outermost(site) if x.array.ndim == 3 and x.array.shape[1] > 1):
-        ways = dict(_pooled(site, x.array))
-        theirs, ours = (
-            next((way for way, y in ways.items() if y.size == seen.size and site.same(y, seen.reshape(y.shape))), None)
-            for seen in (site.torch, site.flax)
-        )
-        if theirs is not None and ours is not None and theirs != ours:
-            return f"The port takes {ours}, PyTorch {theirs}."
+        ways = list(_pooled(site, x.array))
+        theirs, ours = ([way for way, y in ways if _is_same(site, y, seen)] for seen in (site.torch, site.flax))
+        if theirs and ours and not set(theirs) & set(ours):
+            return f"The port takes {ours[0]}, PyTorch {theirs[0]}."
     return None
+
+
+def _is_same(site: Site, x: np.ndarray, seen: np.ndarray) -> bool:
+    return x.size == seen.size and site.same(x, seen.reshape(x.shape))
 
 
 POOLING_CAUSES = [
     Cause(
-        "what is made of all tokens",
-        "A head looks at one token, or at a mean over all or over those that are no padding.",
+        "pooling",
+        "A classifier gets one token, or a mean over all or over those that are no padding.",
         "Take what PyTorch's model takes; under padding, the mask says which tokens are real.",
-        other_tokens,
+        another_pooling,
     ),
 ]

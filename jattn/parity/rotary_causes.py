@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jattn.parity.attention_search import FoundAttention, alters, attention_at, fitted
+from jattn.parity.attention_search import FoundAttention, alters, attention_at, fitting_number
 from jattn.parity.cause import Cause, outermost
 from jattn.parity.fitted import fitting_numbers
 from jattn.parity.locate import Site
@@ -37,7 +37,7 @@ class _Turning:
     d: int
     gives: Gives
     # The number for which a recipe gives Flax's numbers, from the lowest to the highest that it may be.
-    fitted: Callable[[Callable[[float], RotaryRecipe], float, float], float | None]
+    number: Callable[[Callable[[float], RotaryRecipe], float, float], float | None]
 
     @classmethod
     def of(
@@ -46,6 +46,8 @@ class _Turning:
         """Of what is made by the turning alone."""
 
         def number(change: Callable[[float], RotaryRecipe], lowest: float, highest: float) -> float | None:
+            if not site.has_many_digits:
+                return None
             numbers = fitting_numbers(lambda x: made(change(x)), site.flax.reshape(site.torch.shape), lowest, highest)
             return next((x for x in numbers if site.is_flax(made(change(x)))), None)
 
@@ -66,7 +68,7 @@ def _of_attention(site: Site) -> _Turning | None:
         found.recipe.rotary,
         found.sizes[4],
         lambda x: alters(site, {"rotary": x}) is not None,
-        lambda change, *limits: fitted(site, lambda x: {"rotary": change(x)}, *limits),
+        lambda change, *limits: fitting_number(site, lambda x: {"rotary": change(x)}, *limits),
     )
 
 
@@ -111,10 +113,12 @@ def _of_table(site: Site) -> _Turning | None:
     for recipe in angle_tables(site, t):
         for wave in (np.cos, np.sin):
             for spread in (True, False):
+                still = dataclasses.replace(recipe, angles=0 * recipe.angles, amplitude=1.0)
 
-                def made(r: RotaryRecipe | None, wave: Callable = wave, spread: bool = spread) -> np.ndarray:
-                    if r is None:
-                        return np.full(site.flax.shape, np.nan)
+                def made(
+                    r: RotaryRecipe | None, wave: Callable = wave, spread: bool = spread, still: RotaryRecipe = still
+                ) -> np.ndarray:
+                    r = still if r is None else r
                     return r.amplitude * wave(r.spread(r.angles) if spread else r.angles)
 
                 if site.is_torch(made(recipe)):
@@ -198,18 +202,18 @@ def _bases(site: Site, turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[str
 
 def _unusual_bases(site: Site, turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[str, RotaryRecipe | None]]:
     theirs = _base_of(r)
-    if r.positions is not None and theirs is not None and _is_plain(r):
+    if r.positions is not None and theirs is not None and _is_plain(r) and r.angles.shape[-1] > 2:
 
         def of(base: float) -> RotaryRecipe:
             return r.with_frequencies(frequencies_of(base, 2 * r.angles.shape[-1]))
 
-        other = turning.fitted(of, 2.0, 1e9)
+        other = turning.number(of, 2.0, 1e9)
         if other is not None:
             yield _told_bases(other, theirs), of(other)
 
 
 def _told_bases(ours: float, theirs: float) -> str:
-    return f"{ours:.6g} in the port, {theirs:.6g}"
+    return f"{ours:.10g} in the port, {theirs:.10g}"
 
 
 def _widths(site: Site, turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[str, RotaryRecipe | None]]:
@@ -268,9 +272,9 @@ def _divided(turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[str, RotaryRe
     """Positions that are interpolated."""
     frequencies = r.frequencies
     assert frequencies is not None
-    factor = turning.fitted(lambda x: r.with_frequencies(frequencies / x), 0.1, 100.0)
+    factor = turning.number(lambda x: r.with_frequencies(frequencies / x), 0.1, 100.0)
     if factor is not None:
-        yield f"all frequencies are divided by {factor:.6g}", r.with_frequencies(frequencies / factor)
+        yield f"all frequencies are divided by {factor:.10g}", r.with_frequencies(frequencies / factor)
 
 
 def missing_rotary(site: Site) -> str | None:

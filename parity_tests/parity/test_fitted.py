@@ -12,7 +12,7 @@ def cap(c: float) -> np.ndarray:
     return c * np.tanh(X / c)
 
 
-@pytest.mark.parametrize("number", [0.7, 30.0, 12.345])
+@pytest.mark.parametrize("number", [0.7, 30.0, 12.345, 0.1, 1000.0])
 def test_the_number_comes_first_and_with_few_digits(number: float) -> None:
     assert next(fitting_numbers(cap, cap(number), 0.1, 1e3)) == number
 
@@ -31,3 +31,7 @@ def test_what_is_not_finite_does_not_count() -> None:
 def test_nothing_fits_what_is_made_otherwise() -> None:
     assert list(fitting_numbers(cap, 0.5 * X**2, 0.1, 1e3)) == []
     assert list(fitting_numbers(cap, 0.5 * X, 0.1, 1e3)) == []
+
+
+def test_nothing_is_found_outside_of_the_limits() -> None:
+    assert list(fitting_numbers(cap, cap(3.0), 5.0, 1e3)) == []

@@ -497,4 +497,4 @@ def test_a_head_that_is_tied_in_the_port_only() -> None:
     port.lm_head = EmbeddingsForHead(M, V, use_bias=False, rngs=nnx.Rngs(0))
     port.lm_head.table = theirs.wte.weight.detach().numpy()
     report = parity.compare(theirs, port, (TOKENS, REAL), gradients=False, dtypes=("float64",))
-    assert set(causes(report)) == {"swapped weights", "tied embeddings"}  # which say the same of it
+    assert causes(report) == ["tied embeddings"]

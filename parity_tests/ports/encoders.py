@@ -148,7 +148,7 @@ VIT = Port(
             "scale of the width", of("blocks", attention_options={"scale": M**-0.5}), r"attention", ("another scale",)
         ),
         Mistake("causal", of("blocks", causal=True), r"attention", ("missing causal mask",)),
-        Mistake("the last token", whole(first=-1), r"classifier", ("what is made of all tokens",)),
+        Mistake("the last token", whole(first=-1), r"classifier", ("pooling",)),
         Mistake(
             "norms swapped",
             swapped(f"{VIT_LAYER}layernorm_before", f"{VIT_LAYER}layernorm_after"),

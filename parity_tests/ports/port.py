@@ -113,7 +113,7 @@ class Found(NamedTuple):
     cause: str  # what it names, or nothing
     located: bool
     named: bool
-    wrong: bool  # whether it names what is not the cause
+    wrong: bool  # whether what it names first is not the cause
 
 
 def look_for(port: Port, mistake: Mistake) -> Found:
@@ -131,7 +131,7 @@ def look_for(port: Port, mistake: Mistake) -> Found:
         ", ".join(causes),
         re.search(mistake.place, place) is not None,
         bool(set(causes) & set(mistake.causes)),
-        bool(causes) and not set(causes) & set(mistake.causes),
+        bool(causes) and causes[0] not in mistake.causes,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from parity_tests.ports.table import PORTS
 
-__all__ = ["KINDS"]
+__all__: list[str] = []
 
 # Of each kind: the port, and the name of the mistake.
 KINDS = {

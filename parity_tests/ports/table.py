@@ -55,7 +55,16 @@ def main(arguments: Sequence[str]) -> None:
     if options.markdown is not None:
         lines = [COLUMNS, ("---",) * len(COLUMNS), *rows(found)]
         text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        options.markdown.write_text(f"{shares(found)}\n\n{text}\n")
+        options.markdown.write_text(f"{HEAD}\n{shares(found)}\n\n{text}\n")
+
+
+HEAD = """# What the port debugger finds
+
+Mistakes that are planted in ports of seven models of Hugging Face, of random weights, and what `jattn.parity.compare`
+says of each. Written by `python -m parity_tests.ports.table --markdown FILE`;
+[some of the reports](reports_of_mistakes.md). A mistake counts as named if one of the causes is it, as named wrongly if
+the first one is not.
+"""
 
 
 if __name__ == "__main__":
