@@ -127,7 +127,7 @@ def _swapped(site: Site) -> Iterator[tuple[str, bool]]:
         if not _is_norm(theirs) or not _is_norm(other):
             continue
         fed = _sublayers(site, site.flax_calls, other.outputs[0])
-        if not fed:  # what it gives is added
+        if not any(_takes(site, call, other.outputs[0]) for call in site.flax_calls[:-1]):  # what it gives is added
             yield f"{other.path} is called in the port where PyTorch calls {theirs.path}.", True
         for f in fed:
             mates = [x for x in site.torch_calls if _is_pair(site, x, f)]

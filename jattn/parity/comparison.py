@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from jattn.parity import locate, notes
-from jattn.parity.arrays import error, kept
+from jattn.parity.arrays import error, kept, own_error
 from jattn.parity.catalogue import diagnose
 from jattn.parity.judge import Sides, explained_by, port_names, run_errors
 from jattn.parity.match import pair_modules
@@ -90,9 +90,11 @@ class Comparison:
         shapes = {name: run.outputs[i].shape for name, i in self.names.items() if i is not None}
         masks = {name: kept(self.settings.where, shape) for name, shape in shapes.items()}
         found = {name: mask for name, mask in masks.items() if mask is not None}
-        if not found:
+        inner = any(kept(self.settings.where, y.shape) is not None for call in run.trace.calls for y in call.outputs)
+        if not found and not inner:
             raise ValueError(
-                f"where must fit the leading axes of an output of PyTorch's, {', '.join(map(str, shapes.values()))}. "
+                f"where must fit the leading axes of an output of PyTorch's or of a module in it, of "
+                f"{', '.join(map(str, shapes.values()))}. "
                 f"Got shape {self.settings.where.shape}."
             )
         return found
@@ -103,14 +105,17 @@ class Comparison:
         run = run_errors(sides, s)
         if all(entry.equal for entry in run.outputs):
             return _Judged(run, None)
-        theirs, ours, truth, rough = (side.trace for side in (sides.theirs, sides.ours, sides.truth, sides.rough))
-        traces = locate.Traces(
-            sides.dtype, theirs, ours, truth, rough, sides.pairs, s.where, s.tolerance.get(sides.dtype)
-        )
         wrong = {entry.name for entry in run.outputs if not entry.equal}
         places = sides.theirs.places
         ends = [place for name, place in places.items() if name in wrong] or list(places.values())
-        return _Judged(run, locate.first_parting(traces, module, ends))
+        return _Judged(run, locate.first_parting(self._traces(sides), module, ends))
+
+    def _traces(self, sides: Sides) -> locate.Traces:
+        theirs, ours, truth, rough = (side.trace for side in (sides.theirs, sides.ours, sides.truth, sides.rough))
+        s = self.settings
+        return locate.Traces(
+            sides.dtype, theirs, ours, truth, rough, sides.pairs, s.where, s.tolerance.get(sides.dtype)
+        )
 
     def _judged_by_float32(self, exact: "_Judged", sides: Sides, low: "torch.nn.Module", given: Arguments) -> "_Judged":
         """Whether the rounding of buffers that were made in float32 explains what differs in float64."""
@@ -119,10 +124,17 @@ class Comparison:
             return exact
         module = shaken(torch_copy(low, "float64"), names)
         run = run_torch(module, rounded(given, "float64"), "float64", self.settings.output)
-        rough = self._judged(sides._replace(rough=self._side(run)), low)
-        if exact.verdict == rough.verdict:
+        loosely = sides._replace(rough=self._side(run))
+        if self._traces(loosely).agree_where_rounding_shows:  # the port has the very numbers of these buffers
             return exact
-        self._note([notes.narrow_buffers_matter(names, exact.first_error)])
+        rough = self._judged(loosely, low)
+        if exact.verdict == rough.verdict:
+            # It has other digits than these buffers all the same, which is all that a cause can leave open.
+            if exact.found is not None and rough.found is not None:
+                return exact._replace(found=exact.found._replace(site=rough.found.site))
+            return exact
+        largest = max((own_error("float64", entry.limit) for entry in rough.run.outputs), default=0.0)
+        self._note([notes.narrow_buffers_matter(names, largest)])
         return rough
 
     def _note(self, sentences: Iterable[str]) -> None:
@@ -142,13 +154,6 @@ class _Judged(NamedTuple):
         """What is equal, and where they part."""
         equal = [entry.equal for _, entries in self.run.parts() for entry in entries]
         return equal, None if self.found is None else (len(self.found.steps), self.found.site.where)
-
-    @property
-    def first_error(self) -> float:
-        """That of the first place that differs."""
-        if self.found is not None:
-            return self.found.steps[-1].error
-        return next(entry.error for _, entries in self.run.parts() for entry in entries if not entry.equal)
 
 
 def _parting(dtype: str, found: locate.Found, *, name_cause: bool) -> Parting:

@@ -282,7 +282,7 @@ def scale_of_logits(site: Site) -> str | None:
     usual = [*known, *(1 / x for x in known), *(f for width in (m, *widths) for f in (width**-0.5, width**0.5))]
     if not any(abs(found[0] / found[1] / f - 1) < 1e-6 or abs(found[1] / found[0] / f - 1) < 1e-6 for f in usual):
         return None
-    return f"{site.where} is multiplied by {found[1]:.4g} in the port, by {found[0]:.4g} in PyTorch."
+    return f"In the port, {site.where} is multiplied by {found[1]:.4g}, in PyTorch by {found[0]:.4g}."
 
 
 def cap_of_logits(site: Site) -> str | None:

@@ -92,7 +92,7 @@ def low_precision(site: Site) -> str | None:
         kept = functools.partial(_cast_and_back, dtype=dtype)
         few, many = (np.array_equal(kept(x), x) for x in (site.flax, site.torch))
         if few and not many and error(site.flax, site.torch) < 64 * float(jnp.finfo(dtype).eps):
-            return f"{site.where} has the digits of {dtype} in the port."
+            return f"In the port, {site.where} has the digits of {dtype}."
         for layer, x in itertools.product(site.layers, site.inputs):
             if _is_linear(site, layer, x) and site.is_flax(
                 _linear_output(kept(x.array), layer.parameters["weight"], layer)
@@ -120,7 +120,7 @@ def constant_factor(site: Site) -> str | None:
         return None
     factor = float((site.flax * site.torch).sum() / (site.torch**2).sum())
     if factor != 0 and np.isfinite(factor) and site.is_flax(factor * site.torch):
-        return f"{site.where} in the port is {factor:.6g} times PyTorch's."
+        return f"In the port, {site.where} is {factor:.6g} times PyTorch's."
     return None
 
 
@@ -163,7 +163,7 @@ NUMBER_CAUSES = [
     Cause(
         "constant factor",
         "The numbers differ by one factor.",
-        "Look for a scale that one side lacks.",
+        "Look for a scale that one side lacks, has elsewhere, or has as another number.",
         constant_factor,
         rank=2,
     ),

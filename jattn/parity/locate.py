@@ -114,6 +114,12 @@ class Traces:
         """All calls that have a match, in the order in which they ended on PyTorch's side."""
         return [match for call in self.torch.calls if (match := self._match(call)) is not None]
 
+    @property
+    def agree_where_rounding_shows(self) -> bool:
+        """Whether the port agrees to all digits with some call on which PyTorch's own rounding has an effect."""
+        exact = limit(self.dtype, 0.0)
+        return any(match.step.error <= exact < 0.1 * match.step.limit for match in self.matches)
+
     def _match(self, theirs: ModuleCall) -> Match | None:
         ours = self.flax.find(self.pairs[theirs.path], theirs.number) if theirs.path in self.pairs else None
         true, rough = (trace.find(theirs.path, theirs.number) for trace in (self.truth, self.rough))
@@ -137,11 +143,15 @@ class Traces:
 
         In low precision it carries the rounding of all that was before.
         """
-        theirs, own = getattr(call, kind)[i], 0.0
-        if self.rough is not self.torch and (rough := self.rough.find(call.path, call.number)) is not None:
-            own = error(getattr(rough, kind)[i], theirs, where=self.where)
-        allowed = (1 if self.dtype == "float64" else 8) * limit(self.dtype, own)
+        theirs = getattr(call, kind)[i]
+        allowed = (1 if self.dtype == "float64" else 8) * limit(self.dtype, self.own_error(call, kind, i))
         return error(ours, theirs, where=self.where) <= max(allowed, self.tolerance or 0.0)
+
+    def own_error(self, call: ModuleCall, kind: str, i: int) -> float:
+        """PyTorch's, of one of the "inputs" or "outputs" of a call of its own."""
+        rough = None if self.rough is self.torch else self.rough.find(call.path, call.number)
+        theirs = getattr(call, kind)[i]
+        return 0.0 if rough is None else error(getattr(rough, kind)[i], theirs, where=self.where)
 
 
 class Found(NamedTuple):
@@ -205,12 +215,12 @@ def _site(traces: Traces, module: "torch.nn.Module", theirs: ModuleCall, ours: M
     if inside is None:
         pairs = {i: ours.outputs[j] for i, j in _output_pairs(theirs, ours)}
         at = next((i for i, y in pairs.items() if not traces.same(theirs, "outputs", i, y)), min(pairs))
-        target, ported = theirs.outputs[at], pairs[at]
+        target, ported, own = theirs.outputs[at], pairs[at], traces.own_error(theirs, "outputs", at)
         where = "its output" if at == 0 else f"its output {at}"
     else:
         given = [(i, inside[1].inputs[j]) for i, j in _input_pairs(*inside)]
         at, ported = next((i, y) for i, y in given if not traces.same(inside[0], "inputs", i, y))
-        target = inside[0].inputs[at]
+        target, own = inside[0].inputs[at], traces.own_error(inside[0], "inputs", at)
         began = next(i for i, x in enumerate(traces.torch.calls) if x is inside[0] or x.within(inside[0]))
         earlier = set(map(id, traces.torch.calls[:began]))
         done = [call for call, _ in agreed if id(call) in earlier]
@@ -238,7 +248,7 @@ def _site(traces: Traces, module: "torch.nn.Module", theirs: ModuleCall, ours: M
         heads=_heads(module, theirs),
         arguments=[x for call in (theirs, *theirs.ancestors()) for x in call.inputs],
         where=where,
-        tolerance=_tolerance(traces, error(ported, target)),
+        tolerance=_tolerance(traces, own, error(ported, target)),
         attributes=_attributes(module, theirs),
         buffers=_buffers(module, theirs),
         pairs=traces.pairs,
@@ -250,9 +260,9 @@ def _name(call: ModuleCall, outer: ModuleCall) -> str:
     return call.path.removeprefix(f"{outer.path}.") + (f" (call {call.number + 1})" if call.number else "")
 
 
-def _tolerance(traces: Traces, difference: float) -> float:
+def _tolerance(traces: Traces, own: float, difference: float) -> float:
     """For a recomputation from numbers that agree: looser than equality, far below the difference to be explained."""
-    return min(100 * limit(traces.dtype, 0.0), 0.1 * difference)
+    return min(max(100 * limit(traces.dtype, 0.0), limit(traces.dtype, own)), 0.1 * difference)
 
 
 def _input_pairs(theirs: ModuleCall, ours: ModuleCall) -> list[tuple[int, int]]:

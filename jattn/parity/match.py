@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
@@ -17,7 +17,7 @@ from jattn.weights.table import Renaming, Table, moved, moved_name
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["apply_renames", "ignored_modules", "is_added", "pair_modules", "wrapper_prefix"]
+__all__ = ["apply_renames", "ignored_modules", "is_added", "nearest", "pair_modules", "wrapper_prefix"]
 
 T = TypeVar("T")
 
@@ -85,11 +85,16 @@ def ignored_modules(module: "torch.nn.Module", ignore: Any) -> set[str]:
     for pattern in ignore:
         named = [path for path in paths if path == pattern or fnmatch.fnmatchcase(path, pattern)]
         if not named:
-            near = difflib.get_close_matches(pattern, paths, 1, cutoff=0.0)
-            remedy = f" The nearest is {near[0]!r}." if near else ""
-            raise ValueError(f"ignore must name submodules on PyTorch's side. Got {pattern!r}, which is none.{remedy}")
+            near = nearest(pattern, paths)
+            raise ValueError(f"ignore must name submodules on PyTorch's side. Got {pattern!r}, which is none.{near}")
         found |= {path for path in paths for outer in named if path == outer or path.startswith(f"{outer}.")}
     return found
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A sentence on the name that is most like it, for an error."""
+    near = difflib.get_close_matches(name, [x for x in names if x], 1, cutoff=0.0)
+    return f" The nearest is {near[0]!r}." if near else ""
 
 
 def apply_renames(entries: Mapping[str, T], rename: Renaming) -> dict[str, T]:

@@ -141,7 +141,8 @@ def _epsilon(
     large = np.abs(without.reshape(rows.shape)) > 0.3 * np.abs(without).mean()
     # Where the variance is small, epsilon shows most.
     each = np.where(np.isfinite(each) & large, each, np.nan)
-    value = float(np.nanmedian(np.take_along_axis(each, square.argmin(-2, keepdims=True), -2))) if each.size else 0.0
+    each = np.take_along_axis(each, square.argmin(-2, keepdims=True), -2) if each.size else each
+    value = float(np.nanmedian(each)) if np.isfinite(each).any() else 0.0
     return max(0.0, float(f"{value:.1e}")) if np.isfinite(value) else 0.0
 
 

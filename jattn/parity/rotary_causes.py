@@ -224,10 +224,10 @@ def _widths(site: Site, turning: _Turning, r: RotaryRecipe) -> Iterator[tuple[st
     for width, b in itertools.product(dict.fromkeys([*widths_at(site, d), *_even(d)]), bases):
         for over in dict.fromkeys([width, d, n]):
             if width >= 2 and width % 2 == 0 and (width, over) != (n, n):
-                told = f"{width} features turn in the port, {n} in PyTorch, of {d}"
+                told = f"{width} of {d} features turn, in PyTorch {n}"
                 yield told, r.with_frequencies(frequencies_of(b, width, over))
     if n < d:
-        yield f"the last {n} features turn in the port, not the first", dataclasses.replace(r, last=not r.last)
+        yield f"the last {n} features turn, not the first", dataclasses.replace(r, last=not r.last)
 
 
 def _even(d: int) -> list[int]:

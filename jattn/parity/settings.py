@@ -10,7 +10,7 @@ from flax import nnx
 
 from jattn._engine import checks
 from jattn.parity.arrays import is_floating, leaves, numbers
-from jattn.parity.match import apply_renames, ignored_modules, wrapper_prefix
+from jattn.parity.match import apply_renames, ignored_modules, nearest, wrapper_prefix
 from jattn.parity.sides import DTYPES, Arguments, arguments
 from jattn.parity.trace import submodules
 from jattn.weights.table import Renaming, Table
@@ -71,10 +71,18 @@ def checked_comparison(
 ) -> Comparing:
     """The other arguments of `compare`."""
     names, rename = names or {}, rename or {}
-    alien = [repr(path) for path in names if path not in dict(torch_module.named_modules())]
-    alien += [repr(path) for path in names.values() if path not in dict(submodules(flax_module))]
+    known = (
+        ("PyTorch", dict(torch_module.named_modules()), names),
+        ("the port", dict(submodules(flax_module)), names.values()),
+    )
+    alien = [
+        f"{path!r}, which is none of {side}'s.{nearest(path, paths)}"
+        for side, paths, given in known
+        for path in given
+        if path not in paths
+    ]
     if alien:
-        raise ValueError(f"names must map PyTorch's submodules to the port's. Got {', '.join(alien)}, which is none.")
+        raise ValueError(f"names must map PyTorch's submodules to the port's. Got {' '.join(alien)}")
     if not (output is None or isinstance(output, str) or callable(output)):
         raise ValueError(f"output must be the name of a field or a function. Got {output!r}.")
     return Comparing(

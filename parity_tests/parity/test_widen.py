@@ -287,3 +287,45 @@ def test_a_mistake_is_found_beside_a_table_of_float32() -> None:
     assert report.parting is not None
     assert report.parting.where == "the input of linear, after embedding"
     assert report.parting.limit == 1e-10
+
+
+class TorchNormedSines(TorchSines):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(12)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.norm(super().forward(tokens))
+
+
+class NormedSines(Sines):
+    """With the very table of PyTorch's side, or its own."""
+
+    def __init__(self, theirs: TorchSines | None, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.norm = nnx.LayerNorm(12, epsilon=epsilon, rngs=nnx.Rngs(0))
+        self.table = None if theirs is None else nnx.Variable(theirs.table.numpy())
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        if self.table is None:
+            return self.norm(super().__call__(tokens))
+        x = self.embedding(tokens)
+        x = x * math.sqrt(12) + self.table[...].astype(x.dtype)[: tokens.shape[1]]
+        return self.norm(self.linear(x) * 0.5)
+
+
+def test_a_port_that_has_the_very_numbers_of_a_table_gets_no_allowance_for_it() -> None:
+    theirs = randomised(TorchNormedSines().float()).float()
+    parity.compare(theirs, NormedSines(theirs), (TOKENS,), dtypes=("float64",)).assert_equal()
+    own = parity.compare(theirs, NormedSines(None), (TOKENS,), dtypes=("float64",))
+    own.assert_equal()
+    report = parity.compare(theirs, NormedSines(theirs, epsilon=1.1e-5), (TOKENS,), dtypes=("float64",))
+    assert report.parting is not None
+    assert (report.parting.torch_name, report.parting.limit) == ("norm", 1e-10)
+    assert report.parting.error < own.runs[0].outputs[0].limit  # as large as the rounding of the table may make it
+    assert report.parting.diagnosis is not None
+    assert report.parting.diagnosis.cause == "layer-norm epsilon"
+    loose = parity.compare(theirs, NormedSines(None, epsilon=1e-3), (TOKENS,), dtypes=("float64",))
+    assert loose.parting is not None
+    assert loose.parting.diagnosis is not None
+    assert loose.parting.diagnosis.cause == "layer-norm epsilon"
