@@ -9,7 +9,7 @@ from flax import nnx
 
 from jattn.parity import locate, notes
 from jattn.parity.arrays import error, kept, own_error
-from jattn.parity.catalogue import diagnose
+from jattn.parity.catalogue import Diagnosis, diagnose
 from jattn.parity.judge import Sides, explained_by, port_names, run_errors
 from jattn.parity.match import pair_modules
 from jattn.parity.pairing import pair_outputs
@@ -50,7 +50,8 @@ class Comparison:
             self.rows = next((Rows(*mask) for mask in masks if explained_by(mask[1], sides, self.settings)), None)
         if self.parting is None and judged.found is not None:
             same_function = any(run.dtype == "float64" and run.equal for run in self.runs)
-            self.parting = _parting(dtype, judged.found, name_cause=not same_function)
+            sites = [found.site for found in (judged.found, judged.loosely) if found is not None and not same_function]
+            self.parting = _parting(dtype, judged.found, next(filter(None, map(diagnose, sites)), None))
 
     def _run(self, low: "torch.nn.Module", dtype: str, given: Arguments, flax_given: Arguments) -> Sides:
         s = self.settings
@@ -129,10 +130,7 @@ class Comparison:
             return exact
         rough = self._judged(loosely, low)
         if exact.verdict == rough.verdict:
-            # It has other digits than these buffers all the same, which is all that a cause can leave open.
-            if exact.found is not None and rough.found is not None:
-                return exact._replace(found=exact.found._replace(site=rough.found.site))
-            return exact
+            return exact._replace(loosely=rough.found)
         largest = max((own_error("float64", entry.limit) for entry in rough.run.outputs), default=0.0)
         self._note([notes.narrow_buffers_matter(names, largest)])
         return rough
@@ -148,6 +146,7 @@ class Comparison:
 class _Judged(NamedTuple):
     run: RunErrors
     found: locate.Found | None
+    loosely: locate.Found | None = None  # the same place, for a port whose tables have other digits than PyTorch's
 
     @property
     def verdict(self) -> tuple[list[bool], tuple[int, str] | None]:
@@ -156,7 +155,7 @@ class _Judged(NamedTuple):
         return equal, None if self.found is None else (len(self.found.steps), self.found.site.where)
 
 
-def _parting(dtype: str, found: locate.Found, *, name_cause: bool) -> Parting:
+def _parting(dtype: str, found: locate.Found, diagnosis: Diagnosis | None) -> Parting:
     steps, healed, site = found
     return Parting(
         dtype=dtype,
@@ -168,6 +167,6 @@ def _parting(dtype: str, found: locate.Found, *, name_cause: bool) -> Parting:
         error=error(site.flax, site.torch),
         limit=steps[-1].limit,
         before=steps[:-1],
-        diagnosis=diagnose(site) if name_cause else None,
+        diagnosis=diagnosis,
         healed=healed,
     )
