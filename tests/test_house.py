@@ -18,7 +18,7 @@ FILES = sorted((ROOT / "jattn").rglob("*.py"))
 
 # In two modules, whose names say which is meant: a mask or a bias; the weights of a module, or arrays by name; a random
 # key, or fused weights; dropout, or an entry.
-IN_TWO_PLACES = {"dense", "where", "save", "split", "dropped"}
+IN_TWO_PLACES = {"dense", "where", "save", "load", "split", "dropped"}
 
 
 def name_of(file: Path) -> str:

@@ -3,8 +3,19 @@
 from jattn.models.decoding import Beams, Decoded, beam_search, greedy
 from jattn.models.generation import Continuation, greedy_continuation
 from jattn.models.hugging_face.bert import TextEncoder
+from jattn.models.hugging_face.bloom import Bloom
+from jattn.models.hugging_face.decoder import TextDecoder, WithHidden
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
 from jattn.models.hugging_face.gpt2 import GPT2
+from jattn.models.hugging_face.gpt_neox import GPTNeoX
 from jattn.models.hugging_face.llama import Llama
+from jattn.models.hugging_face.loading import load
+from jattn.models.hugging_face.mistral import Mistral
+from jattn.models.hugging_face.olmo2 import OLMo2
+from jattn.models.hugging_face.opt import OPT
+from jattn.models.hugging_face.phi3 import Phi3
+from jattn.models.hugging_face.qwen import Qwen2, Qwen3
 from jattn.models.hugging_face.sentences import SentenceEncoder, pool
 from jattn.models.tasks.classifier import DigitsClassifier
 from jattn.models.tasks.recall import RecallClassifier
@@ -13,20 +24,35 @@ from jattn.models.tasks.translation import DecoderState, Seq2Seq
 
 __all__ = [
     "GPT2",
+    "OPT",
     "AttentionRegressor",
     "Beams",
+    "Bloom",
     "Continuation",
     "Decoded",
     "DecoderState",
     "DigitsClassifier",
+    "Family",
+    "GPTNeoX",
+    "Gemma",
+    "Gemma2",
+    "Gemma3",
     "Llama",
+    "Mistral",
+    "OLMo2",
+    "Phi3",
+    "Qwen2",
+    "Qwen3",
     "RecallClassifier",
     "SentenceEncoder",
     "Seq2Seq",
+    "TextDecoder",
     "TextEncoder",
     "TransformerRegressor",
+    "WithHidden",
     "beam_search",
     "greedy",
     "greedy_continuation",
+    "load",
     "pool",
 ]

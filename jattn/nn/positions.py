@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32
@@ -20,6 +20,7 @@ class LearnedPositions(nnx.Module):
     Args:
         max_length: how many positions there are vectors for.
         features: their width, m.
+        first: which vector is that of position 0; OPT's and RoBERTa's tables begin with two others.
         embedding_init, dtype, param_dtype: as in ``flax.nnx.Embed``.
         rngs: for the initial parameters.
 
@@ -29,17 +30,32 @@ class LearnedPositions(nnx.Module):
         (2, 5, 8)
     """
 
-    def __init__(self, max_length: int, features: int, *, rngs: nnx.Rngs, **options: Any) -> None:
+    def __init__(self, max_length: int, features: int, *, first: int = 0, rngs: nnx.Rngs, **options: Any) -> None:
         checks.positive_integers(max_length=max_length)
+        self.first = checks.count("first", first)
+        checks.at_most("first", self.first, "max_length - 1", max_length - 1)
         self.embedding = Embed(max_length, features, rngs=rngs, **options)
 
-    def __call__(self, x: Float[Array, "*b t m"]) -> Float[Array, "*b t m"]:
-        """x with the vectors of positions 0 to t - 1 added. Raises ValueError if there are not that many."""
+    def __call__(
+        self, x: Float[Array, "*b t m"], positions: Int[Array, "*b t"] | Int[Array, "t"] | None = None
+    ) -> Float[Array, "*b t m"]:
+        """x with the vectors of its positions added, 0 to t - 1 by default.
+
+        Raises:
+            ValueError: if there are not that many.
+        """
         x = checks.floating("x", x, "*b t m", 2)
         checks.width("x", x, self.embedding.features)
-        t = x.shape[-2]
-        checks.at_most("x", t, "max_length", self.embedding.num_embeddings)
-        return x + self.embedding(jnp.arange(t))
+        t, room = x.shape[-2], self.embedding.num_embeddings - self.first
+        if positions is None:
+            checks.at_most("x", t, "max_length", room)
+            return x + self.embedding(self.first + jnp.arange(t))
+        positions = checks.positions("positions", positions, x.shape[:-2], t)
+        if not jnp.issubdtype(positions.dtype, jnp.integer):
+            raise ValueError(f"positions must be integers, as they are looked up. Got {positions.dtype}.")
+        if checks.is_concrete(positions) and positions.size:
+            checks.at_most("positions", int(positions.max()) + 1, "max_length", room)
+        return x + self.embedding(self.first + positions)
 
 
 class SinusoidalPositions(nnx.Module):

@@ -70,6 +70,7 @@ BERT_FAMILY = Family(
         "quantization_config": (None,),
     },
     options=_bert_options,
+    without_effect=frozenset({"tie_word_embeddings"}),
 )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -38,24 +38,122 @@ class Family:
         table: from a model here to the table that leads to it from its state dict there.
         implemented: the values of a setting that are, the default first.
         options: from its settings to the arguments of the model here.
+        without_effect: settings that change nothing that the model computes, beside those of every family.
         any_head_features: whether heads may be wider or narrower than m / h.
     """
 
     table: Callable[[Any], weights.Table]
     implemented: Mapping[str, tuple[Any, ...]]
     options: Callable[[Mapping[str, Any]], dict[str, Any]]
+    without_effect: frozenset[str] = frozenset()
     any_head_features: bool = False
 
     def arguments(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Of the model here, for settings that are found to be implemented."""
+        """Of the model here; ValueError for a setting that is not implemented, or of which nothing is known."""
         _check_settings(config, self.implemented)
-        return self.options(config)
+        settings = _Noted(config)
+        options = self.options(settings)
+        known = {*settings.read, *self.implemented, *self.without_effect, *WITHOUT_EFFECT}
+        if unknown := {name: x for name, x in config.items() if name not in known and x is not None}:
+            told = ", ".join(f"{name}={x!r:.60}" for name, x in sorted(unknown.items()))
+            raise ValueError(
+                f"config must have settings that are known here, as others may change what the model computes. Got "
+                f"{told}. Leave out what has no effect."
+            )
+        return options
+
+
+class _Noted(Mapping[str, Any]):
+    """Settings that note which of them were asked for."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+        self.read = set[str]()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return self._config[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._config)
+
+    def __len__(self) -> int:
+        return len(self._config)
+
+
+# What is in the settings of any model, for how it is made, trained, stored or asked for text.
+WITHOUT_EFFECT = frozenset(
+    {
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_name_or_path",
+        "architectures",
+        "attn_implementation",
+        "auto_map",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "bos_token_id",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "classifier_dropout",
+        "cross_attention_hidden_size",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "dtype",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "eos_token_id",
+        "exponential_decay_length_penalty",
+        "finetuning_task",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "gradient_checkpointing",
+        "id2label",
+        "initializer_range",
+        "is_encoder_decoder",
+        "label2id",
+        "length_penalty",
+        "max_length",
+        "min_length",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "pad_token_id",
+        "prefix",
+        "problem_type",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict",
+        "return_dict_in_generate",
+        "sep_token_id",
+        "suppress_tokens",
+        "task_specific_params",
+        "temperature",
+        "tf_legacy_loss",
+        "tokenizer_class",
+        "top_k",
+        "top_p",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "typical_p",
+        "use_bfloat16",
+        "use_cache",
+    }
+)
 
 
 class PretrainedModel(nnx.Module):
     """A model that `transformers` has too: from its folder or its weights, and back."""
 
     hugging_face: ClassVar[Family]
+    config: str | None = None  # that it came with, as JSON
 
     @classmethod
     def from_folder(cls: type[M], path: str | Path, *, param_dtype: Any = None) -> M:
@@ -92,15 +190,13 @@ class PretrainedModel(nnx.Module):
         Raises:
             ValueError: if a setting is not implemented here, or the state dict doesn't fit the settings.
         """
-        options = cls.hugging_face.arguments(config)
+        model = cls._blank(config)
         if param_dtype is not None:
             arrays = weights.files.to_arrays("state_dict", state_dict)
             floating = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
             state_dict = {**arrays, **{name: x.astype(jnp.dtype(param_dtype)) for name, x in floating.items()}}
-        # The initial numbers are all replaced, so they are not drawn.
-        graph, state = nnx.split(nnx.eval_shape(lambda: cls(**options, rngs=nnx.Rngs(0))))  # type: ignore[call-arg]
-        model = nnx.merge(graph, jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), state))
         model.eval()
+        model.config = _as_json(config)
         return weights.load_state_dict(model, state_dict, rename=cls.hugging_face.table(model))
 
     def to_hugging_face(self) -> "dict[str, torch.Tensor]":
@@ -111,6 +207,39 @@ class PretrainedModel(nnx.Module):
         """
         self._check_heads()
         return weights.state_dict(self, rename=self.hugging_face.table(self))
+
+    def save(self, path: str | Path, *, config: Mapping[str, Any] | None = None) -> None:
+        """A folder that `transformers` opens: ``config.json`` and ``model.safetensors``, bit for bit.
+
+        Args:
+            path: the folder; made if it isn't there.
+            config: of the model, as ``config.to_dict()`` of `transformers`; by default the one that it came with.
+
+        Raises:
+            ValueError: if there is no config, it isn't this model's, or as `to_hugging_face` does.
+        """
+        text = self.config if config is None else _as_json(config)
+        if text is None:
+            raise ValueError(
+                "config must be given for a model that was made here, as its folder needs one. Got None. Pass "
+                "config.to_dict() of the model of transformers."
+            )
+        self._check_heads()
+        made = _shapes(type(self)._blank(json.loads(text)))
+        if (own := _shapes(self)) != made:
+            parts = sorted(name for name in own.keys() | made.keys() if own.get(name) != made.get(name))
+            told = "; ".join(f"{name} {own.get(name)}, by the config {made.get(name)}" for name in parts[:3])
+            raise ValueError(f"config must be of this model. Got another one, of which {len(parts)} differ: {told}.")
+        Path(path).mkdir(parents=True, exist_ok=True)
+        (Path(path) / "config.json").write_text(text, encoding="utf-8")
+        weights.save(self, Path(path) / "model.safetensors", rename=self.hugging_face.table(self))
+
+    @classmethod
+    def _blank(cls: type[M], config: Mapping[str, Any]) -> M:
+        """The model of these settings, without numbers; they are not drawn, as all are replaced."""
+        options = cls.hugging_face.arguments(config)
+        graph, state = nnx.split(nnx.eval_shape(lambda: cls(**options, rngs=nnx.Rngs(0))))  # type: ignore[call-arg]
+        return nnx.merge(graph, jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), state))
 
     def _check_heads(self) -> None:
         """Hugging Face's settings have one number of heads for all layers, and equal groups."""
@@ -133,6 +262,17 @@ class PretrainedModel(nnx.Module):
                 f"model must have heads that together are as wide as the model, {m}, as transformers' settings say "
                 f"nothing else. Got {h * d}. {remedy}"
             )
+
+
+def _as_json(config: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(config), indent=2, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config must hold what JSON can, as transformers' to_dict gives it. Got {error}.") from error
+
+
+def _shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    return {".".join(map(str, path)): x.shape for path, x in nnx.to_flat_state(nnx.state(model))}
 
 
 def read_json(folder: Path, name: str, kind: type = dict, *, default: Any = None) -> Any:
@@ -180,4 +320,4 @@ def optional_count_setting(config: Mapping[str, Any], name: str) -> int | None:
 def real_setting(config: Mapping[str, Any], name: str, interval: str, default: float | None = None) -> float:
     """A setting that is a number in an interval."""
     value = _setting(config, name) if default is None else config.get(name, default)
-    return checks.number(f"config's {name}", value, interval)
+    return float(checks.number(f"config's {name}", value, interval))

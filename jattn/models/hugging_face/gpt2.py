@@ -5,20 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jattn._engine import checks
-from jattn.models.hugging_face.family import (
-    Family,
-    PretrainedModel,
-    count_setting,
-    optional_count_setting,
-    real_setting,
-)
-from jattn.nn import Embed, LayerNorm, LearnedPositions, Norm, TransformerBlock
-from jattn.nn.dropout import Dropout
-from jattn.nn.dropout import split as split_rng
-from jattn.nn.weights import in_turn, outputs
+from jattn.models.hugging_face.decoder import TextDecoder
+from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.nn import Norm
 from jattn.weights import Table, dropped, prefixed, rename, split, tied, transposed
 
 __all__ = ["GPT2", "GPT2_FAMILY"]
@@ -79,10 +69,17 @@ GPT2_FAMILY = Family(
         "quantization_config": (None,),
     },
     options=_gpt2_options,
+    without_effect=frozenset(
+        {
+            "n_ctx",
+            "reorder_and_upcast_attn",
+            *(f"summary_{of}" for of in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")),
+        }
+    ),
 )
 
 
-class GPT2(PretrainedModel):
+class GPT2(TextDecoder):
     """Token and position embeddings, pre-norm blocks, a norm, and logits by the token embedding, which is tied.
 
     Args:
@@ -127,46 +124,24 @@ class GPT2(PretrainedModel):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        norm = Norm("layer", epsilon=norm_epsilon)
         block: dict[str, Any] = dict(
+            num_heads=num_heads,
+            feedforward_features=4 * features if feedforward_features is None else feedforward_features,
             norm="pre",
-            norm_kind=Norm("layer", epsilon=norm_epsilon),
+            norm_kind=norm,
             activation="gelu_tanh",
             residual_dropout_rate=dropout_rate,
             attention_dropout_rate=dropout_rate if attention_dropout_rate is None else attention_dropout_rate,
-            causal=True,
         )
-        hidden = 4 * features if feedforward_features is None else feedforward_features
-        self.embedding = Embed(vocab_size, features, **types)
-        self.positions = LearnedPositions(max_length, features, **types)
-        self.blocks = nnx.List(
-            [TransformerBlock(num_heads, features, hidden, **block, **types) for _ in range(num_layers)]
+        super().__init__(
+            vocab_size,
+            features=features,
+            layers=[block] * num_layers,
+            norm=norm,
+            max_length=max_length,
+            dropout_rate=dropout_rate,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
-        self.norm = LayerNorm(features, epsilon=norm_epsilon, **types)
-        self.dropout = Dropout(dropout_rate)
-        self.max_length = max_length
-
-    def __call__(
-        self,
-        tokens: Int[Array, "b t"],
-        *,
-        valid_lens: int | Int[Array, "b"] | None = None,
-        return_weights: bool = False,
-        rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b t v"] | Any:
-        """The logits of the token after each.
-
-        Args:
-            tokens: ``b t``, token numbers.
-            valid_lens: how many tokens of each sequence are real; what follows them is not attended to.
-            return_weights: also return the list of each block's weights ``b h t t``.
-            rng: a ``jax.random.key`` for dropout in training.
-        """
-        tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
-        valid_lens = checks.example_lengths("valid_lens", valid_lens, tokens.shape[:1])
-        checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)
-        rngs = split_rng(rng, len(self.blocks) + 1)
-        x = self.dropout(self.positions(self.embedding(tokens)), rngs[0])
-        x, weights = in_turn(self.blocks, x, valid_lens=valid_lens, return_weights=return_weights, rngs=rngs[1:])
-        logits = self.embedding.attend(self.norm(x))
-        return outputs(logits, weights, return_weights)

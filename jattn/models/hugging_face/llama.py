@@ -5,21 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
-from jattn.models.hugging_face.family import (
-    Family,
-    PretrainedModel,
-    count_setting,
-    optional_count_setting,
-    real_setting,
-)
+from jattn.models.hugging_face.decoder import TextDecoder
+from jattn.models.hugging_face.decoder_settings import llama_table, padding_of
+from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
-from jattn.nn import Embed, Linear, Norm, Rotary, TransformerBlock
-from jattn.nn.dropout import split
-from jattn.nn.weights import in_turn, outputs
-from jattn.weights import Table, dropped, rename, tied
+from jattn.nn import Norm, Rotary
 
 __all__ = ["LLAMA_FAMILY", "Llama"]
 
@@ -55,48 +47,27 @@ def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
         tied=config.get("tie_word_embeddings", False),
         attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
         norm_epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-6),
-    )
-
-
-def _llama_table(model: Any) -> Table:
-    """From a ``LlamaForCausalLM``; the oldest files hold the frequencies of the rotary positions too."""
-    layer, block = "model.layers.#", "blocks.#"
-    tied_output, output = tied("lm_head.weight", "model.embed_tokens.weight"), rename("lm_head", "output")
-    return Table(
-        [
-            dropped(r"\.rotary_emb\.inv_freq$", optional=True),
-            tied_output if model.output is None else output,
-            rename("model.embed_tokens", "embedding"),
-            rename(f"{layer}.input_layernorm", f"{block}.norm1"),
-            rename(f"{layer}.self_attn.q_proj", f"{block}.attention.query"),
-            rename(f"{layer}.self_attn.k_proj", f"{block}.attention.key"),
-            rename(f"{layer}.self_attn.v_proj", f"{block}.attention.value"),
-            rename(f"{layer}.self_attn.o_proj", f"{block}.attention.out"),
-            rename(f"{layer}.post_attention_layernorm", f"{block}.norm2"),
-            rename(f"{layer}.mlp.gate_proj", f"{block}.feed_forward.gate"),
-            rename(f"{layer}.mlp.up_proj", f"{block}.feed_forward.linear1"),
-            rename(f"{layer}.mlp.down_proj", f"{block}.feed_forward.linear2"),
-            rename("model.norm", "norm"),
-        ]
+        use_bias=config.get("attention_bias", False),
+        feedforward_bias=config.get("mlp_bias", False),
+        padding_idx=padding_of(config),
     )
 
 
 LLAMA_FAMILY = Family(
-    table=_llama_table,
+    table=llama_table,
     implemented={
         "model_type": ("llama",),
         "hidden_act": ("silu",),
-        "attention_bias": (False,),
-        "mlp_bias": (False,),
         "quantization_config": (None,),
     },
     options=_llama_options,
+    without_effect=frozenset({"max_position_embeddings", "pretraining_tp"}),
     any_head_features=True,
 )
 
 
-class Llama(PretrainedModel):
-    """Token embeddings, pre-norm blocks without biases, a norm, and logits.
+class Llama(TextDecoder):
+    """Token embeddings, pre-norm blocks, a norm, and logits.
 
     Args:
         vocab_size: v, how many tokens there are.
@@ -111,6 +82,8 @@ class Llama(PretrainedModel):
         tied: whether the logits are products with the token embedding, rather than with weights of their own.
         attention_dropout_rate: of the attention weights, in training.
         norm_epsilon: of the norms.
+        use_bias, feedforward_bias: whether attention and the network have biases.
+        padding_idx: the token whose embedding has no gradient from being looked up.
         dtype, param_dtype: as in ``flax.nnx.Linear``.
         rngs: for the initial parameters.
 
@@ -126,7 +99,6 @@ class Llama(PretrainedModel):
     """
 
     hugging_face = LLAMA_FAMILY
-    max_length = None  # rotary positions have none
 
     def __init__(
         self,
@@ -143,47 +115,38 @@ class Llama(PretrainedModel):
         tied: bool = False,
         attention_dropout_rate: float = 0.0,
         norm_epsilon: float = 1e-6,
+        use_bias: bool = False,
+        feedforward_bias: bool = False,
+        padding_idx: int | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         norm = Norm("rms", epsilon=norm_epsilon)
         qkv_features = None if head_features is None else num_heads * head_features
         block: dict[str, Any] = dict(
+            num_heads=num_heads,
+            feedforward_features=feedforward_features,
             norm="pre",
             norm_kind=norm,
             activation="silu",
             gated=True,
-            feedforward_bias=False,
-            use_bias=False,
+            feedforward_bias=feedforward_bias,
+            use_bias=use_bias,
             attention_dropout_rate=attention_dropout_rate,
-            causal=True,
             num_kv_heads=num_kv_heads,
             rotary=Rotary() if rotary is None and rotary_base is None else rotary,
             rotary_base=rotary_base,
             attention_options=dict(qkv_features=qkv_features),
         )
-        self.embedding = Embed(vocab_size, features, **types)
-        self.blocks = nnx.List(
-            [TransformerBlock(num_heads, features, feedforward_features, **block, **types) for _ in range(num_layers)]
+        super().__init__(
+            vocab_size,
+            features=features,
+            layers=[block] * num_layers,
+            norm=norm,
+            padding_idx=padding_idx,
+            tied=tied,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
-        self.norm = norm(features, **types)
-        self.output = None if tied else Linear(features, vocab_size, use_bias=False, **types)
-
-    def __call__(
-        self,
-        tokens: Int[Array, "b t"],
-        *,
-        valid_lens: int | Int[Array, "b"] | None = None,
-        return_weights: bool = False,
-        rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b t v"] | Any:
-        """The logits of the token after each; arguments and result as in `GPT2`."""
-        tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
-        valid_lens = checks.example_lengths("valid_lens", valid_lens, tokens.shape[:1])
-        x, rngs = self.embedding(tokens), split(rng, len(self.blocks))
-        x, weights = in_turn(self.blocks, x, valid_lens=valid_lens, return_weights=return_weights, rngs=rngs)
-        x = self.norm(x)
-        logits = self.embedding.attend(x) if self.output is None else self.output(x)
-        return outputs(logits, weights, return_weights)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jattn.models.hugging_face.family import real_setting
+from jattn.models.hugging_face.family import count_setting, optional_count_setting, real_setting
 from jattn.nn.rotary_positions import Rotary
 from jattn.nn.rotary_scaling import (
     DynamicNTKScaling,
@@ -16,14 +16,16 @@ from jattn.nn.rotary_scaling import (
 
 __all__ = ["rotary_of"]
 
+_SHARE = "partial_rotary_factor"
 _LONGEST = "max_position_embeddings"
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def rotary_of(config: Mapping[str, Any]) -> Rotary:
+def rotary_of(config: Mapping[str, Any], *, partial: bool = False) -> Rotary:
     """The rotary positions of a model; newer files have them in ``rope_parameters``, older ones in ``rope_scaling``.
 
-    The kinds are those of transformers: default, linear, dynamic, yarn, llama3 and longrope.
+    The kinds are those of transformers: default, linear, dynamic, yarn, llama3 and longrope. Only in some families may
+    a part of the features turn.
 
     Example:
 
@@ -31,6 +33,8 @@ def rotary_of(config: Mapping[str, Any]) -> Rotary:
         Rotary(base=500000.0, features=None, interleaved=False, scaling=LinearScaling(factor=2.0))
     """
     settings: dict[str, Any] = {"rope_theta": config.get("rope_theta", 10000.0)}
+    if partial and config.get(_SHARE) is not None:
+        settings[_SHARE] = config[_SHARE]
     place = "rope_parameters"
     for name in ("rope_scaling", "rope_parameters"):
         given = config.get(name) or {}
@@ -44,6 +48,9 @@ def rotary_of(config: Mapping[str, Any]) -> Rotary:
         raise ValueError(f"config's {place} must have a rope_type among {', '.join(_KINDS)}. Got {kind!r:.80}.")
     make, needed, optional = _KINDS[kind]
     base = real_setting(settings, "rope_theta", "(0, inf)")
+    share = real_setting(settings, _SHARE, "(0, 1]", 1.0)
+    if partial or share == 1:
+        settings.pop(_SHARE, None)
     if unknown := sorted(settings.keys() - {"rope_theta", _ORIGINAL} - {*needed, *optional}):
         raise ValueError(f"config's {place} must have settings of {kind!r} positions alone. Got {', '.join(unknown)}.")
     # Lengths may stand outside of it, and there go before those inside.
@@ -58,7 +65,13 @@ def rotary_of(config: Mapping[str, Any]) -> Rotary:
         )
     given = {here: settings[name] for name, here in {**needed, **optional}.items() if name in settings}
     given = {here: tuple(value) if isinstance(value, list) else value for here, value in given.items()}
-    return Rotary(base, scaling=make(**given))
+    return Rotary(base, features=None if share == 1 else _turning(config, share), scaling=make(**given))
+
+
+def _turning(config: Mapping[str, Any], share: float) -> int:
+    """How many features of a head turn."""
+    heads = count_setting(config, "num_attention_heads")
+    return int((optional_count_setting(config, "head_dim") or count_setting(config, "hidden_size") // heads) * share)
 
 
 _Kind = tuple[Callable[..., RotaryScaling | None], dict[str, str], dict[str, str]]

@@ -1,0 +1,84 @@
+"""BLOOM: ALiBi's biases, and norms of the embeddings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jattn.models.hugging_face.decoder import TextDecoder
+from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.nn import Norm
+from jattn.weights import Table, prefixed, rename, split, tied
+
+__all__ = ["Bloom"]
+
+
+def _bloom_gelu(x: Any) -> Any:
+    """The tanh approximation, with the digits of sqrt(2 / pi) that BLOOM's code has."""
+    return x * 0.5 * (1 + jnp.tanh(0.79788456 * x * (1 + 0.044715 * x * x)))
+
+
+def _bloom_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    norm = Norm("layer", epsilon=real_setting(config, "layer_norm_epsilon", "[0, inf)", 1e-5))
+    features = count_setting(config, "n_embed" if config.get("n_embed") is not None else "hidden_size")
+    block = dict(
+        norm="pre",
+        norm_kind=norm,
+        num_heads=count_setting(config, "n_head" if "n_head" in config else "num_attention_heads"),
+        feedforward_features=4 * features,
+        activation=_bloom_gelu,
+        residual_dropout_rate=real_setting(config, "hidden_dropout", "[0, 1)", 0.0),
+        attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
+    )
+    return dict(
+        vocab_size=count_setting(config, "vocab_size"),
+        features=features,
+        layers=[block] * count_setting(config, "n_layer" if "n_layer" in config else "num_hidden_layers"),
+        norm=norm,
+        embedding_norm=norm,
+        alibi=True,
+    )
+
+
+def _bloom_table(model: Any) -> Table:
+    """From a ``BloomForCausalLM``, or from the official files, which have no prefix."""
+    layer, block = "transformer.h.#", "blocks.#"
+    h = model.blocks[0].attention.query.kernel.shape[1]
+    return Table(
+        [
+            tied("lm_head.weight", "transformer.word_embeddings.weight", optional=True),
+            prefixed("", "transformer.", but=r"^transformer\.", optional=True, back=False),
+            rename("transformer.word_embeddings", "embedding"),
+            rename("transformer.word_embeddings_layernorm", "embedding_norm"),
+            rename(f"{layer}.input_layernorm", f"{block}.norm1"),
+            split(
+                f"{layer}.self_attention.query_key_value",
+                [f"{block}.attention.{part}" for part in ("query", "key", "value")],
+                num_heads=h,
+            ),
+            rename(f"{layer}.self_attention.dense", f"{block}.attention.out"),
+            rename(f"{layer}.post_attention_layernorm", f"{block}.norm2"),
+            rename(f"{layer}.mlp.dense_h_to_4h", f"{block}.feed_forward.linear1"),
+            rename(f"{layer}.mlp.dense_4h_to_h", f"{block}.feed_forward.linear2"),
+            rename("transformer.ln_f", "norm"),
+        ]
+    )
+
+
+class Bloom(TextDecoder):
+    """BLOOM; the arguments are those of `TextDecoder`.
+
+    Source: BigScience Workshop, BLOOM: A 176B-Parameter Open-Access Multilingual Language Model, 2022.
+    """
+
+    hugging_face = Family(
+        table=_bloom_table,
+        implemented={
+            "model_type": ("bloom",),
+            "apply_residual_connection_post_layernorm": (False,),
+            "tie_word_embeddings": (True,),
+            "quantization_config": (None,),
+        },
+        options=_bloom_options,
+        without_effect=frozenset({"pretraining_tp", "slow_but_exact", "seq_length", "offset_alibi", "skip_bias_add"}),
+    )

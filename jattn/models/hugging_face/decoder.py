@@ -1,0 +1,202 @@
+"""The decoder of all families: what differs between them is data. v is the vocabulary."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jattn import biases
+from jattn._engine import checks
+from jattn.masks import Mask, all_of, dense, sliding_window
+from jattn.models.hugging_face.family import PretrainedModel
+from jattn.nn import Embed, LearnedPositions, Linear, Norm, TransformerBlock
+from jattn.nn.dropout import Dropout, split
+from jattn.nn.weights import as_pair, outputs
+
+__all__ = ["TextDecoder", "WithHidden"]
+
+
+class WithHidden(NamedTuple):
+    """What a model returns with ``return_hidden``."""
+
+    output: Array
+    weights: Any  # of each block, b h t t, or None if not asked for
+    hidden: list[
+        Array
+    ]  # b t m: what the first block gets, then what each gives, the last one as it goes into the logits
+
+
+class TextDecoder(PretrainedModel):
+    """Token embeddings, blocks that see the past, a norm, and logits.
+
+    Args:
+        vocab_size: v, how many tokens there are.
+        features: m, the width.
+        layers: for each block its arguments, those of `TransformerBlock`, and ``window``, how many tokens it sees, its
+            own among them; all by default.
+        norm: what follows the last block, if anything.
+        max_length: up to how many tokens there are learned positions; none by default.
+        first_position: how many rows the table of positions has before that of the first token; 2 in OPT.
+        alibi: whether blocks add ALiBi's biases.
+        embedding_features: the width of the embeddings, if they are projected to m and back.
+        embedding_scale: what embeddings are multiplied by.
+        embedding_norm: what norms them, if anything.
+        padding_idx: the token whose embedding has no gradient from being looked up.
+        tied: whether the logits are products with the token embedding, rather than with weights of their own.
+        logits_scale: what logits are multiplied by.
+        logits_soft_cap: by which they are capped after that.
+        dropout_rate: of the embeddings, in training.
+        dtype, param_dtype: as in ``flax.nnx.Linear``.
+        rngs: for the initial parameters.
+
+    Example (two blocks, of which the first sees four tokens):
+
+        >>> from jattn.nn import Rotary
+        >>> block = dict(num_heads=4, feedforward_features=24, norm="pre", norm_kind="rms", rotary=Rotary())
+        >>> layers = [{**block, "window": 4}, block]
+        >>> model = TextDecoder(50, features=16, layers=layers, norm=Norm("rms"), rngs=nnx.Rngs(0))
+        >>> padded = jnp.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+        >>> logits, weights = model(jnp.ones((2, 5), int), attention_mask=padded, return_weights=True)
+        >>> logits.shape, len(weights), weights[0].shape
+        ((2, 5, 50), 2, (2, 4, 5, 5))
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        features: int,
+        layers: Sequence[Mapping[str, Any]],
+        norm: Norm | None = None,
+        max_length: int | None = None,
+        first_position: int = 0,
+        alibi: bool = False,
+        embedding_features: int | None = None,
+        embedding_scale: float | None = None,
+        embedding_norm: Norm | None = None,
+        padding_idx: int | None = None,
+        tied: bool = True,
+        logits_scale: float | None = None,
+        logits_soft_cap: float | None = None,
+        dropout_rate: float = 0.0,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        narrow = features if embedding_features is None else embedding_features
+        self.embedding = Embed(vocab_size, narrow, padding_idx=padding_idx, scale=embedding_scale, **types)
+        self.embedding_norm = None if embedding_norm is None else embedding_norm(features, **types)
+        projected = embedding_features is not None
+        self.project_in = Linear(narrow, features, use_bias=False, **types) if projected else None
+        self.project_out = Linear(features, narrow, use_bias=False, **types) if projected else None
+        self.positions = (
+            None
+            if max_length is None
+            else LearnedPositions(first_position + max_length, features, first=first_position, **types)
+        )
+        settings = [{"causal": True, **layer} for layer in layers]
+        self.windows = tuple(layer.pop("window", None) for layer in settings)
+        self.blocks = nnx.List([TransformerBlock(features=features, **layer, **types) for layer in settings])
+        self.norm = None if norm is None else norm(features, **types)
+        self.output = None if tied else Linear(narrow, vocab_size, use_bias=False, **types)
+        self.dropout = Dropout(dropout_rate)
+        self.max_length, self.alibi = max_length, checks.flag("alibi", alibi)
+        self.logits_scale, self.logits_soft_cap = logits_scale, logits_soft_cap
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b t"],
+        *,
+        attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None = None,
+        valid_lens: int | Int[Array, "b"] | None = None,
+        positions: Int[Array, "b t"] | None = None,
+        mask: Mask | Bool[Array, "..."] | None = None,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b t v"] | Any:
+        """The logits of the token after each.
+
+        Args:
+            tokens: ``b t``, token numbers.
+            attention_mask: 1 where a token is real, 0 where it is padding, on whichever side; as in `transformers`.
+            valid_lens: how many tokens of each sequence are real, if padding follows them.
+            positions: of the tokens, for learned and rotary positions, masks and biases; by default 0 ... t - 1, and
+                for learned ones counted over the real tokens.
+            mask: further, who may attend to whom, such as ``jattn.masks.segments(ids)`` for packed texts.
+            return_weights: also return the list of each block's weights ``b h t t``.
+            return_hidden: return `WithHidden`.
+            rng: a ``jax.random.key`` for dropout in training.
+
+        Returns:
+            The logits; with return_weights an `Outputs` of logits and weights; with return_hidden a `WithHidden`.
+        """
+        tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
+        valid_lens = checks.example_lengths("valid_lens", valid_lens, tokens.shape[:1])
+        if positions is not None:
+            positions = checks.positions("positions", positions, tokens.shape[:1], tokens.shape[1])
+        real = real_tokens(attention_mask, tokens.shape)
+        rngs = split(rng, len(self.blocks) + 1)
+        x = self._embed(tokens, real, positions, rngs[0])
+        hidden, weights = [x], []
+        bias = biases.alibi(self.blocks[0].attention.query.kernel.shape[1]) if self.alibi else None
+        keys = None if real is None else dense(real[:, None, None, :])
+        for block, window, rng_of_block in zip(self.blocks, self.windows, rngs[1:], strict=True):
+            near = None if window is None else sliding_window(window - 1, window - 1)
+            result = block(
+                x,
+                valid_lens=valid_lens,
+                mask=all_of(near, keys, mask),
+                bias=bias,
+                positions=positions,
+                return_weights=return_weights,
+                rng=rng_of_block,
+            )
+            x, of_block = as_pair(result, return_weights)
+            hidden.append(x)
+            weights.append(of_block)
+        x = x if self.norm is None else self.norm(x)
+        x = hidden[-1] = x if self.project_out is None else self.project_out(x)
+        logits = self._logits(x)
+        if return_hidden:
+            return WithHidden(logits, weights if return_weights else None, hidden)
+        return outputs(logits, weights, return_weights)
+
+    def _embed(self, tokens: Array, real: Array | None, positions: Array | None, rng: Any) -> Array:
+        x = self.embedding(tokens)
+        if self.project_in is not None:
+            x = self.project_in(x)
+        if self.positions is not None:
+            if positions is None and self.max_length is not None:
+                checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)
+            if positions is None and real is not None:
+                positions = jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)
+            x = self.positions(x, positions)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        return self.dropout(x, rng)
+
+    def _logits(self, x: Array) -> Array:
+        logits = self.embedding.attend(x) if self.output is None else self.output(x)
+        if self.logits_scale is not None:
+            logits = logits * jnp.asarray(self.logits_scale, logits.dtype)
+        cap = self.logits_soft_cap
+        return logits if cap is None else (cap * jnp.tanh(logits / cap)).astype(logits.dtype)
+
+
+def real_tokens(attention_mask: Any, shape: tuple[int, ...]) -> Bool[Array, "b t"] | None:
+    """Which tokens are real, as booleans."""
+    if attention_mask is None:
+        return None
+    given = checks.array("attention_mask", attention_mask)
+    if given.shape != shape or not (given.dtype == jnp.bool_ or jnp.issubdtype(given.dtype, jnp.integer)):
+        raise ValueError(
+            f"attention_mask must have a 1 or a 0 for each token, integers or booleans of shape {shape}. Got "
+            f"{given.dtype} of shape {given.shape}."
+        )
+    if checks.is_concrete(given) and bool(((given != 0) & (given != 1)).any()):
+        raise ValueError("attention_mask must hold 1 for real tokens and 0 for padding. Got other numbers.")
+    return given != 0

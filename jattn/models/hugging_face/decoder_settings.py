@@ -1,0 +1,130 @@
+"""What families of decoders have in common, in their settings and in their names."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jattn._engine import checks
+from jattn.models.hugging_face.family import count_setting, optional_count_setting, real_setting
+from jattn.weights import Table, dropped, rename, tied
+
+__all__ = [
+    "ACTIVATIONS",
+    "LLAMA_LAYER",
+    "activation_of",
+    "gated_block",
+    "head_features_of",
+    "heads_of",
+    "llama_like",
+    "llama_table",
+    "padding_of",
+    "windows_of",
+]
+
+# By transformers' name.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def activation_of(config: Mapping[str, Any], name: str, default: str) -> str:
+    """The activation here, for the setting of that name."""
+    given = config.get(name, default)
+    checks.one_of(f"config's {name}", given, tuple(ACTIVATIONS))
+    return ACTIVATIONS[given]
+
+
+def heads_of(config: Mapping[str, Any], *, head_features: int | None = None) -> dict[str, Any]:
+    """A block's numbers of heads, and of their features where those are not m / h."""
+    features, heads = count_setting(config, "hidden_size"), count_setting(config, "num_attention_heads")
+    d = optional_count_setting(config, "head_dim") or head_features
+    if d is None:
+        checks.divides("config's num_attention_heads", heads, "hidden_size", features)
+    groups = optional_count_setting(config, "num_key_value_heads")
+    return dict(
+        num_heads=heads, num_kv_heads=groups, attention_options={} if d is None else {"qkv_features": heads * d}
+    )
+
+
+def head_features_of(config: Mapping[str, Any], *, default: int | None = None) -> int:
+    """d, the width of a head."""
+    given = optional_count_setting(config, "head_dim") or default
+    return given or count_setting(config, "hidden_size") // count_setting(config, "num_attention_heads")
+
+
+def padding_of(config: Mapping[str, Any]) -> int | None:
+    """The token of padding, whose embedding is not trained by being looked up."""
+    given = config.get("pad_token_id")
+    return given if given is not None and 0 <= given < count_setting(config, "vocab_size") else None
+
+
+def windows_of(config: Mapping[str, Any], default: Sequence[str]) -> list[int | None]:
+    """How many tokens each layer sees; ``layer_types`` says it of the newer files, the default of older ones."""
+    n = count_setting(config, "num_hidden_layers")
+    kinds = list(config.get("layer_types") or default)
+    if len(kinds) != n or set(kinds) - {"sliding_attention", "full_attention"}:
+        raise ValueError(
+            f"config's layer_types must have sliding_attention or full_attention for each of {n} layers. Got {kinds}."
+        )
+    window = optional_count_setting(config, "sliding_window") if "sliding_attention" in kinds else None
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+# From a layer of Llama to a block here.
+LLAMA_LAYER = {
+    "input_layernorm": "norm1",
+    "self_attn.q_proj": "attention.query",
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
+    "self_attn.o_proj": "attention.out",
+    "post_attention_layernorm": "norm2",
+    "mlp.gate_proj": "feed_forward.gate",
+    "mlp.up_proj": "feed_forward.linear1",
+    "mlp.down_proj": "feed_forward.linear2",
+}
+
+
+def llama_table(model: Any, layer: Mapping[str, str] = LLAMA_LAYER, further: Sequence[Any] = ()) -> Table:
+    """From names as Llama has them; the oldest files hold the frequencies of the rotary positions too."""
+    tied_output, output = tied("lm_head.weight", "model.embed_tokens.weight"), rename("lm_head", "output")
+    return Table(
+        [
+            dropped(r"\.rotary_emb\.inv_freq$", optional=True),
+            tied_output if model.output is None else output,
+            rename("model.embed_tokens", "embedding"),
+            *further,
+            *(rename(f"model.layers.#.{theirs}", f"blocks.#.{ours}") for theirs, ours in layer.items()),
+            rename("model.norm", "norm"),
+        ]
+    )
+
+
+def llama_like(config: Mapping[str, Any], *, norm: Any, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of a `TextDecoder` that are named alike in most families."""
+    return dict(
+        vocab_size=count_setting(config, "vocab_size"),
+        features=count_setting(config, "hidden_size"),
+        layers=layers,
+        norm=norm,
+        padding_idx=padding_of(config),
+        tied=config.get("tie_word_embeddings", False),
+    )
+
+
+def gated_block(config: Mapping[str, Any], **changed: Any) -> dict[str, Any]:
+    """A block with a gated network and no biases."""
+    return (
+        dict(
+            norm="pre",
+            feedforward_features=count_setting(config, "intermediate_size"),
+            gated=True,
+            feedforward_bias=False,
+            use_bias=False,
+            attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
+        )
+        | changed
+    )

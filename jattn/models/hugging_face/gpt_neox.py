@@ -1,0 +1,82 @@
+"""GPT-NeoX and Pythia: attention and network in parallel, rotary positions on some features."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jattn.models.hugging_face.decoder import TextDecoder
+from jattn.models.hugging_face.decoder_settings import activation_of, heads_of
+from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.rotary import rotary_of
+from jattn.nn import Norm
+from jattn.weights import Table, dropped, rename, split, tied
+
+__all__ = ["GPTNeoX"]
+
+
+def _gpt_neox_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    norm = Norm("layer", epsilon=real_setting(config, "layer_norm_eps", "[0, inf)", 1e-5))
+    dropout = real_setting(config, "hidden_dropout", "[0, 1)", 0.0)
+    older = {
+        "rope_theta": config.get("rotary_emb_base", config.get("rope_theta", 10000.0)),
+        "partial_rotary_factor": config.get("rotary_pct", 0.25),
+    }
+    named = ("rope_scaling", "rope_parameters", "hidden_size", "num_attention_heads", "max_position_embeddings")
+    given = {name: config[name] for name in named if config.get(name) is not None}
+    block = dict(
+        norm="pre",
+        norm_kind=norm,
+        parallel=config.get("use_parallel_residual", True),
+        feedforward_features=count_setting(config, "intermediate_size"),
+        activation=activation_of(config, "hidden_act", "gelu"),
+        use_bias=config.get("attention_bias", True),
+        residual_dropout_rate=dropout,
+        attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
+        rotary=rotary_of({**older, **given}, partial=True),
+        **heads_of(config),
+    )
+    return dict(
+        vocab_size=count_setting(config, "vocab_size"),
+        features=count_setting(config, "hidden_size"),
+        layers=[block] * count_setting(config, "num_hidden_layers"),
+        norm=norm,
+        tied=config.get("tie_word_embeddings", False),
+        dropout_rate=dropout,
+    )
+
+
+def _gpt_neox_table(model: Any) -> Table:
+    layer, block = "gpt_neox.layers.#", "blocks.#"
+    h = model.blocks[0].attention.query.kernel.shape[1]
+    tied_output, output = tied("embed_out.weight", "gpt_neox.embed_in.weight"), rename("embed_out", "output")
+    return Table(
+        [
+            dropped(r"\.attention\.((masked_)?bias|rotary_emb\.inv_freq)$", optional=True),
+            rename("lm_head", "embed_out", optional=True, back=False),  # of a model in memory
+            tied_output if model.output is None else output,
+            rename("gpt_neox.embed_in", "embedding"),
+            rename(f"{layer}.input_layernorm", f"{block}.norm1"),
+            split(
+                f"{layer}.attention.query_key_value",
+                [f"{block}.attention.{part}" for part in ("query", "key", "value")],
+                num_heads=h,
+            ),
+            rename(f"{layer}.attention.dense", f"{block}.attention.out"),
+            rename(f"{layer}.post_attention_layernorm", f"{block}.norm2"),
+            rename(f"{layer}.mlp.dense_h_to_4h", f"{block}.feed_forward.linear1"),
+            rename(f"{layer}.mlp.dense_4h_to_h", f"{block}.feed_forward.linear2"),
+            rename("gpt_neox.final_layer_norm", "norm"),
+        ]
+    )
+
+
+class GPTNeoX(TextDecoder):
+    """GPT-NeoX and Pythia; the arguments are those of `TextDecoder`.
+
+    Source: Black et al., GPT-NeoX-20B: An Open-Source Autoregressive Language Model, 2022.
+    """
+
+    hugging_face = Family(
+        table=_gpt_neox_table,
+        implemented={"model_type": ("gpt_neox",), "is_decoder": (False, True), "quantization_config": (None,)},
+        options=_gpt_neox_options,
+    )

@@ -1,0 +1,60 @@
+"""Phi-3: Llama with its projections packed, and LongRoPE."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jattn.models.hugging_face.decoder import TextDecoder
+from jattn.models.hugging_face.decoder_settings import LLAMA_LAYER, gated_block, heads_of, llama_like, llama_table
+from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.rotary import rotary_of
+from jattn.nn import Norm
+from jattn.weights import Table, split
+
+__all__ = ["Phi3"]
+
+
+def _phi3_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    norm = Norm("rms", epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-5))
+    block = gated_block(
+        config,
+        norm_kind=norm,
+        activation="silu",
+        rotary=rotary_of(config, partial=True),
+        residual_dropout_rate=real_setting(config, "resid_pdrop", "[0, 1)", 0.0),
+        **heads_of(config),
+    )
+    block["window"] = optional_count_setting(config, "sliding_window")
+    return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers"))
+
+
+def _phi3_table(model: Any) -> Table:
+    attention = model.blocks[0].attention
+    h, k = (projection.kernel.shape[1] for projection in (attention.query, attention.key))
+    qkv = [f"blocks.#.attention.{part}" for part in ("query", "key", "value")]
+    network = [f"blocks.#.feed_forward.{part}" for part in ("gate", "linear1")]
+    packed = [
+        split("model.layers.#.self_attn.qkv_proj", qkv, sizes=(h, k, k)),
+        split("model.layers.#.mlp.gate_up_proj", network),
+    ]
+    return llama_table(model, {name: ours for name, ours in LLAMA_LAYER.items() if ours not in _PHI3_PACKED}, packed)
+
+
+_PHI3_PACKED = (
+    *(f"attention.{part}" for part in ("query", "key", "value")),
+    *(f"feed_forward.{part}" for part in ("gate", "linear1")),
+)
+
+
+class Phi3(TextDecoder):
+    """Phi-3 and Phi-4; the arguments are those of `TextDecoder`.
+
+    Source: Abdin et al., Phi-3 Technical Report, 2024.
+    """
+
+    hugging_face = Family(
+        table=_phi3_table,
+        implemented={"model_type": ("phi3",), "hidden_act": ("silu",), "quantization_config": (None,)},
+        options=_phi3_options,
+        without_effect=frozenset({"max_position_embeddings", "embd_pdrop"}),
+        any_head_features=True,
+    )

@@ -1,0 +1,161 @@
+"""The decoder that all families share: padding on any side, packed texts, settings that are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jattn import masks, models
+from jattn.models.hugging_face.loading import FAMILIES
+from jattn.nn import Norm, Rotary
+
+V = 23
+BLOCK: dict[str, Any] = {"num_heads": 2, "feedforward_features": 12, "norm": "pre", "norm_kind": "rms"}
+KINDS: dict[str, dict[str, Any]] = {
+    "rotary": {"layers": [{**BLOCK, "rotary": Rotary(50.0)}, {**BLOCK, "rotary": Rotary(50.0), "window": 3}]},
+    "learned": {"layers": [BLOCK, BLOCK], "max_length": 12, "first_position": 2},
+    "alibi": {"layers": [BLOCK, BLOCK], "alibi": True},
+}
+LENS = (6, 4, 3)
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, V, n) for n in LENS]
+
+
+def made(kind: str, **types: Any) -> models.TextDecoder:
+    model = models.TextDecoder(V, features=8, **KINDS[kind], norm=Norm("rms"), **types, rngs=nnx.Rngs(0))
+    model.eval()
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_and_packing_change_nothing(kind: str, texts: list[np.ndarray]) -> None:
+    with jax.enable_x64(True):
+        model, n = made(kind, param_dtype=jnp.float64), max(LENS)
+        alone = [np.asarray(model(jnp.asarray(text)[None]))[0] for text in texts]
+        for side in ("left", "right"):
+            tokens, real = np.zeros((3, n), int), np.zeros((3, n), int)
+            for i, text in enumerate(texts):
+                place = slice(n - len(text), n) if side == "left" else slice(0, len(text))
+                tokens[i, place], real[i, place] = text, 1
+            logits = np.asarray(model(jnp.asarray(tokens), attention_mask=jnp.asarray(real)))
+            for i, expected in enumerate(alone):
+                np.testing.assert_allclose(logits[i][real[i] == 1], expected, rtol=1e-12, atol=1e-12)
+        packed, ids = np.concatenate(texts[1:])[None], np.repeat([0, 1], LENS[1:])[None]
+        positions = np.concatenate([np.arange(n) for n in LENS[1:]])[None]
+        given = {"positions": jnp.asarray(positions), "mask": masks.segments(jnp.asarray(ids))}
+        logits = np.asarray(model(jnp.asarray(packed), **given))
+        np.testing.assert_allclose(logits[0], np.concatenate(alone[1:]), rtol=1e-12, atol=1e-12)
+
+
+def test_hidden_states() -> None:
+    model = made("rotary")
+    out = model(jnp.ones((2, 5), int), return_hidden=True, return_weights=True)
+    assert [x.shape for x in out.hidden] == [(2, 5, 8)] * 3
+    assert [x.shape for x in out.weights] == [(2, 2, 5, 5)] * 2
+    np.testing.assert_allclose(model.embedding.attend(out.hidden[-1]), out.output)
+    assert model(jnp.ones((2, 5), int), return_hidden=True).weights is None
+
+
+@pytest.mark.parametrize(
+    ("mask", "phrases"),
+    [
+        (np.ones((2, 4), int), ("attention_mask must have a 1 or a 0 for each token", "(2, 5)", "(2, 4)")),
+        (np.full((2, 5), 2), ("attention_mask must hold 1 for real tokens", "other numbers")),
+    ],
+)
+def test_masks_of_another_form(mask: np.ndarray, phrases: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="attention_mask") as raised:
+        made("rotary")(jnp.ones((2, 5), int), attention_mask=jnp.asarray(mask))
+    assert all(phrase in str(raised.value) for phrase in phrases)
+
+
+def test_more_tokens_than_positions() -> None:
+    model = made("learned")
+    assert model(jnp.ones((1, 12), int)).shape == (1, 12, V)
+    with pytest.raises(ValueError, match="max_length"):
+        model(jnp.ones((1, 13), int))
+    with pytest.raises(ValueError, match="max_length"):
+        model(jnp.ones((1, 3), int), positions=jnp.array([[0, 5, 12]]))
+
+
+MISTRAL: dict[str, Any] = {
+    "model_type": "mistral",
+    "vocab_size": V,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "sliding_window": 4,
+}
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    arguments = models.Mistral.hugging_face.arguments
+    assert arguments({**MISTRAL, "eos_token_id": 2, "new_setting": None})["layers"][0]["window"] == 4
+    with pytest.raises(ValueError, match="new_setting=3") as raised:
+        arguments({**MISTRAL, "new_setting": 3})
+    assert "config must have settings that are known here" in str(raised.value)
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_refuses_what_it_does_not_know(kind: str) -> None:
+    given = {
+        **{name: 16 for name in ("vocab_size", "hidden_size", "n_embd", "n_positions", "ffn_dim", "intermediate_size")},
+        "head_dim": 8,
+        **{name: 2 for name in ("num_hidden_layers", "num_attention_heads", "n_layer", "n_head", "type_vocab_size")},
+        "max_position_embeddings": 8,
+        "layer_norm_eps": 1e-5,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "model_type": kind,
+    }
+    family, read = FAMILIES[kind].hugging_face, set[str]()
+
+    class Asked(dict):
+        def __getitem__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getitem__(name)
+
+        def get(self, name: str, default: Any = None) -> Any:
+            read.add(name)
+            return super().get(name, default)
+
+    family.options(Asked(given))
+    known = {name: x for name, x in given.items() if name in read or name in family.implemented}
+    family.arguments(known)
+    with pytest.raises(ValueError, match=r"residual_multiplier=2\.0"):
+        family.arguments({**known, "residual_multiplier": 2.0})
+
+
+def test_a_family_that_is_not_here(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(ValueError, match=r"model_type among bert, .*mistral") as raised:
+        models.load(tmp_path)
+    assert "Got 'mamba'" in str(raised.value)
+
+
+def test_saving_needs_the_settings(tmp_path: Path) -> None:
+    model = models.TextDecoder(**models.Mistral.hugging_face.arguments(MISTRAL), rngs=nnx.Rngs(0))
+    mistral = models.Mistral(**models.Mistral.hugging_face.arguments(MISTRAL), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="config must be given"):
+        mistral.save(tmp_path)
+    with pytest.raises(ValueError, match="config must be of this model") as raised:
+        mistral.save(tmp_path, config={**MISTRAL, "intermediate_size": 16})
+    assert "feed_forward" in str(raised.value)
+    assert not list(tmp_path.iterdir())
+    mistral.save(tmp_path, config=MISTRAL)
+    again = models.load(tmp_path)
+    assert isinstance(again, models.Mistral)
+    tokens = jnp.arange(6)[None]
+    np.testing.assert_array_equal(again(tokens), mistral(tokens))
+    assert model(tokens).shape == (1, 6, V)
