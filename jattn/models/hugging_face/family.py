@@ -231,8 +231,8 @@ class PretrainedModel(nnx.Module):
             told = "; ".join(f"{name} {own.get(name)}, by the config {made.get(name)}" for name in parts[:3])
             raise ValueError(f"config must be of this model. Got another one, of which {len(parts)} differ: {told}.")
         Path(path).mkdir(parents=True, exist_ok=True)
-        (Path(path) / "config.json").write_text(text, encoding="utf-8")
         weights.save(self, Path(path) / "model.safetensors", rename=self.hugging_face.table(self))
+        (Path(path) / "config.json").write_text(text, encoding="utf-8")
 
     @classmethod
     def _blank(cls: type[M], config: Mapping[str, Any]) -> M:
