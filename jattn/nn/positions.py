@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -54,7 +55,7 @@ class LearnedPositions(nnx.Module):
         if not jnp.issubdtype(positions.dtype, jnp.integer):
             raise ValueError(f"positions must be integers, as they are looked up. Got {positions.dtype}.")
         if checks.is_concrete(positions) and positions.size:
-            checks.at_most("positions", int(positions.max()) + 1, "max_length", room)
+            checks.at_most("positions", int(np.asarray(positions).max()) + 1, "max_length", room)
         return x + self.embedding(self.first + positions)
 
 

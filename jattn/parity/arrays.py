@@ -21,7 +21,6 @@ __all__ = [
     "limit",
     "named_leaves",
     "numbers",
-    "own_error",
     "scales",
     "some",
 ]
@@ -43,11 +42,6 @@ def limit(dtype: str, reference_error: float, tolerance: float | None = None) ->
         return tolerance
     rest = FLOAT64 if dtype == "float64" else ULPS * float(jnp.finfo(dtype).eps)
     return FACTOR * reference_error + rest
-
-
-def own_error(dtype: str, allowed: float) -> float:
-    """PyTorch's own, of which a `limit` was made."""
-    return (allowed - limit(dtype, 0.0)) / FACTOR
 
 
 def leaves(nest: Any) -> Iterator[Any]:

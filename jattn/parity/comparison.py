@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from jattn.parity import locate, notes
-from jattn.parity.arrays import error, kept, own_error
+from jattn.parity.arrays import error, kept
 from jattn.parity.catalogue import Diagnosis, diagnose
 from jattn.parity.judge import Sides, explained_by, port_names, run_errors
 from jattn.parity.match import pair_modules
@@ -131,8 +131,9 @@ class Comparison:
         rough = self._judged(loosely, low)
         if exact.verdict == rough.verdict:
             return exact._replace(loosely=rough.found)
-        largest = max((own_error("float64", entry.limit) for entry in rough.run.outputs), default=0.0)
-        self._note([notes.narrow_buffers_matter(names, largest)])
+        _, _, true, own = loosely.parts("outputs")
+        size = max((error(own[name], x, where=self.settings.where) for name, x in true.items()), default=0.0)
+        self._note([notes.narrow_buffers_matter(names, size)])
         return rough
 
     def _note(self, sentences: Iterable[str]) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from jattn.models.hugging_face.decoder import TextDecoder
+from jattn.models.hugging_face.decoder_settings import packed_lines
 from jattn.models.hugging_face.family import Family, count_setting, real_setting
 from jattn.nn import Norm
-from jattn.weights import Table, prefixed, rename, split, tied
+from jattn.weights import Table, prefixed, rename, tied
 
 __all__ = ["Bloom"]
 
@@ -42,24 +43,13 @@ def _bloom_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _bloom_table(model: Any) -> Table:
     """From a ``BloomForCausalLM``, or from the official files, which have no prefix."""
-    layer, block = "transformer.h.#", "blocks.#"
-    h = model.blocks[0].attention.query.kernel.shape[1]
     return Table(
         [
             tied("lm_head.weight", "transformer.word_embeddings.weight", optional=True),
             prefixed("", "transformer.", but=r"^transformer\.", optional=True, back=False),
             rename("transformer.word_embeddings", "embedding"),
             rename("transformer.word_embeddings_layernorm", "embedding_norm"),
-            rename(f"{layer}.input_layernorm", f"{block}.norm1"),
-            split(
-                f"{layer}.self_attention.query_key_value",
-                [f"{block}.attention.{part}" for part in ("query", "key", "value")],
-                num_heads=h,
-            ),
-            rename(f"{layer}.self_attention.dense", f"{block}.attention.out"),
-            rename(f"{layer}.post_attention_layernorm", f"{block}.norm2"),
-            rename(f"{layer}.mlp.dense_h_to_4h", f"{block}.feed_forward.linear1"),
-            rename(f"{layer}.mlp.dense_4h_to_h", f"{block}.feed_forward.linear2"),
+            *packed_lines(model, "transformer.h.#", "self_attention"),
             rename("transformer.ln_f", "norm"),
         ]
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -197,6 +198,6 @@ def real_tokens(attention_mask: Any, shape: tuple[int, ...]) -> Bool[Array, "b t
             f"attention_mask must have a 1 or a 0 for each token, integers or booleans of shape {shape}. Got "
             f"{given.dtype} of shape {given.shape}."
         )
-    if checks.is_concrete(given) and bool(((given != 0) & (given != 1)).any()):
+    if checks.is_concrete(given) and not np.isin(np.asarray(given), (0, 1)).all():
         raise ValueError("attention_mask must hold 1 for real tokens and 0 for padding. Got other numbers.")
     return given != 0

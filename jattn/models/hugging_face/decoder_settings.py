@@ -5,7 +5,7 @@ from typing import Any
 
 from jattn._engine import checks
 from jattn.models.hugging_face.family import count_setting, optional_count_setting, real_setting
-from jattn.weights import Table, dropped, rename, tied
+from jattn.weights import Table, dropped, rename, split, tied
 
 __all__ = [
     "ACTIVATIONS",
@@ -16,6 +16,8 @@ __all__ = [
     "heads_of",
     "llama_like",
     "llama_table",
+    "output_line",
+    "packed_lines",
     "padding_of",
     "windows_of",
 ]
@@ -50,9 +52,9 @@ def heads_of(config: Mapping[str, Any], *, head_features: int | None = None) -> 
     )
 
 
-def head_features_of(config: Mapping[str, Any], *, default: int | None = None) -> int:
+def head_features_of(config: Mapping[str, Any]) -> int:
     """d, the width of a head."""
-    given = optional_count_setting(config, "head_dim") or default
+    given = optional_count_setting(config, "head_dim")
     return given or count_setting(config, "hidden_size") // count_setting(config, "num_attention_heads")
 
 
@@ -88,13 +90,31 @@ LLAMA_LAYER = {
 }
 
 
+def output_line(model: Any, theirs: str, embedding: str) -> Any:
+    """The last layer's, which is a copy of the embedding where they are tied."""
+    return tied(f"{theirs}.weight", f"{embedding}.weight") if model.output is None else rename(theirs, "output")
+
+
+def packed_lines(model: Any, layer: str, attention: str) -> list[Any]:
+    """A layer of GPT-NeoX's and BLOOM's, of which one projection is to query, key and value, head by head."""
+    parts = [f"blocks.#.attention.{part}" for part in ("query", "key", "value")]
+    h = model.blocks[0].attention.query.kernel.shape[1]
+    return [
+        rename(f"{layer}.input_layernorm", "blocks.#.norm1"),
+        split(f"{layer}.{attention}.query_key_value", parts, num_heads=h),
+        rename(f"{layer}.{attention}.dense", "blocks.#.attention.out"),
+        rename(f"{layer}.post_attention_layernorm", "blocks.#.norm2"),
+        rename(f"{layer}.mlp.dense_h_to_4h", "blocks.#.feed_forward.linear1"),
+        rename(f"{layer}.mlp.dense_4h_to_h", "blocks.#.feed_forward.linear2"),
+    ]
+
+
 def llama_table(model: Any, layer: Mapping[str, str] = LLAMA_LAYER, further: Sequence[Any] = ()) -> Table:
     """From names as Llama has them; the oldest files hold the frequencies of the rotary positions too."""
-    tied_output, output = tied("lm_head.weight", "model.embed_tokens.weight"), rename("lm_head", "output")
     return Table(
         [
             dropped(r"\.rotary_emb\.inv_freq$", optional=True),
-            tied_output if model.output is None else output,
+            output_line(model, "lm_head", "model.embed_tokens"),
             rename("model.embed_tokens", "embedding"),
             *further,
             *(rename(f"model.layers.#.{theirs}", f"blocks.#.{ours}") for theirs, ours in layer.items()),

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import activation_of, heads_of
+from jattn.models.hugging_face.decoder_settings import activation_of, heads_of, output_line, packed_lines
 from jattn.models.hugging_face.family import Family, count_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
-from jattn.weights import Table, dropped, rename, split, tied
+from jattn.weights import Table, dropped, rename
 
 __all__ = ["GPTNeoX"]
 
@@ -45,25 +45,13 @@ def _gpt_neox_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gpt_neox_table(model: Any) -> Table:
-    layer, block = "gpt_neox.layers.#", "blocks.#"
-    h = model.blocks[0].attention.query.kernel.shape[1]
-    tied_output, output = tied("embed_out.weight", "gpt_neox.embed_in.weight"), rename("embed_out", "output")
     return Table(
         [
             dropped(r"\.attention\.((masked_)?bias|rotary_emb\.inv_freq)$", optional=True),
             rename("lm_head", "embed_out", optional=True, back=False),  # of a model in memory
-            tied_output if model.output is None else output,
+            output_line(model, "embed_out", "gpt_neox.embed_in"),
             rename("gpt_neox.embed_in", "embedding"),
-            rename(f"{layer}.input_layernorm", f"{block}.norm1"),
-            split(
-                f"{layer}.attention.query_key_value",
-                [f"{block}.attention.{part}" for part in ("query", "key", "value")],
-                num_heads=h,
-            ),
-            rename(f"{layer}.attention.dense", f"{block}.attention.out"),
-            rename(f"{layer}.post_attention_layernorm", f"{block}.norm2"),
-            rename(f"{layer}.mlp.dense_h_to_4h", f"{block}.feed_forward.linear1"),
-            rename(f"{layer}.mlp.dense_4h_to_h", f"{block}.feed_forward.linear2"),
+            *packed_lines(model, "gpt_neox.layers.#", "attention"),
             rename("gpt_neox.final_layer_norm", "norm"),
         ]
     )

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import activation_of, heads_of, padding_of
+from jattn.models.hugging_face.decoder_settings import activation_of, heads_of, output_line, padding_of
 from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
 from jattn.nn import Norm
-from jattn.weights import Table, rename, tied
+from jattn.weights import Table, rename
 
 __all__ = ["OPT"]
 
@@ -44,14 +44,13 @@ def _opt_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _opt_table(model: Any) -> Table:
     whole, layer, block = "model.decoder", "model.decoder.layers.#", "blocks.#"
-    tied_output, output = tied("lm_head.weight", f"{whole}.embed_tokens.weight"), rename("lm_head", "output")
     parts = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
     further = [] if model.norm is None else [rename(f"{whole}.final_layer_norm", "norm")]
     if model.project_in is not None:
         further += [rename(f"{whole}.{name}", name) for name in ("project_in", "project_out")]
     return Table(
         [
-            tied_output if model.output is None else output,
+            output_line(model, "lm_head", f"{whole}.embed_tokens"),
             rename(f"{whole}.embed_tokens", "embedding"),
             rename(f"{whole}.embed_positions", "positions.embedding"),
             *(rename(f"{layer}.self_attn.{name}", f"{block}.attention.{ours}") for name, ours in parts.items()),

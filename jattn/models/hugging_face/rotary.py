@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jattn.models.hugging_face.family import count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.decoder_settings import head_features_of
+from jattn.models.hugging_face.family import real_setting
 from jattn.nn.rotary_positions import Rotary
 from jattn.nn.rotary_scaling import (
     DynamicNTKScaling,
@@ -65,13 +66,8 @@ def rotary_of(config: Mapping[str, Any], *, partial: bool = False) -> Rotary:
         )
     given = {here: settings[name] for name, here in {**needed, **optional}.items() if name in settings}
     given = {here: tuple(value) if isinstance(value, list) else value for here, value in given.items()}
-    return Rotary(base, features=None if share == 1 else _turning(config, share), scaling=make(**given))
-
-
-def _turning(config: Mapping[str, Any], share: float) -> int:
-    """How many features of a head turn."""
-    heads = count_setting(config, "num_attention_heads")
-    return int((optional_count_setting(config, "head_dim") or count_setting(config, "hidden_size") // heads) * share)
+    turning = None if share == 1 else int(head_features_of(config) * share)
+    return Rotary(base, features=turning, scaling=make(**given))
 
 
 _Kind = tuple[Callable[..., RotaryScaling | None], dict[str, str], dict[str, str]]

@@ -160,3 +160,15 @@ def test_saving_needs_the_settings(tmp_path: Path) -> None:
     tokens = jnp.arange(6)[None]
     np.testing.assert_array_equal(again(tokens), mistral(tokens))
     assert model(tokens).shape == (1, 6, V)
+
+
+def test_masks_and_positions_that_are_known_while_tracing() -> None:
+    model, real = made("learned"), np.array([[0, 1, 1]])
+    graph, state = nnx.split(model)
+    tokens = jnp.ones((1, 3), int)
+
+    def run(state: Any, tokens: Any) -> Any:
+        padded = {"attention_mask": jnp.asarray(real), "positions": jnp.asarray([[0, 0, 1]])}
+        return nnx.merge(graph, state)(tokens, **padded)
+
+    np.testing.assert_allclose(jax.jit(run)(state, tokens), run(state, tokens), rtol=1e-5, atol=1e-6)
