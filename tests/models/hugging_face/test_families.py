@@ -163,12 +163,11 @@ def test_saving_needs_the_settings(tmp_path: Path) -> None:
 
 
 def test_masks_and_positions_that_are_known_while_tracing() -> None:
-    model, real = made("learned"), np.array([[0, 1, 1]])
+    model, tokens = made("learned"), jnp.ones((1, 3), int)
     graph, state = nnx.split(model)
-    tokens = jnp.ones((1, 3), int)
+    padded = {"attention_mask": jnp.array([[0, 1, 1]]), "positions": jnp.array([[0, 0, 1]])}
 
     def run(state: Any, tokens: Any) -> Any:
-        padded = {"attention_mask": jnp.asarray(real), "positions": jnp.asarray([[0, 0, 1]])}
         return nnx.merge(graph, state)(tokens, **padded)
 
     np.testing.assert_allclose(jax.jit(run)(state, tokens), run(state, tokens), rtol=1e-5, atol=1e-6)
