@@ -21,6 +21,7 @@ from parity_tests.ports.port import (
     argument,
     block,
     every,
+    squared_relu,
     swapped,
     whole,
 )
@@ -78,10 +79,6 @@ def rms(epsilon: float = 1e-5, offset: float = 0.0) -> Norm:
 def tied(parts: Parts) -> None:
     parts.settings["tied"] = True
     parts.names["lm_head"] = ""
-
-
-def squared_relu(x: Any) -> Any:
-    return jnp.maximum(x, 0) ** 2
 
 
 AHEAD, TURNED = masks.causal(offset=1), masks.where(lambda q, k: k >= q)

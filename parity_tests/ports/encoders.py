@@ -20,6 +20,7 @@ from parity_tests.ports.port import (
     Port,
     argument,
     change_layer,
+    squared_relu,
     swapped,
     whole,
 )
@@ -41,10 +42,6 @@ def of(part: str, **changed: Any) -> Any:
         change_layer(parts.settings[part], changed)
 
     return change
-
-
-def squared_relu(x: Any) -> Any:
-    return jax.nn.relu(x) ** 2
 
 
 def quick_gelu(x: Any) -> Any:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import torch
 from flax import nnx
 
@@ -26,6 +27,7 @@ __all__ = [
     "change_layer",
     "every",
     "look_for",
+    "squared_relu",
     "swapped",
     "table_of",
     "whole",
@@ -137,6 +139,11 @@ def look_for(port: Port, mistake: Mistake) -> Found:
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Changes.
+
+
+def squared_relu(x: Any) -> Any:
+    """An activation that a port may have wrongly."""
+    return jax.nn.relu(x) ** 2
 
 
 def whole(**changed: Any) -> Change:
