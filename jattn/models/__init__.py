@@ -4,7 +4,7 @@ from jattn.models.decoding import Beams, Decoded, beam_search, greedy
 from jattn.models.generation import Continuation, greedy_continuation
 from jattn.models.hugging_face.bert import TextEncoder
 from jattn.models.hugging_face.bloom import Bloom
-from jattn.models.hugging_face.decoder import TextDecoder, WithHidden
+from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
 from jattn.models.hugging_face.gpt2 import GPT2
@@ -17,6 +17,7 @@ from jattn.models.hugging_face.opt import OPT
 from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
 from jattn.models.hugging_face.sentences import SentenceEncoder, pool
+from jattn.models.hugging_face.stack import WithHidden
 from jattn.models.tasks.classifier import DigitsClassifier
 from jattn.models.tasks.recall import RecallClassifier
 from jattn.models.tasks.regression import AttentionRegressor, TransformerRegressor

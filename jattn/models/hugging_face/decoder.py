@@ -1,32 +1,21 @@
 """The decoder of all families: what differs between them is data. v is the vocabulary."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn import biases
 from jattn._engine import checks
-from jattn.masks import Mask, all_of, dense, sliding_window
+from jattn.masks import Mask
 from jattn.models.hugging_face.family import PretrainedModel
-from jattn.nn import Embed, LearnedPositions, Linear, Norm, TransformerBlock
+from jattn.models.hugging_face.stack import blocks_of, positions_of, real_tokens, returned, run_blocks
+from jattn.nn import Embed, LearnedPositions, Linear, Norm
 from jattn.nn.dropout import Dropout, split
-from jattn.nn.weights import as_pair, outputs
 
-__all__ = ["TextDecoder", "WithHidden"]
-
-
-class WithHidden(NamedTuple):
-    """What a model returns with ``return_hidden``."""
-
-    output: Array
-    weights: Any  # of each block, b h t t, or None if not asked for
-    hidden: list[
-        Array
-    ]  # b t m: what the first block gets, then what each gives, the last one as it goes into the logits
+__all__ = ["TextDecoder"]
 
 
 class TextDecoder(PretrainedModel):
@@ -98,9 +87,8 @@ class TextDecoder(PretrainedModel):
             if max_length is None
             else LearnedPositions(first_position + max_length, features, first=first_position, **types)
         )
-        settings = [{"causal": True, **layer} for layer in layers]
-        self.windows = tuple(layer.pop("window", None) for layer in settings)
-        self.blocks = nnx.List([TransformerBlock(features=features, **layer, **types) for layer in settings])
+        blocks, self.windows = blocks_of(features, layers, causal=True, **types)
+        self.blocks = nnx.List(blocks)
         self.norm = None if norm is None else norm(features, **types)
         self.output = None if tied else Linear(narrow, vocab_size, use_bias=False, **types)
         self.dropout = Dropout(dropout_rate)
@@ -142,29 +130,22 @@ class TextDecoder(PretrainedModel):
         real = real_tokens(attention_mask, tokens.shape)
         rngs = split(rng, len(self.blocks) + 1)
         x = self._embed(tokens, real, positions, rngs[0])
-        hidden, weights = [x], []
-        bias = biases.alibi(self.blocks[0].attention.query.kernel.shape[1]) if self.alibi else None
-        keys = None if real is None else dense(real[:, None, None, :])
-        for block, window, rng_of_block in zip(self.blocks, self.windows, rngs[1:], strict=True):
-            near = None if window is None else sliding_window(window - 1, window - 1)
-            result = block(
-                x,
-                valid_lens=valid_lens,
-                mask=all_of(near, keys, mask),
-                bias=bias,
-                positions=positions,
-                return_weights=return_weights,
-                rng=rng_of_block,
-            )
-            x, of_block = as_pair(result, return_weights)
-            hidden.append(x)
-            weights.append(of_block)
-        x = x if self.norm is None else self.norm(x)
-        x = hidden[-1] = x if self.project_out is None else self.project_out(x)
-        logits = self._logits(x)
-        if return_hidden:
-            return WithHidden(logits, weights if return_weights else None, hidden)
-        return outputs(logits, weights, return_weights)
+        ran = run_blocks(
+            self.blocks,
+            self.windows,
+            x,
+            valid_lens=valid_lens,
+            real=real,
+            mask=mask,
+            bias=biases.alibi(self.blocks[0].attention.query.kernel.shape[1]) if self.alibi else None,
+            positions=positions,
+            return_weights=return_weights,
+            rngs=rngs[1:],
+        )
+        x = ran.x if self.norm is None else self.norm(ran.x)
+        x = x if self.project_out is None else self.project_out(x)
+        ran = ran._replace(x=x)
+        return returned(self._logits(x), ran, return_weights=return_weights, return_hidden=return_hidden)
 
     def _embed(self, tokens: Array, real: Array | None, positions: Array | None, rng: Any) -> Array:
         x = self.embedding(tokens)
@@ -174,7 +155,7 @@ class TextDecoder(PretrainedModel):
             if positions is None and self.max_length is not None:
                 checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)
             if positions is None and real is not None:
-                positions = jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)
+                positions = positions_of(real)
             x = self.positions(x, positions)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
@@ -186,18 +167,3 @@ class TextDecoder(PretrainedModel):
             logits = logits * jnp.asarray(self.logits_scale, logits.dtype)
         cap = self.logits_soft_cap
         return logits if cap is None else (cap * jnp.tanh(logits / cap)).astype(logits.dtype)
-
-
-def real_tokens(attention_mask: Any, shape: tuple[int, ...]) -> Bool[Array, "b t"] | None:
-    """Which tokens are real, as booleans."""
-    if attention_mask is None:
-        return None
-    given = checks.array("attention_mask", attention_mask)
-    if given.shape != shape or not (given.dtype == jnp.bool_ or jnp.issubdtype(given.dtype, jnp.integer)):
-        raise ValueError(
-            f"attention_mask must have a 1 or a 0 for each token, integers or booleans of shape {shape}. Got "
-            f"{given.dtype} of shape {given.shape}."
-        )
-    if checks.is_concrete(given) and not np.isin(np.asarray(given), (0, 1)).all():
-        raise ValueError("attention_mask must hold 1 for real tokens and 0 for padding. Got other numbers.")
-    return given != 0
