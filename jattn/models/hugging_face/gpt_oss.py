@@ -50,7 +50,7 @@ def _gpt_oss_options(config: Mapping[str, Any]) -> dict[str, Any]:
         gated=ClippedSwish(slope, real_setting(config, "swiglu_limit", "(0, inf)", 7.0)),
         feedforward_bias=True,
         use_bias=config.get("attention_bias", True),
-        rotary=rotary_of({"rope_theta": 150000.0, **config}),
+        rotary=rotary_of(config, base=150000.0),
         experts={**experts_of(config, per_token=4, number=128), "router_bias": True},
         **heads,
     )

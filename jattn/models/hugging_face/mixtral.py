@@ -26,7 +26,7 @@ def _mixtral_options(config: Mapping[str, Any]) -> dict[str, Any]:
         config,
         norm_kind=norm,
         activation="silu",
-        rotary=rotary_of({"rope_theta": 1e6, **config}),
+        rotary=rotary_of(config, base=1e6),
         experts=experts_of(config, per_token=2, number=8),
         **heads_of(config),
     )
