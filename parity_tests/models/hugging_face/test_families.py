@@ -11,8 +11,10 @@ import torch
 from flax import nnx
 
 from jattn import models
+from jattn.models.hugging_face.loading import FAMILIES
 from jattn.parity.widen import float64_throughout
 from jattn.weights import files
+from parity_tests.models.hugging_face.decoders import assert_continues_alike
 from parity_tests.models.hugging_face.families import CONFIGS, V, made
 from parity_tests.nn import randomised
 
@@ -101,3 +103,13 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
     again = type(hf).from_pretrained(tmp_path / "again")
     for parameter, x in again.state_dict().items():
         assert torch.equal(x, hf.state_dict()[parameter]), parameter
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", CONFIGS)
+def test_continues_alike(name: str) -> None:
+    """Token for token as ``generate`` does."""
+    with float64_throughout():
+        hf = made(name).double().eval()
+        seed = 1 if name in ("BLOOM", "OPT, norms after") else 0  # else they say one token again and again
+        assert_continues_alike(FAMILIES[hf.config.model_type], hf, seed)
