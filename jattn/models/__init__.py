@@ -18,6 +18,8 @@ from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
 from jattn.models.hugging_face.sentences import SentenceEncoder, pool
 from jattn.models.hugging_face.stack import WithHidden
+from jattn.models.hugging_face.vision import VisionEncoder
+from jattn.models.hugging_face.vit import DeiT, ViT
 from jattn.models.tasks.classifier import DigitsClassifier
 from jattn.models.tasks.recall import RecallClassifier
 from jattn.models.tasks.regression import AttentionRegressor, TransformerRegressor
@@ -32,6 +34,7 @@ __all__ = [
     "Continuation",
     "Decoded",
     "DecoderState",
+    "DeiT",
     "DigitsClassifier",
     "Family",
     "GPTNeoX",
@@ -50,6 +53,8 @@ __all__ = [
     "TextDecoder",
     "TextEncoder",
     "TransformerRegressor",
+    "ViT",
+    "VisionEncoder",
     "WithHidden",
     "beam_search",
     "greedy",

@@ -15,11 +15,13 @@ from jattn.models.hugging_face.olmo2 import OLMo2
 from jattn.models.hugging_face.opt import OPT
 from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
+from jattn.models.hugging_face.vit import DeiT, ViT
 
 __all__ = ["FAMILIES", "load"]
 
 _CLASSES: tuple[type[PretrainedModel], ...] = (
     Bloom,
+    DeiT,
     GPT2,
     GPTNeoX,
     Gemma,
@@ -33,6 +35,7 @@ _CLASSES: tuple[type[PretrainedModel], ...] = (
     Qwen2,
     Qwen3,
     TextEncoder,
+    ViT,
 )
 # By the ``model_type`` of a configuration.
 FAMILIES = {name: cls for cls in _CLASSES for name in cls.hugging_face.implemented["model_type"]}
