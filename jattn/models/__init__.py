@@ -4,6 +4,7 @@ from jattn.models.decoding import Beams, Decoded, beam_search, greedy
 from jattn.models.generation import Continuation, greedy_continuation
 from jattn.models.hugging_face.bert import TextEncoder
 from jattn.models.hugging_face.bloom import Bloom
+from jattn.models.hugging_face.clip import CLIP, CLIPOutput, CLIPText, CLIPVision
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
@@ -26,11 +27,15 @@ from jattn.models.tasks.regression import AttentionRegressor, TransformerRegress
 from jattn.models.tasks.translation import DecoderState, Seq2Seq
 
 __all__ = [
+    "CLIP",
     "GPT2",
     "OPT",
     "AttentionRegressor",
     "Beams",
     "Bloom",
+    "CLIPOutput",
+    "CLIPText",
+    "CLIPVision",
     "Continuation",
     "Decoded",
     "DecoderState",

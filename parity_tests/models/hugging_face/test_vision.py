@@ -13,7 +13,7 @@ from flax import nnx
 from jattn import models
 from jattn.parity.widen import float64_throughout
 from jattn.weights import files
-from parity_tests.models.hugging_face.vision_families import IMAGES, made
+from parity_tests.models.hugging_face.vision_families import CLIPS, IMAGES, TEXTS, made
 from parity_tests.nn import randomised
 
 pytest.importorskip("transformers", reason="no transformers: families were not compared with its models")
@@ -63,7 +63,7 @@ def last_of(hf: Any, outputs: Any) -> Any:
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)
-def test_equal(name: str, size: str, tmp_path: Path) -> None:
+def test_equal_on_images(name: str, size: str, tmp_path: Path) -> None:
     kind, settings = IMAGES[name]
     with float64_throughout(), jax.enable_x64(True):
         hf = randomised(made(kind, settings))
@@ -94,11 +94,7 @@ def test_equal(name: str, size: str, tmp_path: Path) -> None:
         gradients, (results, out) = jax.jit(jax.grad(loss, has_aux=True))(state)
         for x, y in zip(results, theirs, strict=True):
             assert_close(x, y, "output")
-        for i, (x, y) in enumerate(zip(out.hidden[:-1], outputs.hidden_states[:-1], strict=True)):
-            assert_close(x, y, f"hidden state {i}")
-        assert_close(out.hidden[-1], last_of(hf, outputs), "last hidden state")
-        for i, (x, y) in enumerate(zip(out.weights, outputs.attentions, strict=True)):
-            assert_close(x, y, f"weights {i}")
+        assert_tower(out, outputs, last_of(hf, outputs))
         if kind.endswith("Teacher"):
             for x, y in zip(
                 ours.each_output(out.hidden[-1]), (outputs.cls_logits, outputs.distillation_logits), strict=True
@@ -107,14 +103,106 @@ def test_equal(name: str, size: str, tmp_path: Path) -> None:
         assert_gradients(nnx.merge(graph, gradients).to_hugging_face(), hf, tmp_path / "gradients")
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_there_and_back(name: str, tmp_path: Path) -> None:
+# Each with token 13, which ends it, but for the older ones, which end with the highest number.
+TOKENS = np.array([[1, 4, 5, 13, 6, 13], [1, 13, 6, 6, 6, 6], [1, 4, 7, 8, 13, 16]])
+LENS = np.array([6, 2, 5])
+SIDES = {
+    "whole": (TOKENS, np.ones((3, 6), int)),
+    "right": (TOKENS, (np.arange(6) < LENS[:, None]).astype(int)),
+    "left": (
+        np.stack([np.roll(row, -n) for row, n in zip(TOKENS, LENS, strict=True)]),
+        (np.arange(6) >= 6 - LENS[:, None]).astype(int),
+    ),
+}
+
+
+def given_to(tokens: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+    """Positions are those of real tokens."""
+    positions = np.maximum(np.cumsum(mask, -1) - 1, 0)
+    arrays = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+    return {name: torch.from_numpy(x) for name, x in arrays.items()}
+
+
+def assert_tower(ours: Any, theirs: Any, last: Any, real: np.ndarray | None = None) -> None:
+    """Hidden states and weights; of texts those of real tokens."""
+    real = np.ones(last.shape[:2], bool) if real is None else real
+    for i, (x, y) in enumerate(zip(ours.hidden, [*theirs.hidden_states[:-1], last], strict=True)):
+        assert_close(x[real], y[torch.from_numpy(real)], f"hidden state {i}")
+    for i, (x, y) in enumerate(zip(ours.weights, theirs.attentions, strict=True)):
+        assert_close(np.moveaxis(x, 1, -1)[real], y.moveaxis(1, -1)[torch.from_numpy(real)], f"weights {i}")
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("name", TEXTS)
+def test_equal_on_texts(name: str, side: str, tmp_path: Path) -> None:
+    tokens, mask = SIDES[side]
+    if name == "older end of text":  # which looks at padding too: there it is low
+        tokens = np.where(mask == 1, tokens, 0)
+    with float64_throughout(), jax.enable_x64(True):
+        hf = randomised(made(*TEXTS[name]))
+        hf.save_pretrained(tmp_path / "model")
+        ours = models.load(tmp_path / "model")
+        assert isinstance(ours, models.CLIPText)
+        outputs = hf(**given_to(tokens, mask), output_hidden_states=True, output_attentions=True)
+        projected = "text_embeds" in outputs
+        theirs = outputs.text_embeds if projected else outputs.pooler_output
+        cotangent = np.random.default_rng(1).normal(size=tuple(theirs.shape))
+        (theirs * torch.from_numpy(cotangent)).sum().backward()
+        graph, state = nnx.split(ours)
+
+        def loss(state: Any) -> Any:
+            model: Any = nnx.merge(graph, state)
+            given = {"attention_mask": jnp.asarray(mask)}
+            out = model(jnp.asarray(tokens), **given, return_weights=True, return_hidden=True)
+            vectors = out.output if projected else model.pooled(out.output, jnp.asarray(tokens), **given)
+            return (vectors * cotangent).sum(), (vectors, out)
+
+        gradients, (vectors, out) = jax.jit(jax.grad(loss, has_aux=True))(state)
+        assert_close(vectors, theirs, "output")
+        assert_tower(out, outputs, outputs.last_hidden_state, mask == 1)
+        assert_gradients(nnx.merge(graph, gradients).to_hugging_face(), hf, tmp_path / "gradients")
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_equal_on_both(name: str, tmp_path: Path) -> None:
+    tokens, mask = SIDES["right"]
+    with float64_throughout(), jax.enable_x64(True):
+        hf = randomised(made(*CLIPS[name]))
+        hf.save_pretrained(tmp_path / "model")
+        ours = models.load(tmp_path / "model")
+        assert isinstance(ours, models.CLIP)
+        images = images_of(12, 12)[:2]
+        outputs = hf(
+            **given_to(np.where(mask == 1, tokens, 0), mask),
+            pixel_values=torch.from_numpy(np.moveaxis(images, -1, 1)),
+            output_hidden_states=True,
+            output_attentions=True,
+        )
+        cotangent = np.random.default_rng(1).normal(size=(2, 3))
+        (outputs.logits_per_image * torch.from_numpy(cotangent)).sum().backward()
+        graph, state = nnx.split(ours)
+
+        def loss(state: Any) -> Any:
+            model: Any = nnx.merge(graph, state)
+            given = {"attention_mask": jnp.asarray(mask), "return_weights": True, "return_hidden": True}
+            out = model(jnp.asarray(tokens), jnp.asarray(images), **given)
+            return (out.per_image * cotangent).sum(), out
+
+        gradients, out = jax.jit(jax.grad(loss, has_aux=True))(state)
+        assert_close(out.per_image, outputs.logits_per_image, "logits per image")
+        assert_close(out.per_text, outputs.logits_per_text, "logits per text")
+        assert_close(out.texts.output, outputs.text_embeds, "texts")
+        assert_close(out.images.output, outputs.image_embeds, "images")
+        text, vision = outputs.text_model_output, outputs.vision_model_output
+        assert_tower(out.texts, text, text.last_hidden_state, mask == 1)
+        assert_tower(out.images, vision, vision.last_hidden_state)
+        assert_gradients(nnx.merge(graph, gradients).to_hugging_face(), hf, tmp_path / "gradients")
+
+
+@pytest.mark.parametrize("case", [*IMAGES.values(), *TEXTS.values(), *CLIPS.values()], ids=lambda case: case[0])
+def test_there_and_back(case: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     """From a folder in bfloat16, of several files, and back the same bits; what is saved is opened by theirs."""
-    hf = made(*IMAGES[name]).to(torch.bfloat16)
-    assert_there_and_back(hf, tmp_path)
-
-
-def assert_there_and_back(hf: Any, folder: Path) -> None:
+    hf, folder = made(*case).to(torch.bfloat16), tmp_path
     hf.save_pretrained(folder, max_shard_size="4KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     ours = models.load(folder)

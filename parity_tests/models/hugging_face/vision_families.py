@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["IMAGES", "made"]
+__all__ = ["CLIPS", "IMAGES", "TEXTS", "made"]
 
 SIZES: dict[str, Any] = {
     "hidden_size": 12,
@@ -23,6 +23,30 @@ IMAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "DeiT": ("DeiTModel", SIZES),
     "DeiT, classes": ("DeiTForImageClassification", SIZES),
     "DeiT, taught classes": ("DeiTForImageClassificationWithTeacher", {**SIZES, **CLASSES}),
+    "CLIP's": ("CLIPVisionModel", SIZES),
+    "CLIP's, projected": ("CLIPVisionModelWithProjection", {**SIZES, "projection_dim": 6}),
+}
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 9,
+    "projection_dim": 6,
+    "bos_token_id": 1,
+    "eos_token_id": 13,
+}
+TEXTS = {
+    "states": ("CLIPTextModel", TEXT),
+    "projected": ("CLIPTextModelWithProjection", TEXT),
+    "older end of text": ("CLIPTextModelWithProjection", {**TEXT, "eos_token_id": 2, "hidden_act": "gelu"}),
+}
+TOWERS = {"text_config": TEXT, "vision_config": SIZES, "projection_dim": 7}
+CLIPS = {
+    "CLIP": ("CLIPModel", TOWERS),
+    "CLIP, older": ("CLIPModel", {**TOWERS, "text_config": {**TEXT, "eos_token_id": 2}}),
 }
 
 
