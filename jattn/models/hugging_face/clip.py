@@ -140,7 +140,7 @@ def _tower_table(tower: Mapping[str, str], prefix: str, projection: str, ours: s
 
 
 # Settings of all models, of which only these values mean what these do.
-_PLAIN = {
+_PLAIN: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "is_decoder": (False,),
     "add_cross_attention": (False,),
@@ -284,7 +284,7 @@ def _clip_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         text=_tower_settings(config, "text_config", CLIPText),
         vision=_tower_settings(config, "vision_config", CLIPVision),
-        features=config.get("projection_dim", 512),
+        features=count_setting(ChainMap(config, {"projection_dim": 512}), "projection_dim"),  # type: ignore[arg-type]
         logit_scale=real_setting(config, "logit_scale_init_value", "(-inf, inf)", 2.6592),
     )
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32
@@ -154,7 +154,8 @@ class VisionEncoder(PretrainedModel):
         )
         if self.norm_over == "tokens":
             ran = ran._replace(x=self.norm(ran.x))
-        output = sum(self.each_output(ran.x)) / len(self.outputs) if self.outputs else ran.x
+        each = self.each_output(ran.x)
+        output = sum(each[1:], each[0]) / len(each) if each else ran.x
         return returned(output, ran, return_weights=return_weights, return_hidden=return_hidden)
 
     def each_output(self, states: Float[Array, "b t m"]) -> list[Float[Array, "b c"]]:
@@ -178,12 +179,12 @@ class VisionEncoder(PretrainedModel):
         return rows, columns
 
     def on_grid(
-        self, x: Float[Array, "... t"], height: int | None = None, width: int | None = None
-    ) -> Float[Array, "... rows columns"]:
+        self, x: ArrayLike, height: int | None = None, width: int | None = None
+    ) -> Shaped[Array, "... rows columns"]:
         """Numbers of tokens where their patches lie in the image, without those of the special tokens.
 
         Args:
-            x: one number for each token, such as the weights of a query, ``weights[:, :, 0]``.
+            x: ``... t``, one number for each token, such as the weights of a query, ``weights[:, :, 0]``.
             height, width: of the image, if it is not of the size that the model is trained on.
         """
         rows, columns = self.grid(height, width)
