@@ -14,7 +14,9 @@ The second form takes a ViT, a DeiT or a CLIP from a Hugging Face folder, and sh
 one that comes with scikit-learn. It is cropped to a square and scaled with the means of ``preprocessor_config.json``,
 which is close to, but not the same as, what `transformers` does. Saves ``photograph.png``.
 
-Less than a minute on 2 cores.
+About 50 seconds on 2 cores. Expected of the digits: an accuracy of about 0.94; heads that give half to three quarters
+of their attention to the digit, which is 16 % of a scene, each to another part of it; about 0.16 without the patches
+that rollout points at, hardly more than by chance, and 0.93 without others.
 """
 
 import argparse
@@ -121,7 +123,8 @@ def digits_in_scenes(arguments: argparse.Namespace) -> Path:
         right = np.asarray(predict(model, jnp.asarray(pictures), jnp.asarray(seen)).output.argmax(-1)) == labels
         console.print(f"  without {HIDDEN} patches, {name}: {np.mean(right):.3f}")
     path = arguments.out / "heads.png"
-    save_scenes(path, pictures[:SHOWN, ..., 0], by_head[-1, :SHOWN], rolled[:SHOWN], places[:SHOWN])
+    titles = [f"a {label}, taken for a {guess}" for label, guess in zip(labels, guesses, strict=True)]
+    save_scenes(path, pictures[:SHOWN, ..., 0], titles, by_head[-1, :SHOWN], rolled[:SHOWN], places[:SHOWN])
     return path
 
 
@@ -227,7 +230,7 @@ def scaled(picture: np.ndarray, folder: Path) -> np.ndarray:
 
 
 def lay_over(axis: Any, image: np.ndarray, attention: np.ndarray) -> None:
-    """Attention as a colour over the image: the more, the less is seen through it."""
+    """Attention as a colour over the image: the more, the less is seen through it, and most in each picture alike."""
     extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
     axis.imshow(image, cmap="gray", extent=extent)
     colour = np.broadcast_to((1.0, 0.42, 0.0, 1.0), (*attention.shape, 4)).copy()
@@ -235,7 +238,9 @@ def lay_over(axis: Any, image: np.ndarray, attention: np.ndarray) -> None:
     axis.imshow(colour, extent=extent, interpolation="nearest")
 
 
-def save_scenes(path: Path, images: np.ndarray, by_head: np.ndarray, rolled: np.ndarray, places: np.ndarray) -> None:
+def save_scenes(
+    path: Path, images: np.ndarray, titles: list[str], by_head: np.ndarray, rolled: np.ndarray, places: np.ndarray
+) -> None:
     """The heads "b h rows columns" of the last layer, and rollout "b rows columns"."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -245,6 +250,7 @@ def save_scenes(path: Path, images: np.ndarray, by_head: np.ndarray, rolled: np.
     axes: Any = figure.subplots(b, h + 2, squeeze=False)
     for i in range(b):
         axes[i, 0].imshow(images[i], cmap="gray")
+        axes[i, 0].set_xlabel(titles[i], fontsize=9)
         for axis, attention in zip(axes[i, 1:], [*by_head[i], rolled[i]], strict=True):
             lay_over(axis, images[i], attention)
             axis.set_xlabel(f"{on_digit(attention, places[i]):.0%} on the digit", fontsize=9)
@@ -253,7 +259,12 @@ def save_scenes(path: Path, images: np.ndarray, by_head: np.ndarray, rolled: np.
             axis.add_patch(Rectangle((left, top), DIGIT, DIGIT, fill=False, edgecolor="deepskyblue", linewidth=1.5))
     for j, title in enumerate(["scene", *[f"head {j}" for j in range(h)], "rollout"]):
         axes[0, j].set_title(title)
-    finish(figure, axes, path, "Where the class token looks, in the last layer and by rollout over all")
+    finish(
+        figure,
+        axes,
+        path,
+        "Where the class token looks: the last layer, and rollout over all",
+    )
 
 
 def save_photograph(path: Path, picture: np.ndarray, by_head: np.ndarray, rolled: np.ndarray) -> None:
@@ -277,7 +288,7 @@ def save_photograph(path: Path, picture: np.ndarray, by_head: np.ndarray, rolled
     if len(layers) > 1:
         axes[1, 0].axis("on")
         lay_over(axes[1, 0], picture, rolled)
-        axes[1, 0].set_xlabel("rollout")
+        axes[1, 0].set_title("rollout")
     finish(figure, axes, path, "Where the class token looks")
 
 
