@@ -123,7 +123,7 @@ _CLIP_VISION = {
 }
 
 
-def _lines(tower: Mapping[str, str], theirs: str, ours: str = "") -> list[Any]:
+def _tower_lines(tower: Mapping[str, str], theirs: str, ours: str = "") -> list[Any]:
     """Of a tower, whose names have these prefixes; older files also hold 0, 1, 2, ..."""
     names = {**tower, **{f"encoder.layers.#.{name}": f"blocks.#.{own}" for name, own in _CLIP_LAYER.items()}}
     return [
@@ -135,8 +135,8 @@ def _lines(tower: Mapping[str, str], theirs: str, ours: str = "") -> list[Any]:
 def _tower_table(tower: Mapping[str, str], prefix: str, projection: str, ours: str, projected: bool) -> Table:
     """Of a tower alone, whose names have a prefix beside a projection, and in older files always."""
     if projected:
-        return Table([rename(projection, ours), *_lines(tower, prefix)])
-    return Table([prefixed(prefix, optional=True, back=False), *_lines(tower, "")])
+        return Table([rename(projection, ours), *_tower_lines(tower, prefix)])
+    return Table([prefixed(prefix, optional=True, back=False), *_tower_lines(tower, "")])
 
 
 # Settings of all models, of which only these values mean what these do.
@@ -304,8 +304,8 @@ def _tower_settings(config: Mapping[str, Any], name: str, tower: type[Pretrained
 def _clip_table(model: Any) -> Table:
     return Table(
         [
-            *_lines(_CLIP_TEXT, "text_model.", "text."),
-            *_lines(_CLIP_VISION, "vision_model.", "vision."),
+            *_tower_lines(_CLIP_TEXT, "text_model.", "text."),
+            *_tower_lines(_CLIP_VISION, "vision_model.", "vision."),
             rename("text_projection", "text.projection"),
             rename("visual_projection", "vision.outputs.0"),
         ]

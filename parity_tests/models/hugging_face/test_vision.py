@@ -218,3 +218,29 @@ def test_there_and_back(case: tuple[str, dict[str, Any]], tmp_path: Path) -> Non
         assert torch.equal(x, hf.state_dict()[name]), name
     in_memory = type(ours).from_hugging_face(again.config.to_dict(), hf.state_dict())  # with names of their own
     assert all(torch.equal(x, back[name]) for name, x in in_memory.to_hugging_face().items())
+
+
+@pytest.mark.parametrize(("case", "prefix"), [(TEXTS["states"], "text_model."), (IMAGES["CLIP's"], "vision_model.")])
+def test_older_files_of_towers(case: tuple[str, dict[str, Any]], prefix: str) -> None:
+    """Their names have a prefix, and they hold the numbers of the positions."""
+    hf = made(*case)
+    older = {f"{prefix}{name}": x for name, x in hf.state_dict().items()}
+    older[f"{prefix}embeddings.position_ids"] = torch.arange(9)[None]
+    family = models.CLIPText if prefix == "text_model." else models.CLIPVision
+    back = family.from_hugging_face(hf.config.to_dict(), older).to_hugging_face()
+    assert back.keys() == hf.state_dict().keys()
+    assert all(torch.equal(back[name], x) for name, x in hf.state_dict().items())
+
+
+def test_a_bare_model_without_its_pooler(tmp_path: Path) -> None:
+    """As DINO's files are."""
+    hf = made(*IMAGES["ViT"])
+    hf.pooler = None
+    hf.save_pretrained(tmp_path / "bare")
+    ours = models.load(tmp_path / "bare")
+    assert isinstance(ours, models.ViT)
+    assert ours.pooler is None
+    ours.save(tmp_path / "again")
+    stored, again = files.load(tmp_path / "bare"), files.load(tmp_path / "again")
+    assert stored.keys() == again.keys()
+    assert all(np.array_equal(again[name], x) for name, x in stored.items())
