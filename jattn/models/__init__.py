@@ -4,7 +4,8 @@ from jattn.models.decoding import Beams, Decoded, beam_search, greedy
 from jattn.models.generation import Continuation, greedy_continuation
 from jattn.models.hugging_face.bert import TextEncoder
 from jattn.models.hugging_face.bloom import Bloom
-from jattn.models.hugging_face.clip import CLIP, CLIPOutput, CLIPText, CLIPVision
+from jattn.models.hugging_face.clip import CLIP, CLIPOutput
+from jattn.models.hugging_face.clip_towers import CLIPText, CLIPVision
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3

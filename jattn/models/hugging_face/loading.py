@@ -5,7 +5,8 @@ from typing import Any
 
 from jattn.models.hugging_face.bert import TextEncoder
 from jattn.models.hugging_face.bloom import Bloom
-from jattn.models.hugging_face.clip import CLIP, CLIPText, CLIPVision
+from jattn.models.hugging_face.clip import CLIP
+from jattn.models.hugging_face.clip_towers import CLIPText, CLIPVision
 from jattn.models.hugging_face.family import PretrainedModel, read_json
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
 from jattn.models.hugging_face.gpt2 import GPT2

@@ -41,7 +41,7 @@ class VisionEncoder(PretrainedModel):
         special_tokens: 1, the class token, or 2, which DeiT's distillation token is.
         patch_bias: whether patches are projected with a bias.
         embedding_norm: what norms tokens with their positions, if anything.
-        norm: what follows the last block.
+        norm: what follows the last block; a layer norm by default.
         norm_over: ``"tokens"``, all of them, or ``"special"``, those that an output is made of, as in CLIP.
         pooler_features: the width of a layer on the class token beside the output, that `pooled` ends with.
         pooler_activation: what follows that layer.
