@@ -14,9 +14,9 @@ The second form takes a ViT, a DeiT or a CLIP from a Hugging Face folder, and sh
 one that comes with scikit-learn. It is cropped to a square and scaled with the means of ``preprocessor_config.json``,
 which is close to, but not the same as, what `transformers` does. Saves ``photograph.png``.
 
-About 50 seconds on 2 cores. Expected of the digits: an accuracy of about 0.94; heads that give half to three quarters
-of their attention to the digit, which is 16 % of a scene, each to another part of it; about 0.16 without the patches
-that rollout points at, hardly more than by chance, and 0.93 without others.
+About a minute on 2 cores. Expected of the digits: an accuracy of 0.94; heads that give half to three quarters of their
+attention to the digit, which is 16 % of a scene; 0.16 without the patches that rollout points at, where chance is 0.1,
+and 0.93 without others.
 """
 
 import argparse
