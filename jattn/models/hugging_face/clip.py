@@ -86,6 +86,7 @@ class CLIP(PretrainedModel):
 
     Example:
 
+        >>> from jattn.nn import Norm
         >>> block = dict(num_heads=2, feedforward_features=16, norm="pre", activation="gelu")
         >>> both = dict(features=8, layers=[block], norm=Norm())
         >>> text = dict(vocab_size=20, eos=19, max_length=7, **both)
