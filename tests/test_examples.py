@@ -8,13 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from flax import nnx
 
 from examples import options
 from examples.sentence_search import documented
+from jattn.models import ViT
 
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
+image_attention = pytest.importorskip("examples.image_attention")
 
 ROOT = Path(__file__).parents[1]
 SHORT = {
@@ -24,6 +28,7 @@ SHORT = {
     "date_translation": ["--epochs", "1", "--examples", "500"],
     "date_translation, sentences": ["--epochs", "2", "--pairs", "examples/data/eng-fra.tsv"],
     "digits": ["--epochs", "1", "--seeds", "1"],
+    "image_attention": ["--epochs", "1", "--copies", "1"],
     "many_layers": ["--layers", "2", "3", "--steps", "3"],
     "head_pruning": [
         *("--models", "digits", "--epochs", "2", "--shares", "0.5"),
@@ -44,6 +49,45 @@ def test_example(name: str, tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert list(tmp_path.rglob("*.png"))
+
+
+def test_scenes_hold_their_digit() -> None:
+    digits = np.arange(1, 65, dtype=np.float32).reshape(1, 8, 8) / 64
+    pictures, labels, places = image_attention.scenes(digits, np.array([7]), 5, np.random.default_rng(0))
+    assert pictures.shape == (5, 20, 20, 1)
+    assert labels.tolist() == [7] * 5
+    assert len({tuple(np.argwhere(place)[0]) for place in places}) > 1
+    for picture, place in zip(pictures, places, strict=True):
+        pixels = np.kron(place, np.ones((4, 4), bool))
+        np.testing.assert_array_equal(picture[pixels, 0].reshape(8, 8), digits[0])
+    np.testing.assert_allclose(image_attention.on_digit(np.full((5, 5, 5), 0.04), places), 0.16)
+    np.testing.assert_array_equal(image_attention.hidden_patches(places + 0.1), places)
+
+
+def test_a_model_that_is_loaded_looks_at_a_photograph(tmp_path: Path) -> None:
+    """A tiny ViT without training: what is printed and drawn, not where it looks."""
+    pytest.importorskip("safetensors")
+    config = {
+        **{"model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": 24, "patch_size": 8},
+        **{"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2},
+        "id2label": {"0": "a pagoda", "1": "a lake", "2": "a tree"},
+    }
+    ViT(**ViT.hugging_face.arguments(config), rngs=nnx.Rngs(0)).save(tmp_path / "vit", config=config)
+    command = [sys.executable, "-m", "examples.image_attention", "--folder", str(tmp_path / "vit")]
+    ended = subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()[:3]
+    assert {line[7:] for line in lines} == {"a pagoda", "a lake", "a tree"}
+    assert sum(float(line[:5]) for line in lines) == pytest.approx(1, abs=0.002)
+    assert (tmp_path / "photograph.png").stat().st_size > 10_000
+    ended = subprocess.run(
+        [*command, "--out", str(tmp_path), "--image", str(tmp_path / "none.png")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert "none.png" in ended.stderr
 
 
 def test_sentences_to_search() -> None:

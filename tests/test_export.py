@@ -121,6 +121,7 @@ def module(
 X, Y, TOKENS = {"x": ("b", "t", 8)}, {"y": ("b", "s", 8)}, {"tokens": ("b", "t")}
 TEXT = dict(vocab_size=11, features=8, num_heads=2, num_layers=1)
 CAUSAL = dict(mask=masks.causal())
+CLIP_BLOCK = dict(num_heads=2, feedforward_features=16, norm="pre")
 
 
 def tiny(model: Any, **settings: Any) -> Callable[[nnx.Rngs], Any]:
@@ -159,6 +160,17 @@ MODULES = {
     "GPT2": module(tiny(models.GPT2, max_length=64), TOKENS, 11),
     "Llama": module(tiny(models.Llama, feedforward_features=16), TOKENS, 11),
     "TextEncoder": module(tiny(models.TextEncoder, feedforward_features=16, max_length=64), TOKENS, 11),
+    "CLIPText": module(
+        lambda rngs: models.CLIPText(11, output_features=6, features=8, layers=[CLIP_BLOCK], max_length=64, rngs=rngs),
+        TOKENS,
+        11,
+    ),
+    "VisionEncoder": module(
+        lambda rngs: models.VisionEncoder(
+            image_size=8, patch_size=4, features=8, layers=[CLIP_BLOCK], output_features=5, rngs=rngs
+        ),
+        {"x": ("b", 8, 8, 3)},
+    ),
     "Seq2Seq": module(lambda rngs: models.Seq2Seq(11, 11, rngs=rngs), {"source": ("b", "s")} | TOKENS, 11),
     "RecallClassifier": module(lambda rngs: models.RecallClassifier(11, 8, 2, rngs=rngs), TOKENS, 11),
     "AttentionRegressor": module(lambda rngs: models.AttentionRegressor(8, rngs=rngs), {"x": ("b", "t")}),

@@ -7,7 +7,7 @@
 `METRICS` says what each measure means and where it misleads. `gated` switches heads off without removing them. With a
 `Task`, which says how a model is scored, `try_out` and `cross_validate` compare the measures with random choices,
 `refine` prunes in rounds of fine-tuning, and `study` is the whole experiment, for `decision` and `report`; `speed`
-times models in turn.
+times models in turn. `attention_rollout` follows the weights through all layers.
 """
 
 from jattn.heads.cross_validation import cross_validate
@@ -15,6 +15,7 @@ from jattn.heads.experiment import study
 from jattn.heads.gates import counts, gated, layers
 from jattn.heads.measure import importance
 from jattn.heads.metrics import METRICS, table
+from jattn.heads.paths import attention_rollout
 from jattn.heads.pictures import plot_importance
 from jattn.heads.pruning import prune
 from jattn.heads.records import Candidate, Fold, Importance, Option, Round, Row, Study
@@ -34,6 +35,7 @@ __all__ = [
     "Row",
     "Study",
     "Task",
+    "attention_rollout",
     "best_metric",
     "counts",
     "cross_validate",

@@ -4,6 +4,8 @@ from jattn.models.decoding import Beams, Decoded, beam_search, greedy
 from jattn.models.generation import Continuation, greedy_continuation
 from jattn.models.hugging_face.bert import TextEncoder
 from jattn.models.hugging_face.bloom import Bloom
+from jattn.models.hugging_face.clip import CLIP, CLIPOutput
+from jattn.models.hugging_face.clip_towers import CLIPText, CLIPVision
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
@@ -22,20 +24,27 @@ from jattn.models.hugging_face.qwen import Qwen2, Qwen3
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.models.hugging_face.sentences import SentenceEncoder, pool
 from jattn.models.hugging_face.stack import WithHidden
+from jattn.models.hugging_face.vision import VisionEncoder
+from jattn.models.hugging_face.vit import DeiT, ViT
 from jattn.models.tasks.classifier import DigitsClassifier
 from jattn.models.tasks.recall import RecallClassifier
 from jattn.models.tasks.regression import AttentionRegressor, TransformerRegressor
 from jattn.models.tasks.translation import DecoderState, Seq2Seq
 
 __all__ = [
+    "CLIP",
     "GPT2",
     "OPT",
     "AttentionRegressor",
     "Beams",
     "Bloom",
+    "CLIPOutput",
+    "CLIPText",
+    "CLIPVision",
     "Continuation",
     "Decoded",
     "DecoderState",
+    "DeiT",
     "DigitsClassifier",
     "Family",
     "GPTNeoX",
@@ -57,6 +66,8 @@ __all__ = [
     "TextDecoder",
     "TextEncoder",
     "TransformerRegressor",
+    "ViT",
+    "VisionEncoder",
     "WithHidden",
     "beam_search",
     "greedy",

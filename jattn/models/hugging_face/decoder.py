@@ -11,7 +11,7 @@ from jattn import biases
 from jattn._engine import checks
 from jattn.masks import Mask
 from jattn.models.hugging_face.family import PretrainedModel
-from jattn.models.hugging_face.stack import blocks_of, positions_of, real_tokens, returned, run_blocks
+from jattn.models.hugging_face.stack import Ran, blocks_of, positions_of, real_tokens, returned, run_blocks
 from jattn.nn import Embed, LearnedPositions, Linear, Norm
 from jattn.nn.dropout import Dropout, split
 
@@ -123,6 +123,24 @@ class TextDecoder(PretrainedModel):
         Returns:
             The logits; with return_weights an `Outputs` of logits and weights; with return_hidden a `WithHidden`.
         """
+        options: dict[str, Any] = dict(
+            attention_mask=attention_mask, valid_lens=valid_lens, positions=positions, mask=mask
+        )
+        ran = self._run(tokens, **options, return_weights=return_weights, rng=rng)
+        return returned(self._logits(ran.x), ran, return_weights=return_weights, return_hidden=return_hidden)
+
+    def _run(
+        self,
+        tokens: Array,
+        *,
+        attention_mask: Any,
+        valid_lens: Any,
+        positions: Any,
+        mask: Any,
+        return_weights: bool,
+        rng: PRNGKeyArray | None,
+    ) -> Ran:
+        """What the blocks give, x as the logits are made of it."""
         tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
         valid_lens = checks.example_lengths("valid_lens", valid_lens, tokens.shape[:1])
         if positions is not None:
@@ -144,8 +162,7 @@ class TextDecoder(PretrainedModel):
         )
         x = ran.x if self.norm is None else self.norm(ran.x)
         x = x if self.project_out is None else self.project_out(x)
-        ran = ran._replace(x=x)
-        return returned(self._logits(x), ran, return_weights=return_weights, return_hidden=return_hidden)
+        return ran._replace(x=x)
 
     def _embed(self, tokens: Array, real: Array | None, positions: Array | None, rng: Any) -> Array:
         x = self.embedding(tokens)

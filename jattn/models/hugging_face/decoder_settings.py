@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jattn._engine import checks
+from jattn.models.hugging_face.activations import ACTIVATIONS, activation_of
 from jattn.models.hugging_face.family import count_setting, optional_count_setting, real_setting
 from jattn.weights import Table, dropped, rename, split, tied
 
@@ -22,23 +23,6 @@ __all__ = [
     "padding_of",
     "windows_of",
 ]
-
-# By transformers' name.
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
-
-
-def activation_of(config: Mapping[str, Any], name: str, default: str) -> str:
-    """The activation here, for the setting of that name."""
-    given = config.get(name, default)
-    checks.one_of(f"config's {name}", given, tuple(ACTIVATIONS))
-    return ACTIVATIONS[given]
 
 
 def heads_of(config: Mapping[str, Any], *, head_features: int | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -40,6 +41,8 @@ class Family:
         options: from its settings to the arguments of the model here.
         without_effect: settings that change nothing that the model computes, beside those of every family.
         any_head_features: whether heads may be wider or narrower than m / h.
+        optional_parts: layers that a file may lack, though the settings don't say so: attributes of the model here, and
+            regular expressions that find their names there.
     """
 
     table: Callable[[Any], weights.Table]
@@ -47,6 +50,7 @@ class Family:
     options: Callable[[Mapping[str, Any]], dict[str, Any]]
     without_effect: frozenset[str] = frozenset()
     any_head_features: bool = False
+    optional_parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def arguments(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Of the model here; ValueError for a setting that is not implemented, or of which nothing is known."""
@@ -197,6 +201,9 @@ class PretrainedModel(nnx.Module):
             arrays = weights.files.to_arrays("state_dict", state_dict)
             floating = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
             state_dict = {**arrays, **{name: x.astype(jnp.dtype(param_dtype)) for name, x in floating.items()}}
+        for part, pattern in cls.hugging_face.optional_parts.items():
+            if not any(re.search(pattern, name) for name in state_dict):
+                setattr(model, part, None)
         model.eval()
         model.config = _as_json(config)
         return weights.load_state_dict(model, state_dict, rename=cls.hugging_face.table(model))
@@ -227,7 +234,11 @@ class PretrainedModel(nnx.Module):
                 "config.to_dict() of the model of transformers."
             )
         self._check_heads()
-        made = _shapes(type(self)._blank(json.loads(text)))
+        blank = type(self)._blank(json.loads(text))
+        for part in self.hugging_face.optional_parts:
+            if getattr(self, part) is None:
+                setattr(blank, part, None)
+        made = _shapes(blank)
         if (own := _shapes(self)) != made:
             parts = sorted(name for name in own.keys() | made.keys() if own.get(name) != made.get(name))
             told = "; ".join(f"{name} {own.get(name)}, by the config {made.get(name)}" for name in parts[:3])

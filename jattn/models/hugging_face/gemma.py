@@ -30,7 +30,7 @@ def _gemma_decoder(config: Mapping[str, Any], layers: list[dict[str, Any]]) -> d
     return given | {"tied": config.get("tie_word_embeddings", True)}
 
 
-def _gemma_block(config: Mapping[str, Any], activation: str, **changed: Any) -> dict[str, Any]:
+def _gemma_block(config: Mapping[str, Any], activation: Any, **changed: Any) -> dict[str, Any]:
     heads = heads_of(config, head_features=256)
     heads["attention_options"] |= changed.pop("attention_options", {})
     use_bias = config.get("attention_bias", False)

@@ -5,6 +5,8 @@ from typing import Any
 
 from jattn.models.hugging_face.bert import TextEncoder
 from jattn.models.hugging_face.bloom import Bloom
+from jattn.models.hugging_face.clip import CLIP
+from jattn.models.hugging_face.clip_towers import CLIPText, CLIPVision
 from jattn.models.hugging_face.family import PretrainedModel, read_json
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
 from jattn.models.hugging_face.gpt2 import GPT2
@@ -18,11 +20,16 @@ from jattn.models.hugging_face.olmo2 import OLMo2
 from jattn.models.hugging_face.opt import OPT
 from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
+from jattn.models.hugging_face.vit import DeiT, ViT
 
 __all__ = ["FAMILIES", "load"]
 
 _CLASSES: tuple[type[PretrainedModel], ...] = (
     Bloom,
+    CLIP,
+    CLIPText,
+    CLIPVision,
+    DeiT,
     GPT2,
     GPTNeoX,
     Gemma,
@@ -39,6 +46,7 @@ _CLASSES: tuple[type[PretrainedModel], ...] = (
     Qwen2,
     Qwen3,
     TextEncoder,
+    ViT,
 )
 # By the ``model_type`` of a configuration.
 FAMILIES = {name: cls for cls in _CLASSES for name in cls.hugging_face.implemented["model_type"]}

@@ -1,0 +1,179 @@
+"""CLIP: texts and images as vectors that can be compared. c is the vectors' width."""
+
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jattn._engine.dtypes import at_least_float32
+from jattn.masks import Mask
+from jattn.models.hugging_face.clip_towers import (
+    CLIP_PLAIN,
+    CLIP_TEXT,
+    CLIP_UNUSED,
+    CLIP_VISION,
+    CLIPText,
+    CLIPVision,
+    clip_lines,
+)
+from jattn.models.hugging_face.family import Family, PretrainedModel, count_setting, real_setting
+from jattn.models.hugging_face.stack import WithHidden
+from jattn.nn import Outputs
+from jattn.nn.dropout import split
+from jattn.weights import Table, rename
+
+__all__ = ["CLIP", "CLIPOutput"]
+
+
+class CLIPOutput(NamedTuple):
+    """What `CLIP` returns: how well each image and text belong together, and what that is computed from."""
+
+    per_image: Float[Array, "i n"]  # logits: of i images for n texts
+    per_text: Float[Array, "n i"]  # the same, of texts for images
+    texts: Any  # what `CLIP.embed_texts` returns
+    images: Any  # what `CLIP.embed_images` returns
+
+
+def _clip_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(
+        text=_tower_settings(config, "text_config", CLIPText),
+        vision=_tower_settings(config, "vision_config", CLIPVision),
+        features=count_setting(ChainMap(config, {"projection_dim": 512}), "projection_dim"),  # type: ignore[arg-type]
+        logit_scale=real_setting(config, "logit_scale_init_value", "(-inf, inf)", 2.6592),
+    )
+
+
+def _tower_settings(config: Mapping[str, Any], name: str, tower: type[PretrainedModel]) -> dict[str, Any]:
+    """The arguments of a tower; what stands under the name's older form goes before, with its own defaults."""
+    arguments: dict[str, Any] = {}
+    for key in (name, f"{name}_dict"):
+        if (given := config.get(key)) is not None or key == name:
+            try:
+                arguments = tower.hugging_face.arguments({} if given is None else given)
+            except ValueError as error:
+                raise ValueError(f"{key} of this config can't be taken: {error}") from error
+    return {key: value for key, value in arguments.items() if key != "output_features"}
+
+
+def _clip_table(model: Any) -> Table:
+    return Table(
+        [
+            *clip_lines(CLIP_TEXT, "text_model.", "text."),
+            *clip_lines(CLIP_VISION, "vision_model.", "vision."),
+            rename("text_projection", "text.projection"),
+            rename("visual_projection", "vision.outputs.0"),
+        ]
+    )
+
+
+class CLIP(PretrainedModel):
+    """Texts and images as vectors of length 1, and the logits of which belong together.
+
+    ``logit[i, n] = exp(logit_scale) image[i] · text[n]``
+
+    Args:
+        text: the arguments of `CLIPText` but for ``output_features``.
+        vision: those of `CLIPVision`, likewise.
+        features: c, the width of the vectors.
+        logit_scale: the logarithm of the factor, which is learned, at first.
+        dtype, param_dtype: as in ``flax.nnx.Linear``.
+        rngs: for the initial parameters.
+
+    Source: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021.
+
+    Example:
+
+        >>> from jattn.nn import Norm
+        >>> block = dict(num_heads=2, feedforward_features=16, norm="pre", activation="gelu")
+        >>> both = dict(features=8, layers=[block], norm=Norm())
+        >>> text = dict(vocab_size=20, eos=19, max_length=7, **both)
+        >>> vision = dict(image_size=8, patch_size=4, **both)
+        >>> model = CLIP(text=text, vision=vision, features=6, rngs=nnx.Rngs(0))
+        >>> out = model(jnp.array([[1, 2, 19], [4, 5, 19]]), jnp.ones((3, 8, 8, 3)))
+        >>> out.per_image.shape, out.per_text.shape, out.texts.shape
+        ((3, 2), (2, 3), (2, 6))
+    """
+
+    hugging_face = Family(
+        table=_clip_table,
+        implemented={"model_type": ("clip",), "architectures": (None, ["CLIPModel"]), **CLIP_PLAIN},
+        options=_clip_options,
+        without_effect=CLIP_UNUSED - {"projection_dim"},
+    )
+
+    def __init__(
+        self,
+        *,
+        text: Mapping[str, Any],
+        vision: Mapping[str, Any],
+        features: int,
+        logit_scale: float = 2.6592,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.text = CLIPText(**text, output_features=features, **types)
+        own: dict[str, Any] = {"norm_over": "special", "output_bias": False, **vision}
+        self.vision = CLIPVision(**own, output_features=features, **types)
+        self.logit_scale = nnx.Param(jnp.asarray(logit_scale, param_dtype))
+
+    def __call__(
+        self,
+        tokens: Int[Array, "n t"],
+        images: Float[Array, "i height width channel"],
+        *,
+        attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None = None,
+        valid_lens: int | Int[Array, "n"] | None = None,
+        positions: Int[Array, "n t"] | None = None,
+        mask: Mask | Bool[Array, "..."] | None = None,
+        interpolate_positions: bool = False,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> CLIPOutput:
+        """How well each of n texts and i images belong together.
+
+        Args:
+            tokens: ``n t``, each text with its end token.
+            images: ``i height width channel``, not ``i channel height width`` as in `transformers`.
+            attention_mask, valid_lens, positions, mask: of the texts, as in `TextDecoder`.
+            interpolate_positions: of the images, as in `VisionEncoder`.
+            return_weights, return_hidden: whether the output's ``texts`` and ``images`` are `Outputs` or `WithHidden`,
+                with what their tower returned beside the vectors.
+            rng: a ``jax.random.key`` for dropout in training.
+        """
+        rngs = split(rng, 2)
+        wanted = dict(return_weights=return_weights, return_hidden=return_hidden)
+        options: dict[str, Any] = dict(valid_lens=valid_lens, positions=positions, mask=mask, rng=rngs[0], **wanted)
+        texts = self.embed_texts(tokens, attention_mask=attention_mask, **options)
+        found = self.embed_images(images, interpolate_positions=interpolate_positions, rng=rngs[1], **wanted)
+        scale = jnp.exp(self.logit_scale[...].astype(at_least_float32(self.logit_scale[...])))
+        vectors = [x.output if isinstance(x, Outputs | WithHidden) else x for x in (texts, found)]
+        cosines = jnp.einsum("nc,ic->ni", *vectors)
+        per_text = (scale * cosines).astype(cosines.dtype)
+        return CLIPOutput(per_text.T, per_text, texts, found)
+
+    def embed_texts(self, tokens: Int[Array, "n t"], **options: Any) -> Float[Array, "n c"] | Any:
+        """The vectors of texts; ``options`` are those of `CLIPText`, and say whether there are weights beside them."""
+        return _of_length_one(self.text(tokens, **options))
+
+    def embed_images(self, images: Float[Array, "i height width channel"], **options: Any) -> Any:
+        """The vectors ``i c`` of images; ``options`` are those of `CLIPVision`."""
+        return _of_length_one(self.vision(images, **options))
+
+    def _check_heads(self) -> None:
+        """Of each tower by itself."""
+        for tower in (self.text, self.vision):
+            tower._check_heads()
+
+
+def _of_length_one(result: Any) -> Any:
+    """With the vectors in what a tower returned divided by their lengths."""
+    if isinstance(result, Outputs | WithHidden):
+        return result._replace(output=_of_length_one(result.output))
+    wide = result.astype(at_least_float32(result))
+    return (wide / jnp.linalg.norm(wide, axis=-1, keepdims=True)).astype(result.dtype)
