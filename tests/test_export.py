@@ -158,7 +158,7 @@ MODULES = {
     "torch.Transformer": module(lambda rngs: nn.torch.Transformer(8, 2, 1, 1, 16, batch_first=True, rngs=rngs), Y | X),
     "GPT2": module(tiny(models.GPT2, max_length=64), TOKENS, 11),
     "Llama": module(tiny(models.Llama, feedforward_features=16), TOKENS, 11),
-    "TextEncoder": module(tiny(models.TextEncoder, feedforward_features=16, max_length=64), TOKENS, 11),
+    "Bert": module(tiny(models.Bert, feedforward_features=16, max_length=64), TOKENS, 11),
     "Seq2Seq": module(lambda rngs: models.Seq2Seq(11, 11, rngs=rngs), {"source": ("b", "s")} | TOKENS, 11),
     "RecallClassifier": module(lambda rngs: models.RecallClassifier(11, 8, 2, rngs=rngs), TOKENS, 11),
     "AttentionRegressor": module(lambda rngs: models.AttentionRegressor(8, rngs=rngs), {"x": ("b", "t")}),
@@ -193,7 +193,7 @@ def test_symbolic_batch_and_lengths(case):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("name", ["LearnedPositions", "GPT2", "TextEncoder"])
+@pytest.mark.parametrize("name", ["LearnedPositions", "GPT2", "Bert"])
 def test_a_symbol_beyond_the_positions(name):
     b, t = export.symbolic_shape("b, t")
     case = MODULES[name]

@@ -2,9 +2,11 @@
 
 from jattn.models.decoding import Beams, Decoded, beam_search, greedy
 from jattn.models.generation import Continuation, greedy_continuation
-from jattn.models.hugging_face.bert import TextEncoder
+from jattn.models.hugging_face.bert import Bert
 from jattn.models.hugging_face.bloom import Bloom
 from jattn.models.hugging_face.decoder import TextDecoder
+from jattn.models.hugging_face.encoder import TextEncoder
+from jattn.models.hugging_face.encoder_heads import EncoderWithHead, Head
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
 from jattn.models.hugging_face.gpt2 import GPT2
@@ -28,16 +30,19 @@ __all__ = [
     "OPT",
     "AttentionRegressor",
     "Beams",
+    "Bert",
     "Bloom",
     "Continuation",
     "Decoded",
     "DecoderState",
     "DigitsClassifier",
+    "EncoderWithHead",
     "Family",
     "GPTNeoX",
     "Gemma",
     "Gemma2",
     "Gemma3",
+    "Head",
     "Llama",
     "Mistral",
     "OLMo2",

@@ -41,6 +41,8 @@ class TransformerBlock(nnx.Module):
         feedforward_features: the feed-forward network's inner width.
         norm: ``"post"`` (Vaswani et al., 2017), ``"pre"`` (Xiong et al., 2020), ``"sandwich"`` or ``"branch"``.
         norm_kind: a `Norm`, ``"layer"`` or ``"rms"``.
+        first_norm: whether there is a norm1; under ``norm="pre"`` there may be none, as in ModernBERT's first block,
+            whose input is normed already.
         parallel: whether attention and network see the same x, ``x + f(norm1(x)) + g(norm2(x))``, as in GPT-NeoX; under
             ``norm="pre"`` and without cross attention.
         activation, gated: of the `FeedForward`.
@@ -75,6 +77,7 @@ class TransformerBlock(nnx.Module):
         *,
         norm: NormPlace = "post",
         norm_kind: Norm | Literal["layer", "rms"] = "layer",
+        first_norm: bool = True,
         parallel: bool = False,
         activation: Activation = "relu",
         gated: bool = False,
@@ -100,6 +103,8 @@ class TransformerBlock(nnx.Module):
         checks.one_of("norm", norm, ("post", "pre", "sandwich", "branch"))
         if checks.flag("parallel", parallel) and (norm != "pre" or cross_attention):
             raise ValueError('parallel must be False unless norm="pre", without cross attention. Got True.')
+        if not checks.flag("first_norm", first_norm) and norm != "pre":
+            raise ValueError(f'first_norm must be True unless norm="pre". Got False, with norm={norm!r}.')
         for name, flag in (("causal", causal), ("cross_attention", cross_attention)):
             checks.flag(name, flag)
         checks.positive_integers(num_heads=num_heads, features=features, feedforward_features=feedforward_features)
@@ -144,7 +149,7 @@ class TransformerBlock(nnx.Module):
             **inits,
             **types,
         )
-        self.norm1 = make_norm(features, **types)
+        self.norm1 = make_norm(features, **types) if first_norm else None
         self.norm2 = make_norm(features, **types)
         self.norm3 = make_norm(features, **types) if cross_attention else None
         sublayers = 3 if cross_attention else 2
@@ -185,7 +190,7 @@ class TransformerBlock(nnx.Module):
             ``*b t m``; with return_weights an `Outputs` of it and the weights.
         """
         x = checks.floating("x", x, "*b t m", 2)
-        checks.width("x", x, self.norm1.num_features)
+        checks.width("x", x, self.norm2.num_features)
         self._check_memory(memory, memory_valid_lens, memory_mask)
         if self.causal:
             mask = all_of(causal_mask(), mask)
@@ -230,7 +235,7 @@ class TransformerBlock(nnx.Module):
 
     def _before(self, norm: Any, x: Array) -> Array:
         """What a sublayer sees of x."""
-        return norm(x) if self.norm_place in ("pre", "sandwich") else x
+        return norm(x) if norm is not None and self.norm_place in ("pre", "sandwich") else x
 
     def _after(self, i: int, norm: Any, x: Array, y: Array, rng: PRNGKeyArray | None) -> Array:
         """x with the output y of the i-th sublayer added."""

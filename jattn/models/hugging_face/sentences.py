@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jattn._engine import checks
-from jattn.models.hugging_face.bert import TextEncoder
+from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.family import read_json
 
 __all__ = ["TOKENS_PER_BATCH", "Batch", "SentenceEncoder", "bucket", "plan_batches", "pool"]

@@ -25,13 +25,13 @@ SIZES: dict[str, Any] = dict(
 
 def test_text_encoder(parity: Parity) -> None:
     """The gradients are those of every parameter, as tokens have none."""
-    parity("TextEncoder", call_for_weights, call_for_weights, {}, fixed, **both(models.TextEncoder, **SIZES))
+    parity("Bert", call_for_weights, call_for_weights, {}, fixed, **both(models.Bert, **SIZES))
 
 
 def test_other_options(parity: Parity) -> None:
     """An epsilon that decides, another activation, and neither lengths nor types."""
-    modules = both(models.TextEncoder, **SIZES, activation="relu", norm_epsilon=0.1, num_token_types=1)
-    parity("TextEncoder", call_for_weights, call_for_weights, {}, {"tokens": tokens}, **modules, dtypes=("float64",))
+    modules = both(models.Bert, **SIZES, activation="relu", norm_epsilon=0.1, num_token_types=1)
+    parity("Bert", call_for_weights, call_for_weights, {}, {"tokens": tokens}, **modules, dtypes=("float64",))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from jattn import masks, models
-from jattn.models.hugging_face.loading import FAMILIES
+from jattn.models.hugging_face.family import FAMILIES
 from jattn.nn import Norm, Rotary
 
 V = 23
