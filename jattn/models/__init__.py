@@ -5,6 +5,8 @@ from jattn.models.generation import Continuation, greedy_continuation
 from jattn.models.hugging_face.bert import Bert
 from jattn.models.hugging_face.bloom import Bloom
 from jattn.models.hugging_face.decoder import TextDecoder
+from jattn.models.hugging_face.distilbert import DistilBert
+from jattn.models.hugging_face.electra import Electra
 from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.encoder_heads import EncoderWithHead, Head
 from jattn.models.hugging_face.family import Family
@@ -14,10 +16,13 @@ from jattn.models.hugging_face.gpt_neox import GPTNeoX
 from jattn.models.hugging_face.llama import Llama
 from jattn.models.hugging_face.loading import load
 from jattn.models.hugging_face.mistral import Mistral
+from jattn.models.hugging_face.modernbert import ModernBert
+from jattn.models.hugging_face.mpnet import MPNet
 from jattn.models.hugging_face.olmo2 import OLMo2
 from jattn.models.hugging_face.opt import OPT
 from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
+from jattn.models.hugging_face.roberta import Camembert, Roberta, XLMRoberta
 from jattn.models.hugging_face.sentences import SentenceEncoder, pool
 from jattn.models.hugging_face.stack import WithHidden
 from jattn.models.tasks.classifier import DigitsClassifier
@@ -32,10 +37,13 @@ __all__ = [
     "Beams",
     "Bert",
     "Bloom",
+    "Camembert",
     "Continuation",
     "Decoded",
     "DecoderState",
     "DigitsClassifier",
+    "DistilBert",
+    "Electra",
     "EncoderWithHead",
     "Family",
     "GPTNeoX",
@@ -44,18 +52,22 @@ __all__ = [
     "Gemma3",
     "Head",
     "Llama",
+    "MPNet",
     "Mistral",
+    "ModernBert",
     "OLMo2",
     "Phi3",
     "Qwen2",
     "Qwen3",
     "RecallClassifier",
+    "Roberta",
     "SentenceEncoder",
     "Seq2Seq",
     "TextDecoder",
     "TextEncoder",
     "TransformerRegressor",
     "WithHidden",
+    "XLMRoberta",
     "beam_search",
     "greedy",
     "greedy_continuation",

@@ -48,7 +48,8 @@ class TransformerBlock(nnx.Module):
         activation, gated: of the `FeedForward`.
         feedforward_bias: whether it has biases.
         dropout_rate: in training, in [0, 1), where ``norm`` says.
-        residual_dropout_rate: of what f gives, before it is added: drop above, as in BERT and GPT-2.
+        residual_dropout_rate: of what f gives, before it is added: drop above, as in BERT and GPT-2. Or a pair, for
+            attention and for the network, as DistilBERT drops what the network gives alone.
         attention_dropout_rate: of the attention weights.
         use_bias: whether the attention's projections have biases, or which of them do.
         causal: whether self-attention sees the past only.
@@ -83,7 +84,7 @@ class TransformerBlock(nnx.Module):
         gated: bool = False,
         feedforward_bias: bool = True,
         dropout_rate: float = 0.0,
-        residual_dropout_rate: float = 0.0,
+        residual_dropout_rate: float | tuple[float, float] = 0.0,
         attention_dropout_rate: float = 0.0,
         use_bias: bool | Collection[str] = True,
         causal: bool = False,
@@ -108,9 +109,11 @@ class TransformerBlock(nnx.Module):
         for name, flag in (("causal", causal), ("cross_attention", cross_attention)):
             checks.flag(name, flag)
         checks.positive_integers(num_heads=num_heads, features=features, feedforward_features=feedforward_features)
-        rates = dict(residual_dropout_rate=residual_dropout_rate, attention_dropout_rate=attention_dropout_rate)
-        for name, rate in rates.items():
-            checks.number(name, rate, "[0, 1)")
+        pair = isinstance(residual_dropout_rate, tuple)
+        of_attention, of_network = residual_dropout_rate if pair else (residual_dropout_rate,) * 2  # type: ignore[misc]
+        for rate in (of_attention, of_network):
+            checks.number("residual_dropout_rate", rate, "[0, 1)")
+        checks.number("attention_dropout_rate", attention_dropout_rate, "[0, 1)")
         make_norm = as_norm("norm_kind", norm_kind)
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         inits: dict[str, Any] = dict(kernel_init=kernel_init, bias_init=bias_init)
@@ -155,7 +158,7 @@ class TransformerBlock(nnx.Module):
         sublayers = 3 if cross_attention else 2
         after = [make_norm(features, **types) for _ in range(sublayers)] if norm == "sandwich" else None
         self.norms_after = None if after is None else nnx.List(after)
-        self.residual_dropout = Dropout(residual_dropout_rate)
+        self.attended_dropout, self.residual_dropout = Dropout(of_attention), Dropout(of_network)
         self.dropout = Dropout(dropout_rate if norm == "post" else 0.0)
 
     def __call__(
@@ -239,8 +242,9 @@ class TransformerBlock(nnx.Module):
 
     def _after(self, i: int, norm: Any, x: Array, y: Array, rng: PRNGKeyArray | None) -> Array:
         """x with the output y of the i-th sublayer added."""
-        if self.residual_dropout.rate > 0:  # of its own rng, as there may be the other dropout too
-            y = self.residual_dropout(y, None if rng is None else jax.random.fold_in(rng, 1))
+        drop = self.residual_dropout if i == -1 else self.attended_dropout
+        if drop.rate > 0:  # of its own rng, as there may be the other dropout too
+            y = drop(y, None if rng is None else jax.random.fold_in(rng, 1))
         if self.norm_place == "post":
             return self.dropout(norm(x + y), rng)
         if self.norm_place == "branch":

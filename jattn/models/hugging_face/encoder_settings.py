@@ -60,7 +60,7 @@ def bert_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def post_norm_block(norm: Norm, dropout_rate: float, **sizes: Any) -> dict[str, Any]:
+def post_norm_block(norm: Norm, dropout_rate: float | tuple[float, float], **sizes: Any) -> dict[str, Any]:
     """A block of BERT's."""
     return dict(norm="post", norm_kind=norm, residual_dropout_rate=dropout_rate, **sizes)
 

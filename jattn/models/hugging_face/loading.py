@@ -5,6 +5,8 @@ from typing import Any
 
 from jattn.models.hugging_face.bert import Bert
 from jattn.models.hugging_face.bloom import Bloom
+from jattn.models.hugging_face.distilbert import DistilBert
+from jattn.models.hugging_face.electra import Electra
 from jattn.models.hugging_face.encoder_heads import EncoderFamily, EncoderWithHead
 from jattn.models.hugging_face.family import FAMILIES, PretrainedModel, family_of, read_json
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
@@ -12,10 +14,13 @@ from jattn.models.hugging_face.gpt2 import GPT2
 from jattn.models.hugging_face.gpt_neox import GPTNeoX
 from jattn.models.hugging_face.llama import Llama
 from jattn.models.hugging_face.mistral import Mistral
+from jattn.models.hugging_face.modernbert import ModernBert
+from jattn.models.hugging_face.mpnet import MPNet
 from jattn.models.hugging_face.olmo2 import OLMo2
 from jattn.models.hugging_face.opt import OPT
 from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
+from jattn.models.hugging_face.roberta import Camembert, Roberta, XLMRoberta
 from jattn.weights import files
 
 __all__ = ["load"]
@@ -23,18 +28,25 @@ __all__ = ["load"]
 _CLASSES: tuple[type[PretrainedModel], ...] = (
     Bert,
     Bloom,
+    Camembert,
+    DistilBert,
+    Electra,
     GPT2,
     GPTNeoX,
     Gemma,
     Gemma2,
     Gemma3,
     Llama,
+    MPNet,
     Mistral,
+    ModernBert,
     OLMo2,
     OPT,
     Phi3,
     Qwen2,
     Qwen3,
+    Roberta,
+    XLMRoberta,
 )
 FAMILIES.update({name: cls for cls in _CLASSES for name in cls.hugging_face.implemented["model_type"]})
 
@@ -65,7 +77,7 @@ def load(path: str | Path, *, param_dtype: Any = None) -> PretrainedModel:
     if heads := family.of_heads(state_dict):
         raise ValueError(
             "config must have architectures that say what the weights beside the encoder's are for. Got "
-            f"{config.get('architectures')}, and {', '.join(heads[:3])}. jattn.models.TextEncoder.from_folder gives the "
-            "encoder without a head."
+            f"{config.get('architectures')}, and {', '.join(heads[:3])}. jattn.models.TextEncoder.from_folder gives "
+            "the encoder without a head."
         )
     return cls.from_hugging_face(config, state_dict, param_dtype=param_dtype)
