@@ -109,8 +109,8 @@ class TransformerBlock(nnx.Module):
         for name, flag in (("causal", causal), ("cross_attention", cross_attention)):
             checks.flag(name, flag)
         checks.positive_integers(num_heads=num_heads, features=features, feedforward_features=feedforward_features)
-        pair = isinstance(residual_dropout_rate, tuple)
-        of_attention, of_network = residual_dropout_rate if pair else (residual_dropout_rate,) * 2  # type: ignore[misc]
+        given = residual_dropout_rate
+        of_attention, of_network = given if isinstance(given, tuple) else (given, given)
         for rate in (of_attention, of_network):
             checks.number("residual_dropout_rate", rate, "[0, 1)")
         checks.number("attention_dropout_rate", attention_dropout_rate, "[0, 1)")

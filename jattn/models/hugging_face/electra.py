@@ -18,14 +18,14 @@ from jattn.models.hugging_face.encoder_settings import (
     padding_or,
     token_head,
 )
-from jattn.models.hugging_face.family import count_setting
+from jattn.models.hugging_face.family import count_setting, optional_count_setting
 from jattn.weights import rename
 
 __all__ = ["Electra"]
 
 
 def _electra_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    narrow = count_setting({"embedding_size": 128, **config}, "embedding_size")
+    narrow = optional_count_setting(config, "embedding_size") or 128
     return bert_embedding(
         config,
         num_token_types=count_setting(config, "type_vocab_size"),
@@ -62,8 +62,7 @@ class Electra(TextEncoder):
     hugging_face = EncoderFamily(
         implemented={"model_type": ("electra",), **ENCODERS},
         options=_electra_options,
-        without_effect=IGNORED
-        | {"summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj", "embedding_size"},
+        without_effect=IGNORED | {"summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj"},
         bare="ElectraModel",
         heads={
             "ElectraForMaskedLM": masked_head(

@@ -155,7 +155,7 @@ class TextEncoder(PretrainedModel):
     ) -> Array:
         x = self.words(tokens)
         if self.token_types is not None:
-            x = x + self.token_types(self._types_of(tokens, token_types))
+            x = x + self.token_types(_types_of(tokens, token_types, self.token_types.num_embeddings))
         elif token_types is not None:
             raise ValueError("token_types must be None for a model without types of tokens. Got some.")
         if self.positions is not None:
@@ -166,13 +166,13 @@ class TextEncoder(PretrainedModel):
         x = self.dropout(x if self.norm is None else self.norm(x), rng)
         return x if self.projection is None else self.projection(x)
 
-    def _types_of(self, tokens: Array, token_types: Array | None) -> Array:
-        if token_types is None:
-            return jnp.zeros((1, 1), int)
-        token_types = checks.tokens("token_types", token_types, self.token_types.num_embeddings, "b t", 2)
-        if token_types.shape != tokens.shape:
-            raise ValueError(
-                f"token_types must have one entry for each of tokens, shape {tokens.shape}. "
-                f"Got shape {token_types.shape}."
-            )
-        return token_types
+
+def _types_of(tokens: Array, token_types: Array | None, kinds: int) -> Array:
+    if token_types is None:
+        return jnp.zeros((1, 1), int)
+    token_types = checks.tokens("token_types", token_types, kinds, "b t", 2)
+    if token_types.shape != tokens.shape:
+        raise ValueError(
+            f"token_types must have one entry for each of tokens, shape {tokens.shape}. Got shape {token_types.shape}."
+        )
+    return token_types

@@ -241,7 +241,7 @@ class EncoderWithHead(PretrainedModel):
     ) -> Float[Array, "..."] | Any:
         """The head's logits; arguments and further outputs are those of `TextEncoder`."""
         rngs = split(rng, 2)
-        result = self.encoder(
+        result: Any = self.encoder(
             tokens,
             valid_lens,
             token_types=token_types,

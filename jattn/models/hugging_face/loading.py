@@ -67,7 +67,7 @@ def load(path: str | Path, *, param_dtype: Any = None) -> PretrainedModel:
         ValueError: if the family is not one of those here, and as ``from_folder`` does.
     """
     config = read_json(Path(path), "config.json")
-    cls = family_of(config)
+    cls: type[PretrainedModel] = family_of(config)
     family = cls.hugging_face
     if not isinstance(family, EncoderFamily):
         return cls.from_folder(path, param_dtype=param_dtype)

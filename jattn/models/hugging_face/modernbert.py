@@ -8,7 +8,7 @@ from jattn.models.hugging_face.decoder_settings import activation_of
 from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.encoder_heads import EncoderFamily, Head, TaskHead, tied_lines
 from jattn.models.hugging_face.encoder_settings import ENCODERS, IGNORED, labels_of, padding_or, renamed
-from jattn.models.hugging_face.family import count_setting, real_setting
+from jattn.models.hugging_face.family import count_setting, optional_count_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm, Rotary
 from jattn.weights import rename, split
@@ -26,7 +26,7 @@ def _modernbert_norm(config: Mapping[str, Any]) -> Norm:
 def _kinds(config: Mapping[str, Any]) -> list[str]:
     """Which layers see all tokens; ``layer_types`` says it of the newer files."""
     n = count_setting(config, "num_hidden_layers")
-    every = count_setting({"global_attn_every_n_layers": 3, **config}, "global_attn_every_n_layers")
+    every = optional_count_setting(config, "global_attn_every_n_layers") or 3
     period = ["sliding_attention" if i % every else "full_attention" for i in range(n)]
     kinds = list(config.get("layer_types") or period)
     if len(kinds) != n or set(kinds) - _BASES.keys():
@@ -46,7 +46,7 @@ def _rotary(config: Mapping[str, Any], kind: str) -> Rotary:
 
 def _modernbert_options(config: Mapping[str, Any]) -> dict[str, Any]:
     norm = _modernbert_norm(config)
-    to_either_side = checks.number("config's local_attention", config.get("local_attention", 128), integer=True) // 2
+    to_either_side = (optional_count_setting(config, "local_attention") or 128) // 2
     attention_dropout_rate = real_setting(config, "attention_dropout", "[0, 1)", 0.0)
     block = dict(
         num_heads=count_setting(config, "num_attention_heads"),
@@ -69,7 +69,7 @@ def _modernbert_options(config: Mapping[str, Any]) -> dict[str, Any]:
             {**block, "first_norm": i > 0, "rotary": rotary[kind], "window": windows[kind]}
             for i, kind in enumerate(_kinds(config))
         ],
-        max_length=count_setting({"max_position_embeddings": 8192, **config}, "max_position_embeddings"),
+        max_length=optional_count_setting(config, "max_position_embeddings") or 8192,
         learned_positions=False,
         norm=norm,
         final_norm=norm,
@@ -151,7 +151,6 @@ class ModernBert(TextEncoder):
             "cls_token_id",
             "decoder_bias",
             "deterministic_flash_attn",
-            "global_attn_every_n_layers",
             "initializer_cutoff_factor",
             "layer_norm_eps",
             "reference_compile",

@@ -9,7 +9,7 @@ SIZES: dict[str, Any] = {
     "vocab_size": V,
     "hidden_size": 12,
     "intermediate_size": 20,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 3,
     "max_position_embeddings": 24,
     "pad_token_id": 1,
@@ -41,7 +41,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "DistilBert",
         {
             **{name: SIZES[name] for name in ("vocab_size", "max_position_embeddings", "pad_token_id")},
-            **{"dim": 12, "hidden_dim": 20, "n_layers": 3, "n_heads": 3},
+            **{"dim": 12, "hidden_dim": 20, "n_layers": 2, "n_heads": 3},
         },
     ),
     "MPNet": ("MPNet", SIZES),
@@ -50,6 +50,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "ModernBert",
         {
             **MODERN,
+            "num_hidden_layers": 3,
             **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True),
             "decoder_bias": False,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],

@@ -106,7 +106,7 @@ def test_equal(name: str, task: str, side: str, tmp_path: Path) -> None:
                 return_weights=True,
                 return_hidden=True,
             )
-            output = out.output if pooled else out.output[jnp.nonzero(SIDES[side])]
+            output = out.output if pooled else out.output[np.nonzero(SIDES[side])]
             output = output.reshape(cotangent.shape)
             return (output * cotangent).sum(), (output, out)
 
