@@ -23,7 +23,7 @@ from jattn.models.hugging_face.opt import OPT
 from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
 from jattn.models.hugging_face.roberta import Camembert, Roberta, XLMRoberta
-from jattn.models.hugging_face.sentences import SentenceEncoder, pool
+from jattn.models.hugging_face.sentences import Projection, SentenceEncoder, pool
 from jattn.models.hugging_face.stack import WithHidden
 from jattn.models.tasks.classifier import DigitsClassifier
 from jattn.models.tasks.recall import RecallClassifier
@@ -57,6 +57,7 @@ __all__ = [
     "ModernBert",
     "OLMo2",
     "Phi3",
+    "Projection",
     "Qwen2",
     "Qwen3",
     "RecallClassifier",

@@ -70,4 +70,5 @@ def made(name: str, task: str, **more: Any) -> Any:
     if task in ("ForSequenceClassification", "ForTokenClassification"):
         settings = {**settings, "num_labels": 3}
     model_class = getattr(transformers, kind + task)
-    return model_class(model_class.config_class(**settings, **more, attn_implementation="eager"))
+    settings = {**settings, **more}
+    return model_class(model_class.config_class(**settings, attn_implementation="eager"))

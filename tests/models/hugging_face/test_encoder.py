@@ -169,6 +169,11 @@ def test_pool() -> None:
     np.testing.assert_array_equal(pool(hidden, valid_lens), [[2, 3], [-2, 2]])
     np.testing.assert_array_equal(pool(hidden, valid_lens, "max"), [[3, 5], [-1, 6]])
     np.testing.assert_array_equal(pool(hidden, valid_lens, "cls"), [[1, 5], [-1, 0]])
+    np.testing.assert_array_equal(pool(hidden, valid_lens, "lasttoken"), [[3, 1], [-3, 6]])
+    expected = np.array([[4, 6], [-6, 6]]) / np.sqrt([[2], [3]])
+    np.testing.assert_allclose(pool(hidden, valid_lens, "mean_sqrt_len"), expected, rtol=1e-6)
+    expected = [[(1 + 2 * 3) / 3, (5 + 2) / 3], [(-1 - 4 - 9) / 6, 18 / 6]]
+    np.testing.assert_allclose(pool(hidden, valid_lens, "weightedmean"), expected, rtol=1e-6)
     np.testing.assert_array_equal(jax.jit(lambda x: pool(x, valid_lens))(hidden), [[2, 3], [-2, 2]])
 
 
@@ -176,7 +181,10 @@ def test_pool() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(mode="sum"), "mode must be one of 'mean', 'cls', 'max'. Got 'sum'."),
+        (
+            dict(mode="sum"),
+            "mode must be one of 'mean', 'cls', 'max', 'mean_sqrt_len', 'weightedmean', 'lasttoken'. Got",
+        ),
         (dict(valid_lens=jnp.array([2])), "valid_lens must have shape (2,). Got (1,)."),
         (dict(valid_lens=jnp.array([0, 3])), "valid_lens must lie between 1 and 3, all tokens. Got [0 3]."),
         (dict(valid_lens=jnp.array([4, 3])), "valid_lens must lie between 1 and 3, all tokens. Got [4 3]."),
@@ -274,7 +282,7 @@ def test_errors_of_sentences(encoder: Bert, sentences: Any, message: str) -> Non
     [
         (dict(max_length=21), "max_length must lie between 2 and the encoder's 20. Got 21."),
         (dict(max_length=1), "max_length must lie between 2 and the encoder's 20. Got 1."),
-        (dict(pooling="lasttoken"), "pooling must be one of 'mean', 'cls', 'max'. Got 'lasttoken'."),
+        (dict(pooling="sum"), "pooling must be one of 'mean', 'cls', 'max', 'mean_sqrt_len', 'weightedmean', 'last"),
     ],
 )
 def test_errors_of_the_sentence_encoder(encoder: Bert, options: dict[str, Any], message: str) -> None:
@@ -346,17 +354,18 @@ def test_other_dtypes(folder: Path) -> None:
         (
             "modules.json",
             [*MODULES, {"path": "3_Dense", "type": "x.Dense"}],
-            "Got Transformer, Pooling, Normalize, Dense",
+            "in this order: nothing else is implemented. Got Transformer, Pooling, Normalize, Dense.",
         ),
         (
             "1_Pooling/config.json",
             {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
-            "must be one of mean, cls, max: nothing else is implemented. Got mean_tokens and cls_token.",
+            "must be one of mean, cls, max, mean_sqrt_len, weightedmean, lasttoken: nothing else is implemented. Got "
+            "mean_tokens and cls_token.",
         ),
         ("modules.json", [1], "modules.json must have a type and a path for each part. Got [1]."),
         ("modules.json", [{"type": "x.Transformer"}], "modules.json must have a type and a path for each part."),
         ("tokenizer.json", {}, "tokenizer.json must be one of the tokenizers package. Model missing."),
-        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "Got weightedmean."),
+        ("1_Pooling/config.json", {"pooling_mode": "sum"}, "Got sum."),
         ("1_Pooling/config.json", {}, "Got none."),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case must be false"),
         (
@@ -377,4 +386,49 @@ def test_what_is_refused(folder: Path, file: str, content: Any, message: str) ->
 def test_files_that_are_missing_or_damaged(folder: Path, file: str, damage: Callable[[Path], Any]) -> None:
     damage(folder / file)
     with pytest.raises(ValueError, match=rf"must be a model's folder with a readable {Path(file).name}\. Got .+"):
+        SentenceEncoder.from_folder(folder)
+
+
+DENSE = {"in_features": 12, "out_features": 5, "activation_function": "torch.nn.modules.activation.ReLU"}
+
+
+def with_dense(folder: Path, **changed: Any) -> None:
+    path = folder / "2_Dense"
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    weights = {"linear.weight": rng.normal(size=(5, 12)), "linear.bias": rng.normal(size=5)}
+    files.save(path / "model.safetensors", {name: x.astype(np.float32) for name, x in weights.items()})
+    write(path, "config.json", {**DENSE, **changed})
+    write(folder, "modules.json", [*MODULES[:2], {"path": "2_Dense", "type": "x.Dense"}])
+
+
+def test_a_layer_on_the_vectors(folder: Path, encoder: Bert) -> None:
+    with_dense(folder)
+    loaded = SentenceEncoder.from_folder(folder)
+    projection = loaded.projections[0]
+    pooled = SentenceEncoder(encoder, words(), max_length=9, normalize=False).embed(["a b", "c"])
+    expected = np.maximum(pooled @ projection.linear.kernel[...] + projection.linear.bias[...], 0)
+    assert expected.shape == (2, 5)
+    assert (expected > 0).any()
+    np.testing.assert_allclose(loaded.embed(["a b", "c"]), expected, rtol=1e-5, atol=1e-6)
+    assert SentenceEncoder.from_folder(folder, param_dtype=jnp.bfloat16).embed(["a"]).dtype == jnp.bfloat16
+    with_none = SentenceEncoder.from_folder(folder).embed([])
+    assert with_none.shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"use_residual": True}, "use_residual must be false in"),
+        (
+            {"activation_function": "torch.nn.modules.activation.Mish"},
+            "2_Dense/config.json must be one of None, 'tanh'",
+        ),
+        ({"module_input_name": "token_embeddings"}, "module_input_name must be 'sentence_embedding' in"),
+        ({"out_features": 4}, "misshapen"),
+    ],
+)
+def test_layers_on_the_vectors_that_are_refused(folder: Path, changed: dict[str, Any], message: str) -> None:
+    with_dense(folder, **changed)
+    with pytest.raises(ValueError, match=re.escape(message)):
         SentenceEncoder.from_folder(folder)
