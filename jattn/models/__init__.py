@@ -8,7 +8,7 @@ from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.distilbert import DistilBert
 from jattn.models.hugging_face.electra import Electra
 from jattn.models.hugging_face.encoder import TextEncoder
-from jattn.models.hugging_face.encoder_heads import EncoderWithHead, Head
+from jattn.models.hugging_face.encoder_heads import EncoderHead, EncoderWithHead
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
 from jattn.models.hugging_face.gpt2 import GPT2
@@ -44,13 +44,13 @@ __all__ = [
     "DigitsClassifier",
     "DistilBert",
     "Electra",
+    "EncoderHead",
     "EncoderWithHead",
     "Family",
     "GPTNeoX",
     "Gemma",
     "Gemma2",
     "Gemma3",
-    "Head",
     "Llama",
     "MPNet",
     "Mistral",

@@ -10,10 +10,10 @@ from jattn.models.hugging_face.encoder_settings import (
     ENCODERS,
     IGNORED,
     first_token_head,
+    lines_of,
     masked_head,
     padding_or,
     post_norm_block,
-    renamed,
     token_head,
 )
 from jattn.models.hugging_face.family import count_setting, real_setting
@@ -99,8 +99,8 @@ class DistilBert(TextEncoder):
         others=("DistilBertForMultipleChoice",),
         prefix="distilbert.",
         lines=lambda encoder: [
-            *renamed(_DISTILBERT_NAMES),
-            *renamed(_DISTILBERT_LAYER, "transformer.layer.#.", "blocks.#."),
+            *lines_of(_DISTILBERT_NAMES),
+            *lines_of(_DISTILBERT_LAYER, "transformer.layer.#.", "blocks.#."),
         ],
         beside=r"^(vocab_transform|vocab_layer_norm|vocab_projector|pre_classifier|classifier|qa_outputs)\.",
     )

@@ -19,10 +19,10 @@ from jattn.nn.dropout import Dropout, split
 from jattn.nn.feed_forward import Activation, activation_function
 from jattn.weights import Table, dropped, prefixed, tied
 
-__all__ = ["EncoderFamily", "EncoderWithHead", "Head", "TaskHead", "tied_lines"]
+__all__ = ["EncoderFamily", "EncoderHead", "EncoderWithHead", "TaskHead", "tied_lines"]
 
 
-class Head(nnx.Module):
+class EncoderHead(nnx.Module):
     """What a task puts on an encoder: logits for each token, or for each sequence.
 
     ``output(drop(norm(activation(dense(drop(x))))))``, of which most heads have a part.
@@ -44,7 +44,7 @@ class Head(nnx.Module):
 
     Example:
 
-        >>> Head(8, 3, pooling="first", rngs=nnx.Rngs(0))(jnp.ones((2, 5, 8))).shape
+        >>> EncoderHead(8, 3, pooling="first", rngs=nnx.Rngs(0))(jnp.ones((2, 5, 8))).shape
         (2, 3)
     """
 
@@ -124,13 +124,13 @@ class TaskHead(NamedTuple):
     """How Hugging Face stores the head of a task.
 
     Attributes:
-        options: from the settings and the encoder's arguments to those of the `Head`, but for its first one.
+        options: from the settings and the encoder's arguments to those of the `EncoderHead`, but for its first one.
         lines: from the head here to the lines that lead to its names, ``head.`` in front; the state dict's own names
             have all their prefixes.
     """
 
     options: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
-    lines: Callable[[Head], Sequence[Any]]
+    lines: Callable[[EncoderHead], Sequence[Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,7 @@ class EncoderWithHead(PretrainedModel):
 
     Args:
         encoder: a `TextEncoder`.
-        head: a `Head`.
+        head: a `EncoderHead`.
         architecture: what `transformers` calls both together; without one it can't be saved for `transformers`.
 
     Example (from an encoder of yours to three classes):
@@ -217,13 +217,13 @@ class EncoderWithHead(PretrainedModel):
         >>> from jattn.models import Bert
         >>> rngs = nnx.Rngs(0)
         >>> sizes = dict(vocab_size=50, features=12, num_heads=3, num_layers=2, feedforward_features=20)
-        >>> model = EncoderWithHead(Bert(**sizes, rngs=rngs), Head(12, 3, pooling="first", rngs=rngs))
+        >>> model = EncoderWithHead(Bert(**sizes, rngs=rngs), EncoderHead(12, 3, pooling="first", rngs=rngs))
         >>> model.eval()
         >>> model(jnp.ones((2, 5), int), jnp.array([5, 3])).shape
         (2, 3)
     """
 
-    def __init__(self, encoder: TextEncoder, head: Head, *, architecture: str | None = None) -> None:
+    def __init__(self, encoder: TextEncoder, head: EncoderHead, *, architecture: str | None = None) -> None:
         self.encoder, self.head, self.architecture = encoder, head, architecture
 
     def __call__(
@@ -276,7 +276,7 @@ class EncoderWithHead(PretrainedModel):
         options = family.arguments(config)
         head = family.heads[architecture].options(config, options)
         return lambda rngs: cls(
-            kind(**options, rngs=rngs), Head(options["features"], **head, rngs=rngs), architecture=architecture
+            kind(**options, rngs=rngs), EncoderHead(options["features"], **head, rngs=rngs), architecture=architecture
         )
 
     def _family(self) -> Family:
@@ -296,6 +296,6 @@ class EncoderWithHead(PretrainedModel):
         )
 
 
-def tied_lines(head: Head, output: str, embedding: str) -> list[Any]:
+def tied_lines(head: EncoderHead, output: str, embedding: str) -> list[Any]:
     """Of a last layer whose weights are a copy of the embedding, if they are."""
     return [tied(f"{output}.weight", f"{embedding}.weight")] if head.output is None else []

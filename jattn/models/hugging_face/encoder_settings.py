@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jattn.models.hugging_face.decoder_settings import activation_of, padding_of
-from jattn.models.hugging_face.encoder_heads import Head, TaskHead, tied_lines
+from jattn.models.hugging_face.encoder_heads import EncoderHead, TaskHead, tied_lines
 from jattn.models.hugging_face.family import count_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import dropped, rename, tied
@@ -21,10 +21,10 @@ __all__ = [
     "first_token_head",
     "head_dropout",
     "labels_of",
+    "lines_of",
     "masked_head",
     "padding_or",
     "post_norm_block",
-    "renamed",
     "token_head",
 ]
 
@@ -87,7 +87,7 @@ def bert_embedding(config: Mapping[str, Any], **changed: Any) -> dict[str, Any]:
 # Names.
 
 
-def renamed(names: Mapping[str, str], theirs: str = "", ours: str = "") -> list[Any]:
+def lines_of(names: Mapping[str, str], theirs: str = "", ours: str = "") -> list[Any]:
     """A line for each."""
     return [rename(theirs + one, ours + other) for one, other in names.items()]
 
@@ -110,7 +110,7 @@ def bert_lines(encoder: Any, layer: Mapping[str, str] = _BERT_LAYER) -> list[Any
         rename("embeddings.position_embeddings", "positions.embedding"),
         *([] if encoder.token_types is None else [rename("embeddings.token_type_embeddings", "token_types")]),
         rename("embeddings.LayerNorm", "norm"),
-        *renamed(layer, "encoder.layer.#.", "blocks.#."),
+        *lines_of(layer, "encoder.layer.#.", "blocks.#."),
     ]
 
 
@@ -195,7 +195,7 @@ def masked_head(
             tied=is_tied,
         )
 
-    def lines(head: Head) -> list[Any]:
+    def lines(head: EncoderHead) -> list[Any]:
         named = [rename(dense, "head.dense"), rename(norm, "head.norm"), *further]
         if head.output is not None:
             return [rename(output, "head.output"), *named]

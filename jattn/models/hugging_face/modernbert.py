@@ -6,8 +6,8 @@ from typing import Any
 from jattn._engine import checks
 from jattn.models.hugging_face.decoder_settings import activation_of
 from jattn.models.hugging_face.encoder import TextEncoder
-from jattn.models.hugging_face.encoder_heads import EncoderFamily, Head, TaskHead, tied_lines
-from jattn.models.hugging_face.encoder_settings import ENCODERS, IGNORED, labels_of, padding_or, renamed
+from jattn.models.hugging_face.encoder_heads import EncoderFamily, EncoderHead, TaskHead, tied_lines
+from jattn.models.hugging_face.encoder_settings import ENCODERS, IGNORED, labels_of, lines_of, padding_or
 from jattn.models.hugging_face.family import count_setting, optional_count_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm, Rotary
@@ -36,7 +36,7 @@ def _kinds(config: Mapping[str, Any]) -> list[str]:
     return kinds
 
 
-def _rotary(config: Mapping[str, Any], kind: str) -> Rotary:
+def _modernbert_rotary(config: Mapping[str, Any], kind: str) -> Rotary:
     name, default = _BASES[kind]
     base = {"rope_theta": real_setting(config, name, "(0, inf)", default)}
     given = {**(config.get("rope_scaling") or {}), **((config.get("rope_parameters") or {}).get(kind) or {})}
@@ -60,7 +60,7 @@ def _modernbert_options(config: Mapping[str, Any]) -> dict[str, Any]:
         attention_dropout_rate=attention_dropout_rate,
         residual_dropout_rate=(attention_dropout_rate, 0.0),
     )
-    rotary = {kind: _rotary(config, kind) for kind in _BASES}
+    rotary = {kind: _modernbert_rotary(config, kind) for kind in _BASES}
     windows = {"full_attention": None, "sliding_attention": to_either_side + 1}
     return dict(
         vocab_size=count_setting(config, "vocab_size"),
@@ -84,11 +84,11 @@ def _modernbert_lines(encoder: Any) -> list[Any]:
     # The first block has no norm before its attention.
     normed = [rename(f"{layer}attn_norm", f"{block}norm1")] if len(encoder.blocks) > 1 else []
     return [
-        *renamed({"embeddings.tok_embeddings": "words", "embeddings.norm": "norm", "final_norm": "final_norm"}),
+        *lines_of({"embeddings.tok_embeddings": "words", "embeddings.norm": "norm", "final_norm": "final_norm"}),
         *normed,
         split(f"{layer}attn.Wqkv", parts),
         split(f"{layer}mlp.Wi", [f"{block}feed_forward.gate", f"{block}feed_forward.linear1"]),
-        *renamed({"attn.Wo": "attention.out", "mlp_norm": "norm2", "mlp.Wo": "feed_forward.linear2"}, layer, block),
+        *lines_of({"attn.Wo": "attention.out", "mlp_norm": "norm2", "mlp.Wo": "feed_forward.linear2"}, layer, block),
     ]
 
 
@@ -107,7 +107,7 @@ def _masked(config: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, 
     return _dense(config, encoder) | {"outputs": encoder["vocab_size"], **last}
 
 
-def _masked_lines(head: Head) -> list[Any]:
+def _masked_lines(head: EncoderHead) -> list[Any]:
     if head.output is not None:
         return [rename("decoder", "head.output")]
     biased = [] if head.bias is None else [rename("decoder.bias", "head.bias")]
@@ -126,7 +126,7 @@ def _one_class(config: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[st
     return _classes(config, encoder) | {"pooling": kinds[given]}
 
 
-def _class_lines(head: Head) -> list[Any]:
+def _class_lines(head: EncoderHead) -> list[Any]:
     return [rename("classifier", "head.output")]
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jattn import masks, models
 from jattn.models.hugging_face.family import FAMILIES
 from jattn.nn import Norm, Rotary, TransformerBlock
+from jattn.weights import files
 
 V, M = 23, 8
 POST: dict[str, Any] = {"num_heads": 2, "feedforward_features": 12}
@@ -76,7 +77,7 @@ def test_padding_and_packing_change_nothing(kind: str, texts: list[np.ndarray]) 
 @pytest.mark.parametrize("pooling", [None, "first", "mean"])
 def test_heads_see_real_tokens_alone(pooling: Any, texts: list[np.ndarray]) -> None:
     with jax.enable_x64(True):
-        head = models.Head(M, 3, pooling=pooling, dense_features=5, norm=Norm(), rngs=nnx.Rngs(0))
+        head = models.EncoderHead(M, 3, pooling=pooling, dense_features=5, norm=Norm(), rngs=nnx.Rngs(0))
         model = models.EncoderWithHead(made("learned"), head)
         alone = [np.asarray(model(jnp.asarray(text)[None]))[0] for text in texts]
         assert alone[0].shape == ((6, 3) if pooling is None else (3,))
@@ -91,7 +92,7 @@ def test_heads_see_real_tokens_alone(pooling: Any, texts: list[np.ndarray]) -> N
 
 
 def test_what_a_model_with_a_head_returns() -> None:
-    model = models.EncoderWithHead(made("relative"), models.Head(M, V, tied=True, rngs=nnx.Rngs(0)))
+    model = models.EncoderWithHead(made("relative"), models.EncoderHead(M, V, tied=True, rngs=nnx.Rngs(0)))
     tokens = jnp.ones((2, 5), int)
     out = model(tokens, return_hidden=True, return_weights=True)
     assert [x.shape for x in out.hidden] == [(2, 5, M)] * 3
@@ -198,6 +199,28 @@ def test_no_head_is_left_out_without_a_word(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             models.load(tmp_path)
         assert isinstance(models.TextEncoder.from_folder(tmp_path), models.Roberta)
+
+
+def test_a_file_like_the_official_ones(tmp_path: Path) -> None:
+    """BERT's say that they have one head, have two and a pooler, and name norms in an old way."""
+    pytest.importorskip("safetensors", reason="no safetensors: no folder was saved")
+    config = settings("bert", "BertForMaskedLM")
+    models.EncoderWithHead._blank(config).save(tmp_path, config=config)
+    entries = files.load(tmp_path)
+    old = {
+        name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): np.full_like(x, 2)
+        for name, x in entries.items()
+        if name not in ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
+    }
+    beside = {
+        "bert.pooler.dense.bias": np.ones(M, np.float32),
+        "cls.seq_relationship.bias": np.ones(2, np.float32),
+        "bert.embeddings.position_ids": np.arange(12)[None],
+    }
+    files.save(tmp_path / "model.safetensors", {**old, **beside})
+    model = models.load(tmp_path)
+    assert all((x == 2).all() for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert model.architecture == "BertForMaskedLM"
 
 
 def test_a_folder_of_another_kind(tmp_path: Path) -> None:
