@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["CONFIGS", "TASKS", "V", "made"]
+__all__ = ["CASES", "CONFIGS", "V", "made"]
 
 V = 29
 SIZES: dict[str, Any] = {
@@ -60,6 +60,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 TASKS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+CASES = [*((name, task) for name in CONFIGS for task in TASKS), ("ELECTRA", "ForPreTraining")]
 
 
 def made(name: str, task: str, **more: Any) -> Any:
