@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.comparison import PASSES, TOLERANCE, Column, at_least_one, jitted, parser_of, run
-from jattn.models.hugging_face.loading import FAMILIES
+from jattn.models.hugging_face.family import FAMILIES
 
 
 class Work(NamedTuple):

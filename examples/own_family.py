@@ -79,8 +79,17 @@ def main() -> None:
     given = parser.parse_args().folder
     with tempfile.TemporaryDirectory() as made:
         if given is None:
-            sizes = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
-            config = Starcoder2Config(vocab_size=99, num_key_value_heads=2, sliding_window=5, **sizes)
+            config = Starcoder2Config(
+                vocab_size=99,
+                hidden_size=48,
+                intermediate_size=96,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                sliding_window=5,
+                eos_token_id=0,
+                bos_token_id=0,
+            )
             Starcoder2ForCausalLM(config).save_pretrained(made)
         folder = given or made
         ours, theirs = StarCoder2.from_folder(folder), Starcoder2ForCausalLM.from_pretrained(folder)

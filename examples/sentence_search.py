@@ -58,7 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=sentences_of_file, help="a file whose sentences to search")
     parser.add_argument("--query", nargs="+", default=QUERIES, help="what to look for")
-    parser.add_argument("--folder", type=Path, help=f"sentence-transformers' folder of a BERT; {PACKAGE}'s by default")
+    parser.add_argument(
+        "--folder", type=Path, help=f"sentence-transformers' folder of a text encoder; {PACKAGE}'s by default"
+    )
     parser.add_argument("--sentence", default="The animal didn't cross the street because it was too tired.")
     parser.add_argument(
         "--heads", type=head, nargs="+", default=[(0, 2), (1, 8), (3, 1), (4, 5)], help="layer and head, from 0"

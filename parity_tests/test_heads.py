@@ -106,8 +106,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], tuple[np.ndarray, ...], Any]] = {
         (rng.random((6, 8, 8)), np.arange(6)),
         lambda m, batch: -(m(batch[0])[:, :6] * (batch[1][:, None] == np.arange(6))).sum() / len(batch[1]),
     ),
-    "TextEncoder": (
-        models.TextEncoder,
+    "Bert": (
+        models.Bert,
         dict(vocab_size=20, features=12, num_heads=3, num_layers=2, feedforward_features=20),
         (tokens, lens, rng.standard_normal((6, 6, 12))),
         lambda m, batch: ((m(batch[0], batch[1]) - batch[2]) ** 2).mean(),

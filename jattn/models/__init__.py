@@ -2,11 +2,15 @@
 
 from jattn.models.decoding import Beams, Decoded, beam_search, greedy
 from jattn.models.generation import Continuation, greedy_continuation
-from jattn.models.hugging_face.bert import TextEncoder
+from jattn.models.hugging_face.bert import Bert
 from jattn.models.hugging_face.bloom import Bloom
 from jattn.models.hugging_face.clip import CLIP, CLIPOutput
 from jattn.models.hugging_face.clip_towers import CLIPText, CLIPVision
 from jattn.models.hugging_face.decoder import TextDecoder
+from jattn.models.hugging_face.distilbert import DistilBert
+from jattn.models.hugging_face.electra import Electra
+from jattn.models.hugging_face.encoder import TextEncoder
+from jattn.models.hugging_face.encoder_heads import EncoderHead, EncoderWithHead
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
 from jattn.models.hugging_face.gpt2 import GPT2
@@ -17,12 +21,15 @@ from jattn.models.hugging_face.llama import Llama
 from jattn.models.hugging_face.loading import load
 from jattn.models.hugging_face.mistral import Mistral
 from jattn.models.hugging_face.mixtral import Mixtral
+from jattn.models.hugging_face.modernbert import ModernBert
+from jattn.models.hugging_face.mpnet import MPNet
 from jattn.models.hugging_face.olmo2 import OLMo2
 from jattn.models.hugging_face.opt import OPT
 from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
+from jattn.models.hugging_face.roberta import Camembert, Roberta, XLMRoberta
 from jattn.models.hugging_face.rotary import rotary_of
-from jattn.models.hugging_face.sentences import SentenceEncoder, pool
+from jattn.models.hugging_face.sentences import Projection, SentenceEncoder, pool
 from jattn.models.hugging_face.stack import WithHidden
 from jattn.models.hugging_face.vision import VisionEncoder
 from jattn.models.hugging_face.vit import DeiT, ViT
@@ -37,15 +44,21 @@ __all__ = [
     "OPT",
     "AttentionRegressor",
     "Beams",
+    "Bert",
     "Bloom",
     "CLIPOutput",
     "CLIPText",
     "CLIPVision",
+    "Camembert",
     "Continuation",
     "Decoded",
     "DecoderState",
     "DeiT",
     "DigitsClassifier",
+    "DistilBert",
+    "Electra",
+    "EncoderHead",
+    "EncoderWithHead",
     "Family",
     "GPTNeoX",
     "Gemma",
@@ -54,13 +67,17 @@ __all__ = [
     "GptOss",
     "Granite",
     "Llama",
+    "MPNet",
     "Mistral",
     "Mixtral",
+    "ModernBert",
     "OLMo2",
     "Phi3",
+    "Projection",
     "Qwen2",
     "Qwen3",
     "RecallClassifier",
+    "Roberta",
     "SentenceEncoder",
     "Seq2Seq",
     "TextDecoder",
@@ -69,6 +86,7 @@ __all__ = [
     "ViT",
     "VisionEncoder",
     "WithHidden",
+    "XLMRoberta",
     "beam_search",
     "greedy",
     "greedy_continuation",

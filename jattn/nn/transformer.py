@@ -42,13 +42,16 @@ class TransformerBlock(nnx.Module):
         feedforward_features: the feed-forward network's inner width.
         norm: ``"post"`` (Vaswani et al., 2017), ``"pre"`` (Xiong et al., 2020), ``"sandwich"`` or ``"branch"``.
         norm_kind: a `Norm`, ``"layer"`` or ``"rms"``.
+        first_norm: whether there is a norm1; under ``norm="pre"`` there may be none, as in ModernBERT's first block,
+            whose input is normed already.
         parallel: whether attention and network see the same x, ``x + f(norm1(x)) + g(norm2(x))``, as in GPT-NeoX; under
             ``norm="pre"`` and without cross attention.
         activation, gated: of the `FeedForward`.
         feedforward_bias: whether it has biases.
         experts: further arguments by name of a `MixtureOfExperts`, which then is the feed-forward network.
         dropout_rate: in training, in [0, 1), where ``norm`` says.
-        residual_dropout_rate: of what f gives, before it is added: drop above, as in BERT and GPT-2.
+        residual_dropout_rate: of what f gives, before it is added: drop above, as in BERT and GPT-2. Or a pair, for
+            attention and for the network, as DistilBERT drops what the network gives alone.
         residual_scale: what f gives is multiplied by, as in Granite.
         attention_dropout_rate: of the attention weights.
         use_bias: whether the attention's projections have biases, or which of them do.
@@ -78,13 +81,14 @@ class TransformerBlock(nnx.Module):
         *,
         norm: NormPlace = "post",
         norm_kind: Norm | Literal["layer", "rms"] = "layer",
+        first_norm: bool = True,
         parallel: bool = False,
         activation: Activation = "relu",
         gated: bool | GateFn = False,
         feedforward_bias: bool = True,
         experts: Mapping[str, Any] | None = None,
         dropout_rate: float = 0.0,
-        residual_dropout_rate: float = 0.0,
+        residual_dropout_rate: float | tuple[float, float] = 0.0,
         residual_scale: float | None = None,
         attention_dropout_rate: float = 0.0,
         use_bias: bool | Collection[str] = True,
@@ -105,12 +109,16 @@ class TransformerBlock(nnx.Module):
         checks.one_of("norm", norm, ("post", "pre", "sandwich", "branch"))
         if checks.flag("parallel", parallel) and (norm != "pre" or cross_attention):
             raise ValueError('parallel must be False unless norm="pre", without cross attention. Got True.')
+        if not checks.flag("first_norm", first_norm) and norm != "pre":
+            raise ValueError(f'first_norm must be True unless norm="pre". Got False, with norm={norm!r}.')
         for name, flag in (("causal", causal), ("cross_attention", cross_attention)):
             checks.flag(name, flag)
         checks.positive_integers(num_heads=num_heads, features=features, feedforward_features=feedforward_features)
-        rates = dict(residual_dropout_rate=residual_dropout_rate, attention_dropout_rate=attention_dropout_rate)
-        for name, rate in rates.items():
-            checks.number(name, rate, "[0, 1)")
+        given = residual_dropout_rate
+        of_attention, of_network = given if isinstance(given, tuple) else (given, given)
+        for rate in (of_attention, of_network):
+            checks.number("residual_dropout_rate", rate, "[0, 1)")
+        checks.number("attention_dropout_rate", attention_dropout_rate, "[0, 1)")
         if residual_scale is not None:
             residual_scale = float(checks.number("residual_scale", residual_scale, "(-inf, inf)"))
         make_norm = as_norm("norm_kind", norm_kind)
@@ -151,13 +159,13 @@ class TransformerBlock(nnx.Module):
             if experts is None
             else MixtureOfExperts(features, feedforward_features, **network, **experts)
         )
-        self.norm1 = make_norm(features, **types)
+        self.norm1 = make_norm(features, **types) if first_norm else None
         self.norm2 = make_norm(features, **types)
         self.norm3 = make_norm(features, **types) if cross_attention else None
         sublayers = 3 if cross_attention else 2
         after = [make_norm(features, **types) for _ in range(sublayers)] if norm == "sandwich" else None
         self.norms_after = None if after is None else nnx.List(after)
-        self.residual_dropout = Dropout(residual_dropout_rate)
+        self.attended_dropout, self.residual_dropout = Dropout(of_attention), Dropout(of_network)
         self.residual_scale = residual_scale
         self.dropout = Dropout(dropout_rate if norm == "post" else 0.0)
 
@@ -193,7 +201,7 @@ class TransformerBlock(nnx.Module):
             ``*b t m``; with return_weights an `Outputs` of it and the weights.
         """
         x = checks.floating("x", x, "*b t m", 2)
-        checks.width("x", x, self.norm1.num_features)
+        checks.width("x", x, self.norm2.num_features)
         self._check_memory(memory, memory_valid_lens, memory_mask)
         if self.causal:
             mask = all_of(causal_mask(), mask)
@@ -238,14 +246,15 @@ class TransformerBlock(nnx.Module):
 
     def _before(self, norm: Any, x: Array) -> Array:
         """What a sublayer sees of x."""
-        return norm(x) if self.norm_place in ("pre", "sandwich") else x
+        return norm(x) if norm is not None and self.norm_place in ("pre", "sandwich") else x
 
     def _after(self, i: int, norm: Any, x: Array, y: Array, rng: PRNGKeyArray | None) -> Array:
         """x with the output y of the i-th sublayer added."""
         if self.residual_scale is not None:
             y = y * jnp.asarray(self.residual_scale, y.dtype)
-        if self.residual_dropout.rate > 0:  # of its own rng, as there may be the other dropout too
-            y = self.residual_dropout(y, None if rng is None else jax.random.fold_in(rng, 1))
+        drop = self.residual_dropout if i == -1 else self.attended_dropout
+        if drop.rate > 0:  # of its own rng, as there may be the other dropout too
+            y = drop(y, None if rng is None else jax.random.fold_in(rng, 1))
         if self.norm_place == "post":
             return self.dropout(norm(x + y), rng)
         if self.norm_place == "branch":

@@ -85,6 +85,7 @@ SWIGLU = {"activation": "silu", "gated": True, "feedforward_bias": False}
 BLOCKS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]] = {
     "post, gelu, lengths": ({"activation": "gelu"}, ALONE, {"valid_lens": lengths}),
     "pre": ({"norm": "pre"}, ALONE, {}),
+    "pre, without the first norm": ({"norm": "pre", "first_norm": False}, ALONE, {}),
     "pre, parallel": ({"norm": "pre", "parallel": True, "causal": True}, ALONE, {}),
     "sandwich, RMS, GeGLU": ({"norm": "sandwich", **RMS, "activation": "gelu_tanh", "gated": True}, ALONE, {}),
     "branch": ({"norm": "branch", **RMS}, ALONE, {"valid_lens": lengths}),

@@ -263,7 +263,7 @@ def test_what_hugging_face_cannot_say_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model must have groups of equal size"):
         heads.prune(llama(), both).to_hugging_face()
     sizes: dict[str, Any] = dict(vocab_size=50, features=16, num_heads=4, num_layers=2, feedforward_features=24)
-    encoder = heads.prune(randomised(lambda: models.TextEncoder(**sizes, rngs=nnx.Rngs(0))), both)
+    encoder = heads.prune(randomised(lambda: models.Bert(**sizes, rngs=nnx.Rngs(0))), both)
     with pytest.raises(
         ValueError, match=r"model must have heads that together are as wide as the model, 16, .* Got 12\."
     ):

@@ -191,7 +191,7 @@ def block(**options) -> nn.TransformerBlock:
 MODELS = {
     "GPT2": lambda: models.GPT2(20, max_length=8, features=M, num_heads=2, num_layers=1, rngs=nnx.Rngs(0)),
     "Llama": lambda: models.Llama(20, features=M, num_heads=2, num_layers=1, feedforward_features=12, rngs=nnx.Rngs(0)),
-    "TextEncoder": lambda: models.TextEncoder(
+    "Bert": lambda: models.Bert(
         vocab_size=20, features=M, num_heads=2, num_layers=1, feedforward_features=12, rngs=nnx.Rngs(0)
     ),
 }

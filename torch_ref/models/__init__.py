@@ -4,7 +4,7 @@ from torch_ref.models.decoding import Beams as Beams
 from torch_ref.models.decoding import Decoded as Decoded
 from torch_ref.models.decoding import beam_search as beam_search
 from torch_ref.models.decoding import greedy as greedy
-from torch_ref.models.hugging_face.bert import TextEncoder as TextEncoder
+from torch_ref.models.hugging_face.bert import Bert as Bert
 from torch_ref.models.hugging_face.gpt2 import GPT2 as GPT2
 from torch_ref.models.hugging_face.llama import Llama as Llama
 from torch_ref.models.tasks.classifier import DigitsClassifier as DigitsClassifier

@@ -34,6 +34,7 @@ class TransformerBlock(nn.Module):
         norm: str = "post",
         norm_kind: str = "layer",
         norm_epsilon: float | None = None,
+        first_norm: bool = True,
         parallel: bool = False,
         activation: str = "relu",
         gated: bool = False,
@@ -80,7 +81,7 @@ class TransformerBlock(nn.Module):
             if experts is None
             else MixtureOfExperts(features, feedforward_features, **network, **experts)
         )
-        self.norm1 = make_norm()
+        self.norm1 = make_norm() if first_norm else nn.Identity()
         self.norm2 = make_norm()
         self.norm3 = make_norm() if cross_attention else None
         sublayers = 3 if cross_attention else 2

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "FAMILIES",
     "Family",
     "PretrainedModel",
     "count_setting",
+    "family_of",
     "optional_count_setting",
     "read_json",
     "real_setting",
@@ -155,8 +157,16 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
+# By the ``model_type`` of a configuration; `loading.py` says which.
+FAMILIES: dict[str, "type[PretrainedModel]"] = {}
+
+
 class PretrainedModel(nnx.Module):
-    """A model that `transformers` has too: from its folder or its weights, and back."""
+    """A model that `transformers` has too: from its folder or its weights, and back.
+
+    A class without a family of its own, such as `TextEncoder`, gives the model of a folder whatever its family is, if
+    that is one of its subclasses.
+    """
 
     hugging_face: ClassVar[Family]
     config: str | None = None  # that it came with, as JSON
@@ -197,6 +207,7 @@ class PretrainedModel(nnx.Module):
             ValueError: if a setting is not implemented here, or the state dict doesn't fit the settings.
         """
         model = cls._blank(config)
+        family = model._family()
         if param_dtype is not None:
             arrays = weights.files.to_arrays("state_dict", state_dict)
             floating = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
@@ -206,7 +217,7 @@ class PretrainedModel(nnx.Module):
                 setattr(model, part, None)
         model.eval()
         model.config = _as_json(config)
-        return weights.load_state_dict(model, state_dict, rename=cls.hugging_face.table(model))
+        return weights.load_state_dict(model, state_dict, rename=family.table(model))
 
     def to_hugging_face(self) -> "dict[str, torch.Tensor]":
         """The state dict of the model of `transformers` with these weights, bit for bit.
@@ -215,7 +226,7 @@ class PretrainedModel(nnx.Module):
             ValueError: if heads were pruned such that no settings of `transformers` say which.
         """
         self._check_heads()
-        return weights.state_dict(self, rename=self.hugging_face.table(self))
+        return weights.state_dict(self, rename=self._family().table(self))
 
     def save(self, path: str | Path, *, config: Mapping[str, Any] | None = None) -> None:
         """A folder that `transformers` opens: ``config.json`` and ``model.safetensors``, bit for bit.
@@ -227,6 +238,7 @@ class PretrainedModel(nnx.Module):
         Raises:
             ValueError: if there is no config, it isn't this model's, or as `to_hugging_face` does.
         """
+        family = self._family()
         text = self.config if config is None else _as_json(config)
         if text is None:
             raise ValueError(
@@ -244,15 +256,31 @@ class PretrainedModel(nnx.Module):
             told = "; ".join(f"{name} {own.get(name)}, by the config {made.get(name)}" for name in parts[:3])
             raise ValueError(f"config must be of this model. Got another one, of which {len(parts)} differ: {told}.")
         Path(path).mkdir(parents=True, exist_ok=True)
-        weights.save(self, Path(path) / "model.safetensors", rename=self.hugging_face.table(self))
+        weights.save(self, Path(path) / "model.safetensors", rename=family.table(self))
         (Path(path) / "config.json").write_text(text, encoding="utf-8")
 
     @classmethod
     def _blank(cls: type[M], config: Mapping[str, Any]) -> M:
         """The model of these settings, without numbers; they are not drawn, as all are replaced."""
-        options = cls.hugging_face.arguments(config)
-        graph, state = nnx.split(nnx.eval_shape(lambda: cls(**options, rngs=nnx.Rngs(0))))  # type: ignore[call-arg]
+        make = cls._maker(config)
+        graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
         return nnx.merge(graph, jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), state))
+
+    @classmethod
+    def _maker(cls: type[M], config: Mapping[str, Any]) -> Callable[[nnx.Rngs], M]:
+        """What makes the model of these settings."""
+        kind = cls if hasattr(cls, "hugging_face") else family_of(config, cls)
+        options = kind.hugging_face.arguments(config)
+        return lambda rngs: kind(**options, rngs=rngs)  # type: ignore[call-arg]
+
+    def _family(self) -> Family:
+        if not hasattr(self, "hugging_face"):
+            raise ValueError(
+                f"model must be of a family that transformers knows. Got a {type(self).__name__} that was made here. "
+                "Make it of a subclass with a jattn.models.Family as its hugging_face, or keep it with "
+                "jattn.weights.save."
+            )
+        return self.hugging_face
 
     def _check_heads(self) -> None:
         """Hugging Face's settings have one number of heads for all layers, and equal groups."""
@@ -270,11 +298,23 @@ class PretrainedModel(nnx.Module):
                 f"other. Got unequal ones. {remedy}"
             )
         m, h, d = attentions[0].query.kernel.shape
-        if not self.hugging_face.any_head_features and h * d != m:
+        if not self._family().any_head_features and h * d != m:
             raise ValueError(
                 f"model must have heads that together are as wide as the model, {m}, as transformers' settings say "
                 f"nothing else. Got {h * d}. {remedy}"
             )
+
+
+def family_of(config: Mapping[str, Any], kind: type[M] = PretrainedModel) -> type[M]:  # type: ignore[assignment]
+    """The class for a configuration, which must be of a kind."""
+    given = config.get("model_type")
+    known = {name: cls for name, cls in FAMILIES.items() if issubclass(cls, kind)}
+    if given not in known:
+        raise ValueError(
+            f"config must be of a model with a model_type among {', '.join(sorted(known))}. Got {given!r}. For another "
+            "one write a subclass of jattn.models.TextDecoder or TextEncoder with a jattn.models.Family."
+        )
+    return known[given]
 
 
 def _as_json(config: Mapping[str, Any]) -> str:

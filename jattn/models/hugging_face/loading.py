@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from jattn.models.hugging_face.bert import TextEncoder
+from jattn.models.hugging_face.bert import Bert
 from jattn.models.hugging_face.bloom import Bloom
 from jattn.models.hugging_face.clip import CLIP
 from jattn.models.hugging_face.clip_towers import CLIPText, CLIPVision
-from jattn.models.hugging_face.family import PretrainedModel, read_json
+from jattn.models.hugging_face.distilbert import DistilBert
+from jattn.models.hugging_face.electra import Electra
+from jattn.models.hugging_face.encoder_heads import EncoderFamily, EncoderWithHead
+from jattn.models.hugging_face.family import FAMILIES, PretrainedModel, family_of, read_json
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
 from jattn.models.hugging_face.gpt2 import GPT2
 from jattn.models.hugging_face.gpt_neox import GPTNeoX
@@ -16,20 +19,28 @@ from jattn.models.hugging_face.granite import Granite
 from jattn.models.hugging_face.llama import Llama
 from jattn.models.hugging_face.mistral import Mistral
 from jattn.models.hugging_face.mixtral import Mixtral
+from jattn.models.hugging_face.modernbert import ModernBert
+from jattn.models.hugging_face.mpnet import MPNet
 from jattn.models.hugging_face.olmo2 import OLMo2
 from jattn.models.hugging_face.opt import OPT
 from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
+from jattn.models.hugging_face.roberta import Camembert, Roberta, XLMRoberta
 from jattn.models.hugging_face.vit import DeiT, ViT
+from jattn.weights import files
 
-__all__ = ["FAMILIES", "load"]
+__all__ = ["load"]
 
 _CLASSES: tuple[type[PretrainedModel], ...] = (
+    Bert,
     Bloom,
     CLIP,
     CLIPText,
     CLIPVision,
     DeiT,
+    Camembert,
+    DistilBert,
+    Electra,
     GPT2,
     GPTNeoX,
     Gemma,
@@ -38,22 +49,26 @@ _CLASSES: tuple[type[PretrainedModel], ...] = (
     GptOss,
     Granite,
     Llama,
+    MPNet,
     Mistral,
     Mixtral,
+    ModernBert,
     OLMo2,
     OPT,
     Phi3,
     Qwen2,
     Qwen3,
-    TextEncoder,
     ViT,
+    Roberta,
+    XLMRoberta,
 )
-# By the ``model_type`` of a configuration.
-FAMILIES = {name: cls for cls in _CLASSES for name in cls.hugging_face.implemented["model_type"]}
+FAMILIES.update({name: cls for cls in _CLASSES for name in cls.hugging_face.implemented["model_type"]})
 
 
 def load(path: str | Path, *, param_dtype: Any = None) -> PretrainedModel:
     """The model of a Hugging Face folder, of the class that its ``config.json`` asks for.
+
+    A text encoder with the head of a task is an `EncoderWithHead`.
 
     Args:
         path: the folder, with ``config.json``, and ``model.safetensors`` or its shards.
@@ -65,10 +80,18 @@ def load(path: str | Path, *, param_dtype: Any = None) -> PretrainedModel:
     Raises:
         ValueError: if the family is not one of those here, and as ``from_folder`` does.
     """
-    kind = read_json(Path(path), "config.json").get("model_type")
-    if kind not in FAMILIES:
+    config = read_json(Path(path), "config.json")
+    cls: type[PretrainedModel] = family_of(config)
+    family = cls.hugging_face
+    if not isinstance(family, EncoderFamily):
+        return cls.from_folder(path, param_dtype=param_dtype)
+    if family.head_of(config) is not None:
+        return EncoderWithHead.from_folder(path, param_dtype=param_dtype)
+    state_dict = files.load(path)
+    if heads := family.of_heads(state_dict):
         raise ValueError(
-            f"{path} must be a model with a model_type among {', '.join(sorted(FAMILIES))}. Got {kind!r}. For another "
-            "one write a subclass of jattn.models.TextDecoder with a jattn.models.Family."
+            "config must have architectures that say what the weights beside the encoder's are for. Got "
+            f"{config.get('architectures')}, and {', '.join(heads[:3])}. jattn.models.TextEncoder.from_folder gives "
+            "the encoder without a head."
         )
-    return FAMILIES[kind].from_folder(path, param_dtype=param_dtype)
+    return cls.from_hugging_face(config, state_dict, param_dtype=param_dtype)

@@ -7,7 +7,7 @@ once for each of a few lengths.
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,24 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jattn._engine import checks
-from jattn.models.hugging_face.bert import TextEncoder
-from jattn.models.hugging_face.family import read_json
+from jattn.models.hugging_face.encoder import TextEncoder
+from jattn.models.hugging_face.family import count_setting, read_json
+from jattn.nn import Linear
+from jattn.weights import files, load_state_dict
 
-__all__ = ["TOKENS_PER_BATCH", "Batch", "SentenceEncoder", "bucket", "plan_batches", "pool"]
+__all__ = ["TOKENS_PER_BATCH", "Batch", "Projection", "SentenceEncoder", "bucket", "plan_batches", "pool"]
 
-POOLINGS = ("mean", "cls", "max")
+Pooling = Literal["mean", "cls", "max", "mean_sqrt_len", "weightedmean", "lasttoken"]
+POOLINGS = get_args(Pooling)
+# Of a `Projection`, by the names of PyTorch's classes in small letters.
+PROJECTION_ACTIVATIONS: dict[str | None, Any] = {
+    None: lambda x: x,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+}
 # More in one batch gains nothing on a CPU, and one batch too large is padding.
 TOKENS_PER_BATCH = 512
 
@@ -29,14 +41,16 @@ TOKENS_PER_BATCH = 512
 def pool(
     hidden: Float[Array, "b t m"],
     valid_lens: Int[Array, "b"],
-    mode: Literal["mean", "cls", "max"] = "mean",
+    mode: Pooling = "mean",
 ) -> Float[Array, "b m"]:
     """One vector for each sequence from those of its real tokens.
 
     Args:
         hidden: ``b t m``.
         valid_lens: how many tokens of each sequence are real, at least 1.
-        mode: their mean, their maximum in each feature, or the first of them (BERT's ``[CLS]``).
+        mode: ``"mean"``, their mean; ``"max"``, their maximum in each feature; ``"cls"``, the first of them (BERT's
+            ``[CLS]``); ``"lasttoken"``, the last of them; ``"mean_sqrt_len"``, their sum over the square root of their
+            number; ``"weightedmean"``, their mean with the weights 1, 2, 3, ...
 
     Example:
 
@@ -53,21 +67,59 @@ def pool(
         raise ValueError(f"valid_lens must lie between 1 and {t}, all tokens. Got {valid_lens}.")
     if mode == "cls":
         return hidden[:, 0]
+    if mode == "lasttoken":
+        return hidden[jnp.arange(hidden.shape[0]), valid_lens - 1]
     real = (jnp.arange(t) < valid_lens[:, None])[..., None]
     if mode == "max":
         return jnp.where(real, hidden, -jnp.inf).max(axis=1)
-    return jnp.where(real, hidden, 0).sum(axis=1) / valid_lens[:, None].astype(hidden.dtype)
+    n = valid_lens[:, None].astype(hidden.dtype)
+    if mode == "weightedmean":
+        share = jnp.arange(1, t + 1, dtype=hidden.dtype)[:, None] / (n * (n + 1) / 2)[:, None]
+        return (jnp.where(real, hidden, 0) * jnp.where(real, share, 0)).sum(axis=1)
+    return jnp.where(real, hidden, 0).sum(axis=1) / (n if mode == "mean" else jnp.sqrt(n))
+
+
+class Projection(nnx.Module):
+    """A layer on pooled vectors: sentence-transformers' ``Dense``.
+
+    Args:
+        in_features, out_features: from which width to which.
+        use_bias: whether the layer has a bias.
+        activation: what follows it: ``"tanh"``, ``"relu"``, ``"gelu"``, ``"silu"``, ``"sigmoid"``; nothing if None.
+        dtype, param_dtype: as in ``flax.nnx.Linear``.
+        rngs: for the initial parameters.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        activation: str | None = "tanh",
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        checks.one_of("activation", activation, tuple(PROJECTION_ACTIVATIONS))
+        types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.linear = Linear(in_features, out_features, use_bias=use_bias, **types)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "... m"]) -> Float[Array, "... n"]:
+        return PROJECTION_ACTIVATIONS[self.activation](self.linear(x))
 
 
 class SentenceEncoder:
-    """Sentences to vectors: tokenize, encode, pool, and normalize if asked for.
+    """Sentences to vectors: tokenize, encode, pool, and project and normalize if asked for.
 
     Args:
-        encoder: in eval mode.
+        encoder: a `TextEncoder` of any family, in eval mode.
         tokenizer: of the ``tokenizers`` package; its truncation and padding are set anew.
         max_length: longer texts are cut to so many tokens, those that the tokenizer adds included; the encoder's
             by default.
-        pooling: ``"mean"``, ``"cls"`` or ``"max"``, see `pool`.
+        pooling: ``"mean"`` or another mode of `pool`.
+        projections: layers on the pooled vectors, one after the other.
         normalize: whether the vectors have the Euclidean length 1.
 
     Source: Reimers and Gurevych, Sentence-BERT, 2019.
@@ -79,7 +131,8 @@ class SentenceEncoder:
         tokenizer: Any,
         *,
         max_length: int | None = None,
-        pooling: Literal["mean", "cls", "max"] = "mean",
+        pooling: Pooling = "mean",
+        projections: Sequence[Projection] = (),
         normalize: bool = True,
     ) -> None:
         checks.one_of("pooling", pooling, POOLINGS)
@@ -100,11 +153,12 @@ class SentenceEncoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.pooling = pooling
+        self.projections = nnx.List(projections)
         self.normalize = normalize
 
     @classmethod
     def from_folder(cls, path: str | Path, *, param_dtype: Any = None) -> "SentenceEncoder":
-        """What a folder of sentence-transformers describes: a BERT model, ``tokenizer.json``, ``modules.json``.
+        """What a folder of sentence-transformers describes: an encoder, ``tokenizer.json``, ``modules.json``.
 
         Args:
             path: the folder.
@@ -119,17 +173,19 @@ class SentenceEncoder:
         folder = Path(path)
         parts = read_json(folder, "modules.json", list)
         try:
-            modules = {part["type"].split(".")[-1]: folder / part["path"] for part in parts}
+            modules = [(part["type"].split(".")[-1], folder / part["path"]) for part in parts]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{folder / 'modules.json'} must have a type and a path for each part. Got {parts}."
             ) from error
-        if list(modules) not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        kinds = [kind for kind, _ in modules]
+        middle = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
+        if kinds[:2] != ["Transformer", "Pooling"] or set(middle) - {"Dense"}:
             raise ValueError(
-                "modules.json must hold Transformer, Pooling and perhaps Normalize: nothing else is implemented. "
-                f"Got {', '.join(modules)}."
+                "modules.json must hold Transformer, Pooling, and perhaps Dense and Normalize, in this order: nothing "
+                f"else is implemented. Got {', '.join(kinds)}."
             )
-        transformer = modules["Transformer"]
+        transformer = modules[0][1]
         encoder = TextEncoder.from_folder(transformer, param_dtype=param_dtype)
         read_json(transformer, "tokenizer.json")  # the package's own error doesn't name the file
         try:
@@ -142,8 +198,9 @@ class SentenceEncoder:
             encoder,
             tokenizer,
             max_length=_max_length(folder, transformer, encoder),
-            pooling=_pooling(modules["Pooling"]),
-            normalize="Normalize" in modules,
+            pooling=_pooling(modules[1][1]),
+            projections=[_projection(path, param_dtype) for kind, path in modules if kind == "Dense"],
+            normalize="Normalize" in kinds,
         )
 
     def embed(self, sentences: Sequence[str]) -> Float[Array, "n m"]:
@@ -162,7 +219,7 @@ class SentenceEncoder:
             ValueError: if sentences is one string, or something in it is not a string.
         """
         ids = self._tokenize(sentences)
-        graph, parameters = nnx.split(self.encoder)
+        graph, parameters = nnx.split((self.encoder, self.projections))
         batches = list(plan_batches(np.array([len(row) for row in ids], int), self.max_length))
         embedded = []
         for batch in batches:  # none is waited for: the next is filled while the last one runs
@@ -170,11 +227,15 @@ class SentenceEncoder:
             for i, row in enumerate(batch.indices):
                 tokens[i, : len(ids[row])], valid_lens[i] = ids[row], len(ids[row])
             embedded.append(_embed(graph, parameters, tokens, valid_lens, self.pooling, self.normalize))
-        dtype = jax.tree.leaves(parameters)[0].dtype
-        vectors = np.zeros((len(ids), self.encoder.words.features), dtype)
+        vectors = np.zeros((len(ids), self._width()), jax.tree.leaves(parameters)[0].dtype)
         for batch, rows in zip(batches, embedded, strict=True):
             vectors[batch.indices] = np.asarray(rows)[: len(batch.indices)]
         return jnp.asarray(vectors)
+
+    def _width(self) -> int:
+        if self.projections:
+            return self.projections[-1].linear.out_features
+        return self.encoder.blocks[-1].feed_forward.linear2.out_features
 
     def _tokenize(self, sentences: Any) -> list[list[int]]:
         if isinstance(sentences, str):
@@ -234,7 +295,10 @@ def bucket(n: int) -> int:
 def _embed(
     graph: Any, parameters: Any, tokens: Int[Array, "b t"], valid_lens: Int[Array, "b"], pooling: Any, normalize: bool
 ) -> Float[Array, "b m"]:
-    vectors = pool(nnx.merge(graph, parameters)(tokens, valid_lens), valid_lens, pooling)
+    encoder, projections = nnx.merge(graph, parameters)
+    vectors = pool(encoder(tokens, valid_lens), valid_lens, pooling)
+    for project in projections:
+        vectors = project(vectors)
     if not normalize:
         return vectors
     norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -259,6 +323,28 @@ def _pooling(folder: Path) -> Any:
             f"implemented. Got {' and '.join(modes) or 'none'}."
         )
     return names[0]
+
+
+def _projection(folder: Path, param_dtype: Any) -> Projection:
+    """A ``Dense``."""
+    config = read_json(folder, "config.json")
+    name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).split(".")[-1].lower()
+    activation = None if name == "identity" else name
+    place = f"in {folder / 'config.json'}"
+    checks.one_of(f"activation_function {place}", activation, tuple(PROJECTION_ACTIVATIONS))
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key, "sentence_embedding") not in ("sentence_embedding", None):
+            raise ValueError(f"{key} must be 'sentence_embedding' {place}. Got {config[key]!r}.")
+    if config.get("use_residual"):
+        raise ValueError(f"use_residual must be false {place}: nothing else is implemented. Got true.")
+    sizes = [count_setting(config, name) for name in ("in_features", "out_features")]
+    made = Projection(*sizes, use_bias=config.get("bias", True), activation=activation, rngs=nnx.Rngs(0))
+    older = folder / "pytorch_model.bin"
+    load_state_dict(made, files.load(older if older.is_file() else folder))
+    if param_dtype is not None:
+        graph, state = nnx.split(made)
+        made = nnx.merge(graph, jax.tree.map(lambda x: x.astype(param_dtype), state))
+    return made
 
 
 def _max_length(folder: Path, transformer: Path, encoder: TextEncoder) -> int:

@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 
 from jattn import models
-from jattn.models.hugging_face.loading import FAMILIES
+from jattn.models.hugging_face.family import FAMILIES
 from jattn.parity.widen import float64_throughout
 from jattn.weights import files
 from parity_tests.models.hugging_face.decoders import assert_continues_alike

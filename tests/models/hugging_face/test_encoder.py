@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jattn.models import SentenceEncoder, TextEncoder, pool
+from jattn.models import Bert, SentenceEncoder, TextEncoder, pool
 from jattn.models.hugging_face.bert import BERT_FAMILY
 from jattn.models.hugging_face.sentences import TOKENS_PER_BATCH, bucket, plan_batches
 from jattn.weights import files
@@ -55,17 +55,17 @@ def words() -> Any:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> TextEncoder:
+def encoder() -> Bert:
     return model()
 
 
-def model(**options: Any) -> TextEncoder:
-    encoder = TextEncoder(**{**BERT_FAMILY.arguments(CONFIG), **options}, rngs=nnx.Rngs(0))
+def model(**options: Any) -> Bert:
+    encoder = Bert(**{**BERT_FAMILY.arguments(CONFIG), **options}, rngs=nnx.Rngs(0))
     encoder.eval()
     return encoder
 
 
-def hugging_face_names(encoder: TextEncoder) -> dict[str, np.ndarray]:
+def hugging_face_names(encoder: Bert) -> dict[str, np.ndarray]:
     """The file that Hugging Face would have written, spelt out by hand."""
     p = {
         "embeddings.word_embeddings.weight": encoder.words.embedding,
@@ -96,7 +96,7 @@ def hugging_face_names(encoder: TextEncoder) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, encoder: TextEncoder) -> Path:
+def folder(tmp_path: Path, encoder: Bert) -> Path:
     beside = {"pooler.dense.bias": np.ones(12, np.float32), "embeddings.position_ids": np.arange(20)[None]}
     files.save(tmp_path / "model.safetensors", {**hugging_face_names(encoder), **beside})
     words().save(str(tmp_path / "tokenizer.json"))
@@ -117,7 +117,7 @@ def write(folder: Path, name: str, content: Any) -> None:
 
 
 @pytest.mark.whole
-def test_padding_has_no_influence(encoder: TextEncoder) -> None:
+def test_padding_has_no_influence(encoder: Bert) -> None:
     tokens = jnp.array([[1, 4, 5, 2, 0, 0], [1, 4, 5, 2, 6, 7]])
     hidden, weights = encoder(tokens, jnp.array([4, 4]), return_weights=True)
     np.testing.assert_array_equal(hidden[0, :4], hidden[1, :4])
@@ -154,7 +154,7 @@ def test_dropout_needs_rng_and_changes_the_output() -> None:
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_errors_of_the_encoder(encoder: TextEncoder, arguments: dict[str, Any], message: str) -> None:
+def test_errors_of_the_encoder(encoder: Bert, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         encoder(**{name: jnp.array(x) for name, x in arguments.items()})
 
@@ -169,6 +169,11 @@ def test_pool() -> None:
     np.testing.assert_array_equal(pool(hidden, valid_lens), [[2, 3], [-2, 2]])
     np.testing.assert_array_equal(pool(hidden, valid_lens, "max"), [[3, 5], [-1, 6]])
     np.testing.assert_array_equal(pool(hidden, valid_lens, "cls"), [[1, 5], [-1, 0]])
+    np.testing.assert_array_equal(pool(hidden, valid_lens, "lasttoken"), [[3, 1], [-3, 6]])
+    expected = np.array([[4, 6], [-6, 6]]) / np.sqrt([[2], [3]])
+    np.testing.assert_allclose(pool(hidden, valid_lens, "mean_sqrt_len"), expected, rtol=1e-6)
+    expected = [[(1 + 2 * 3) / 3, (5 + 2) / 3], [(-1 - 4 - 9) / 6, 18 / 6]]
+    np.testing.assert_allclose(pool(hidden, valid_lens, "weightedmean"), expected, rtol=1e-6)
     np.testing.assert_array_equal(jax.jit(lambda x: pool(x, valid_lens))(hidden), [[2, 3], [-2, 2]])
 
 
@@ -176,7 +181,10 @@ def test_pool() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(mode="sum"), "mode must be one of 'mean', 'cls', 'max'. Got 'sum'."),
+        (
+            dict(mode="sum"),
+            "mode must be one of 'mean', 'cls', 'max', 'mean_sqrt_len', 'weightedmean', 'lasttoken'. Got",
+        ),
         (dict(valid_lens=jnp.array([2])), "valid_lens must have shape (2,). Got (1,)."),
         (dict(valid_lens=jnp.array([0, 3])), "valid_lens must lie between 1 and 3, all tokens. Got [0 3]."),
         (dict(valid_lens=jnp.array([4, 3])), "valid_lens must lie between 1 and 3, all tokens. Got [4 3]."),
@@ -223,21 +231,21 @@ def test_embeddings_are_the_definition_in_the_order_given() -> None:
         np.testing.assert_allclose(embedded[i], mean / np.linalg.norm(mean), atol=1e-5)
 
 
-def test_no_sentences_and_empty_ones(encoder: TextEncoder) -> None:
+def test_no_sentences_and_empty_ones(encoder: Bert) -> None:
     embed = SentenceEncoder(encoder, words(), normalize=False).embed
     assert embed([]).shape == (0, 12)
     np.testing.assert_allclose(embed([""])[0], encoder(jnp.array([[1, 2]]))[0].mean(0), atol=1e-6)
     np.testing.assert_array_equal(embed(("", " \n"))[0], embed(["", ""])[1])
 
 
-def test_a_sentence_without_any_token(encoder: TextEncoder) -> None:
+def test_a_sentence_without_any_token(encoder: Bert) -> None:
     tokenizer = words()
     tokenizer.post_processor = tokenizers.processors.Sequence([])
     embedded = SentenceEncoder(encoder, tokenizer).embed(["a", "", "b"])
     np.testing.assert_allclose(np.linalg.norm(embedded, axis=-1), [1, 0, 1], atol=1e-6)
 
 
-def test_long_texts_are_cut(encoder: TextEncoder) -> None:
+def test_long_texts_are_cut(encoder: Bert) -> None:
     embed = SentenceEncoder(encoder, words(), max_length=5).embed
     np.testing.assert_array_equal(embed(["a b c"]), embed(["a b c d d d d d d d d d d d d d d d d d d d d d"]))
 
@@ -263,7 +271,7 @@ def test_present_parameters_are_used() -> None:
         (["a", "b\ud800"], "sentences must be Unicode text. Got a lone surrogate at index 1."),
     ],
 )
-def test_errors_of_sentences(encoder: TextEncoder, sentences: Any, message: str) -> None:
+def test_errors_of_sentences(encoder: Bert, sentences: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         SentenceEncoder(encoder, words()).embed(sentences)
 
@@ -274,10 +282,10 @@ def test_errors_of_sentences(encoder: TextEncoder, sentences: Any, message: str)
     [
         (dict(max_length=21), "max_length must lie between 2 and the encoder's 20. Got 21."),
         (dict(max_length=1), "max_length must lie between 2 and the encoder's 20. Got 1."),
-        (dict(pooling="lasttoken"), "pooling must be one of 'mean', 'cls', 'max'. Got 'lasttoken'."),
+        (dict(pooling="sum"), "pooling must be one of 'mean', 'cls', 'max', 'mean_sqrt_len', 'weightedmean', 'last"),
     ],
 )
-def test_errors_of_the_sentence_encoder(encoder: TextEncoder, options: dict[str, Any], message: str) -> None:
+def test_errors_of_the_sentence_encoder(encoder: Bert, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         SentenceEncoder(encoder, words(), **options)
 
@@ -291,14 +299,14 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
 # Folders.
 
 
-def test_folder(folder: Path, encoder: TextEncoder) -> None:
+def test_folder(folder: Path, encoder: Bert) -> None:
     loaded = SentenceEncoder.from_folder(folder)
     assert (loaded.pooling, loaded.normalize, loaded.max_length) == ("mean", True, 9)
     expected = SentenceEncoder(encoder, words(), max_length=9).embed(["a b", "c " * 30])
     np.testing.assert_array_equal(loaded.embed(["a b", "c " * 30]), expected)
 
 
-def test_old_names_and_heads(folder: Path, encoder: TextEncoder) -> None:
+def test_old_names_and_heads(folder: Path, encoder: Bert) -> None:
     """As in the file of bert-base-uncased."""
     entries = {
         "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): x
@@ -318,16 +326,12 @@ def test_other_dtypes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
+        ("config.json", {**CONFIG, "model_type": "gpt2"}, "model_type among bert"),
+        ("config.json", {**CONFIG, "architectures": ["BertLMHeadModel"]}, "Got ['BertLMHeadModel']."),
+        ("config.json", {**CONFIG, "hidden_act": "mish"}, "config's hidden_act must be one of 'gelu'"),
         *[
             ("config.json", {**CONFIG, name: value}, f"{name} must be {must}. Got {value!r}.")
             for name, value, must in [
-                ("model_type", "roberta", "'bert'"),
-                (
-                    "architectures",
-                    ["BertForSequenceClassification"],
-                    "None or ['BertModel'] or ['BertForMaskedLM'] or ['BertForPreTraining']",
-                ),
-                ("hidden_act", "gelu_new", "'gelu' or 'relu'"),
                 ("position_embedding_type", "relative_key", "'absolute'"),
                 ("is_decoder", True, "False"),
                 ("add_cross_attention", True, "False"),
@@ -350,17 +354,18 @@ def test_other_dtypes(folder: Path) -> None:
         (
             "modules.json",
             [*MODULES, {"path": "3_Dense", "type": "x.Dense"}],
-            "Got Transformer, Pooling, Normalize, Dense",
+            "in this order: nothing else is implemented. Got Transformer, Pooling, Normalize, Dense.",
         ),
         (
             "1_Pooling/config.json",
             {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
-            "must be one of mean, cls, max: nothing else is implemented. Got mean_tokens and cls_token.",
+            "must be one of mean, cls, max, mean_sqrt_len, weightedmean, lasttoken: nothing else is implemented. Got "
+            "mean_tokens and cls_token.",
         ),
         ("modules.json", [1], "modules.json must have a type and a path for each part. Got [1]."),
         ("modules.json", [{"type": "x.Transformer"}], "modules.json must have a type and a path for each part."),
         ("tokenizer.json", {}, "tokenizer.json must be one of the tokenizers package. Model missing."),
-        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "Got weightedmean."),
+        ("1_Pooling/config.json", {"pooling_mode": "sum"}, "Got sum."),
         ("1_Pooling/config.json", {}, "Got none."),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case must be false"),
         (
@@ -381,4 +386,49 @@ def test_what_is_refused(folder: Path, file: str, content: Any, message: str) ->
 def test_files_that_are_missing_or_damaged(folder: Path, file: str, damage: Callable[[Path], Any]) -> None:
     damage(folder / file)
     with pytest.raises(ValueError, match=rf"must be a model's folder with a readable {Path(file).name}\. Got .+"):
+        SentenceEncoder.from_folder(folder)
+
+
+DENSE = {"in_features": 12, "out_features": 5, "activation_function": "torch.nn.modules.activation.ReLU"}
+
+
+def with_dense(folder: Path, **changed: Any) -> None:
+    path = folder / "2_Dense"
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    weights = {"linear.weight": rng.normal(size=(5, 12)), "linear.bias": rng.normal(size=5)}
+    files.save(path / "model.safetensors", {name: x.astype(np.float32) for name, x in weights.items()})
+    write(path, "config.json", {**DENSE, **changed})
+    write(folder, "modules.json", [*MODULES[:2], {"path": "2_Dense", "type": "x.Dense"}])
+
+
+def test_a_layer_on_the_vectors(folder: Path, encoder: Bert) -> None:
+    with_dense(folder)
+    loaded = SentenceEncoder.from_folder(folder)
+    projection = loaded.projections[0]
+    pooled = SentenceEncoder(encoder, words(), max_length=9, normalize=False).embed(["a b", "c"])
+    expected = np.maximum(pooled @ projection.linear.kernel[...] + projection.linear.bias[...], 0)
+    assert expected.shape == (2, 5)
+    assert (expected > 0).any()
+    np.testing.assert_allclose(loaded.embed(["a b", "c"]), expected, rtol=1e-5, atol=1e-6)
+    assert SentenceEncoder.from_folder(folder, param_dtype=jnp.bfloat16).embed(["a"]).dtype == jnp.bfloat16
+    with_none = SentenceEncoder.from_folder(folder).embed([])
+    assert with_none.shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"use_residual": True}, "use_residual must be false in"),
+        (
+            {"activation_function": "torch.nn.modules.activation.Mish"},
+            "2_Dense/config.json must be one of None, 'tanh'",
+        ),
+        ({"module_input_name": "token_embeddings"}, "module_input_name must be 'sentence_embedding' in"),
+        ({"out_features": 4}, "misshapen"),
+    ],
+)
+def test_layers_on_the_vectors_that_are_refused(folder: Path, changed: dict[str, Any], message: str) -> None:
+    with_dense(folder, **changed)
+    with pytest.raises(ValueError, match=re.escape(message)):
         SentenceEncoder.from_folder(folder)

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from jattn import masks, models
-from jattn.models.hugging_face.loading import FAMILIES
+from jattn.models.hugging_face.family import FAMILIES
 from jattn.nn import Norm, Rotary
 
 V = 23
@@ -111,6 +111,7 @@ def test_an_unknown_setting_is_refused() -> None:
 def test_every_family_refuses_what_it_does_not_know(kind: str) -> None:
     given = {
         **{name: 16 for name in ("vocab_size", "hidden_size", "n_embd", "n_positions", "ffn_dim", "intermediate_size")},
+        **{"dim": 16, "hidden_dim": 16, "n_heads": 2, "n_layers": 2},
         "head_dim": 8,
         **{name: 2 for name in ("num_hidden_layers", "num_attention_heads", "n_layer", "n_head", "type_vocab_size")},
         "max_position_embeddings": 8,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch_ref.nn import LearnedPositions, TransformerBlock
 
 
-class TextEncoder(nn.Module):
+class Bert(nn.Module):
     """norm(words + token types + positions), then post-norm blocks."""
 
     def __init__(
