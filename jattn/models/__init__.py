@@ -2,9 +2,12 @@
 
 from jattn.models.decoding import Beams, Decoded, beam_search, greedy
 from jattn.models.generation import Continuation, greedy_continuation
+from jattn.models.hugging_face.audio import log_mel
+from jattn.models.hugging_face.bart import BART
 from jattn.models.hugging_face.bert import TextEncoder
 from jattn.models.hugging_face.bloom import Bloom
 from jattn.models.hugging_face.decoder import TextDecoder
+from jattn.models.hugging_face.encoder_decoder import EncoderDecoder, EncoderDecoderHidden, EncoderDecoderWeights
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
 from jattn.models.hugging_face.gpt2 import GPT2
@@ -18,14 +21,18 @@ from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
 from jattn.models.hugging_face.sentences import SentenceEncoder, pool
 from jattn.models.hugging_face.stack import WithHidden
+from jattn.models.hugging_face.t5 import T5
+from jattn.models.hugging_face.whisper import Whisper
 from jattn.models.tasks.classifier import DigitsClassifier
 from jattn.models.tasks.recall import RecallClassifier
 from jattn.models.tasks.regression import AttentionRegressor, TransformerRegressor
 from jattn.models.tasks.translation import DecoderState, Seq2Seq
 
 __all__ = [
+    "BART",
     "GPT2",
     "OPT",
+    "T5",
     "AttentionRegressor",
     "Beams",
     "Bloom",
@@ -33,6 +40,9 @@ __all__ = [
     "Decoded",
     "DecoderState",
     "DigitsClassifier",
+    "EncoderDecoder",
+    "EncoderDecoderHidden",
+    "EncoderDecoderWeights",
     "Family",
     "GPTNeoX",
     "Gemma",
@@ -50,10 +60,12 @@ __all__ = [
     "TextDecoder",
     "TextEncoder",
     "TransformerRegressor",
+    "Whisper",
     "WithHidden",
     "beam_search",
     "greedy",
     "greedy_continuation",
     "load",
+    "log_mel",
     "pool",
 ]

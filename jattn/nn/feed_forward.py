@@ -44,6 +44,7 @@ class FeedForward(nnx.Module):
         gated: whether there is a gate.
         use_bias: whether the layers have biases.
         dropout_rate: in training, in [0, 1).
+        hidden_dropout_rate: of the values between; dropout_rate by default.
         kernel_init, bias_init, dtype, param_dtype: as in ``flax.nnx.Linear``.
         rngs: for the initial parameters.
 
@@ -65,6 +66,7 @@ class FeedForward(nnx.Module):
         gated: bool = False,
         use_bias: bool = True,
         dropout_rate: float = 0.0,
+        hidden_dropout_rate: float | None = None,
         kernel_init: Initializer = default_kernel_init,
         bias_init: Initializer = default_bias_init,
         dtype: Any = None,
@@ -87,6 +89,7 @@ class FeedForward(nnx.Module):
         self.linear2 = Linear(hidden_features, features, **options)
         self.activation = activation
         self.dropout = Dropout(dropout_rate)
+        self.hidden_dropout = Dropout(dropout_rate if hidden_dropout_rate is None else hidden_dropout_rate)
 
     def __call__(self, x: Float[Array, "*b t m"], *, rng: PRNGKeyArray | None = None) -> Float[Array, "*b t m"]:
         """The network's output; ``rng`` a ``jax.random.key`` for dropout in training."""
@@ -96,4 +99,4 @@ class FeedForward(nnx.Module):
         activation = activation_function(self.activation)
         hidden = self.linear1(x)
         hidden = activation(hidden) if self.gate is None else activation(self.gate(x)) * hidden
-        return self.dropout(self.linear2(self.dropout(hidden, inner)), outer)
+        return self.dropout(self.linear2(self.hidden_dropout(hidden, inner)), outer)

@@ -48,6 +48,7 @@ class TransformerBlock(nnx.Module):
         dropout_rate: in training, in [0, 1), where ``norm`` says.
         residual_dropout_rate: of what f gives, before it is added: drop above, as in BERT and GPT-2.
         attention_dropout_rate: of the attention weights.
+        feedforward_dropout_rate: of what is between the feed-forward network's layers; where ``norm`` says by default.
         use_bias: whether the attention's projections have biases, or which of them do.
         causal: whether self-attention sees the past only.
         cross_attention: whether there is a second attention, to a memory of the same width. Its norm is ``norm2``,
@@ -82,6 +83,7 @@ class TransformerBlock(nnx.Module):
         dropout_rate: float = 0.0,
         residual_dropout_rate: float = 0.0,
         attention_dropout_rate: float = 0.0,
+        feedforward_dropout_rate: float | None = None,
         use_bias: bool | Collection[str] = True,
         causal: bool = False,
         cross_attention: bool = False,
@@ -141,6 +143,7 @@ class TransformerBlock(nnx.Module):
             gated=gated,
             use_bias=feedforward_bias,
             dropout_rate=0.0 if norm == "post" else dropout_rate,
+            hidden_dropout_rate=feedforward_dropout_rate,
             **inits,
             **types,
         )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from jattn.models.hugging_face.bart import BART
 from jattn.models.hugging_face.bert import TextEncoder
 from jattn.models.hugging_face.bloom import Bloom
 from jattn.models.hugging_face.family import PretrainedModel, read_json
@@ -15,10 +16,14 @@ from jattn.models.hugging_face.olmo2 import OLMo2
 from jattn.models.hugging_face.opt import OPT
 from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
+from jattn.models.hugging_face.t5 import T5
+from jattn.models.hugging_face.whisper import Whisper
 
 __all__ = ["FAMILIES", "load"]
 
 _CLASSES: tuple[type[PretrainedModel], ...] = (
+    BART,
+    T5,
     Bloom,
     GPT2,
     GPTNeoX,
@@ -33,6 +38,7 @@ _CLASSES: tuple[type[PretrainedModel], ...] = (
     Qwen2,
     Qwen3,
     TextEncoder,
+    Whisper,
 )
 # By the ``model_type`` of a configuration.
 FAMILIES = {name: cls for cls in _CLASSES for name in cls.hugging_face.implemented["model_type"]}
