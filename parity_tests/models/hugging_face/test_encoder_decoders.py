@@ -73,9 +73,9 @@ def assert_all_close(ours: Any, theirs: Any, real: np.ndarray, name: str) -> Non
 @pytest.mark.parametrize("side", ["right", "left", "whole"])
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_equal(name: str, side: str, tmp_path: Path) -> None:
-    theirs, given, real = asked(name, side)
     of_source = np.ones((B, S), bool) if name.startswith("Whisper") else mask_of(side, SOURCE_LENS, S).astype(bool)
     with float64_throughout(), jax.enable_x64(True):
+        theirs, given, real = asked(name, side)
         hf = randomised(made(name))
         hf.save_pretrained(tmp_path)
         out = hf(**theirs, output_hidden_states=True, output_attentions=True)
