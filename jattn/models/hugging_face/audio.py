@@ -20,7 +20,7 @@ QUIETEST, RANGE = 1e-10, 8.0  # the least power, and how many powers of ten belo
 
 
 def log_mel(
-    samples: Float[Array, "*b n"], *, mel_bins: int = 80, seconds: float | None = 30
+    samples: Float[Array, "*b n"], *, mel_bins: int = 80, seconds: int | float | None = 30
 ) -> Float[Array, "*b mel t"]:
     """Whisper's features: the logarithms of how loud a sound is in each of its mel bands, every 10 ms.
 

@@ -86,7 +86,7 @@ class Side(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        init = {"embedding_init": fixed_sinusoids} if fixed_positions else {}
+        init: dict[str, Any] = {"embedding_init": fixed_sinusoids} if fixed_positions else {}
         self.positions = (
             None
             if max_length is None
@@ -208,17 +208,19 @@ class EncoderDecoder(PretrainedModel):
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         looked_up: dict[str, Any] = dict(padding_idx=padding_idx, scale=embedding_scale, **types)
         self.embedding = Embed(vocab_size, features, **looked_up)
+        source: Embed | FrameEmbedding | None = None
         if mel_bins is not None:
-            self.source_embedding: Any = FrameEmbedding(mel_bins, features, **types)
-        else:
-            own = source_vocab_size is not None
-            self.source_embedding = Embed(source_vocab_size, features, **looked_up) if own else None
+            source = FrameEmbedding(mel_bins, features, **types)
+        elif source_vocab_size is not None:
+            source = Embed(source_vocab_size, features, **looked_up)
+        self.source_embedding = source
         self.encoder = Side(features, decodes=False, **encoder, **types)
         self.decoder = Side(features, decodes=True, **decoder, **types)
         self.output = None if tied else Linear(features, vocab_size, use_bias=False, **types)
         biased = checks.flag("logits_bias", logits_bias)
         self.logits_bias = nnx.Param(jnp.zeros(vocab_size, param_dtype)) if biased else None
         self.logits_scale = logits_scale
+        self.max_length = self.decoder.max_length
 
     def __call__(
         self,
