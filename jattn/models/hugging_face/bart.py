@@ -13,11 +13,11 @@ from jattn.weights import Table, convert, dropped, rename, tied, to_numpy
 
 __all__ = ["BART", "bart_layers", "bart_lines"]
 
-FIRST = 2  # rows of the table of positions that come before that of the first token
+ROWS_BEFORE = 2  # rows of the table of positions that come before that of the first token
 
 
-def bart_layers(config: Mapping[str, Any], side: str, **changed: Any) -> list[dict[str, Any]]:
-    """The blocks of a side, ``"encoder"`` or ``"decoder"``."""
+def bart_layers(config: Mapping[str, Any], side: str, *, dropout: float = 0.1, **changed: Any) -> list[dict[str, Any]]:
+    """The blocks of a side, ``"encoder"`` or ``"decoder"``; dropout where the settings don't say."""
     n = count_setting(config, f"{side}_layers")
     if side == "encoder" and optional_count_setting(config, "num_hidden_layers") not in (None, n):
         raise ValueError(
@@ -28,7 +28,7 @@ def bart_layers(config: Mapping[str, Any], side: str, **changed: Any) -> list[di
         feedforward_features=count_setting(config, f"{side}_ffn_dim"),
         norm_kind=Norm("layer", epsilon=1e-5),
         activation=activation_of(config, "activation_function", "gelu"),
-        residual_dropout_rate=real_setting(config, "dropout", "[0, 1)", 0.1),
+        residual_dropout_rate=real_setting(config, "dropout", "[0, 1)", dropout),
         attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
         feedforward_dropout_rate=real_setting(config, "activation_dropout", "[0, 1)", 0.0),
         **changed,
@@ -40,7 +40,7 @@ def _bart_options(config: Mapping[str, Any]) -> dict[str, Any]:
     features = count_setting(config, "d_model")
     side = dict(
         max_length=count_setting(config, "max_position_embeddings"),
-        first_position=FIRST,
+        first_position=ROWS_BEFORE,
         embedding_norm=Norm("layer", epsilon=1e-5),
         dropout_rate=real_setting(config, "dropout", "[0, 1)", 0.1),
     )
@@ -114,7 +114,7 @@ class BART(EncoderDecoder):
             # Settings of its first files, for other models.
             "add_bias_logits": (False,),
             "add_final_layer_norm": (False,),
-            "extra_pos_embeddings": (FIRST,),
+            "extra_pos_embeddings": (ROWS_BEFORE,),
             "normalize_before": (False,),
             "normalize_embedding": (True,),
             "static_position_embeddings": (False,),

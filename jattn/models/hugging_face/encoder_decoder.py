@@ -27,7 +27,7 @@ from jattn.nn.dropout import Dropout, split
 from jattn.nn.multi_head import KeysAndValues
 from jattn.nn.weights import outputs
 
-__all__ = ["EncoderDecoder", "EncoderDecoderHidden", "EncoderDecoderWeights", "Side"]
+__all__ = ["BlockStack", "EncoderDecoder", "EncoderDecoderHidden", "EncoderDecoderWeights"]
 
 
 class EncoderDecoderWeights(NamedTuple):
@@ -45,7 +45,7 @@ class EncoderDecoderHidden(NamedTuple):
     decoder: list[Array]  # b t m
 
 
-class Side(nnx.Module):
+class BlockStack(nnx.Module):
     """Vectors through blocks and a norm: the encoder or the decoder of an `EncoderDecoder`.
 
     Args:
@@ -157,7 +157,7 @@ class EncoderDecoder(PretrainedModel):
     Args:
         vocab_size: v, how many tokens there are.
         features: m, the width.
-        encoder, decoder: the arguments of either `Side`, by name.
+        encoder, decoder: the arguments of either `BlockStack`, by name.
         source_vocab_size: how many tokens the source has, where they have embeddings of their own; by default they have
             those of the target.
         mel_bins: of how many bands the source's features are, where it is sound and not text.
@@ -214,8 +214,8 @@ class EncoderDecoder(PretrainedModel):
         elif source_vocab_size is not None:
             source = Embed(source_vocab_size, features, **looked_up)
         self.source_embedding = source
-        self.encoder = Side(features, decodes=False, **encoder, **types)
-        self.decoder = Side(features, decodes=True, **decoder, **types)
+        self.encoder = BlockStack(features, decodes=False, **encoder, **types)
+        self.decoder = BlockStack(features, decodes=True, **decoder, **types)
         self.output = None if tied else Linear(features, vocab_size, use_bias=False, **types)
         biased = checks.flag("logits_bias", logits_bias)
         self.logits_bias = nnx.Param(jnp.zeros(vocab_size, param_dtype)) if biased else None

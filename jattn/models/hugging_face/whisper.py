@@ -21,13 +21,13 @@ def _whisper_options(config: Mapping[str, Any]) -> dict[str, Any]:
         features=count_setting(config, "d_model"),
         encoder={
             **side,
-            "layers": bart_layers({"dropout": 0.0, **config}, "encoder", **block),
+            "layers": bart_layers(config, "encoder", dropout=0.0, **block),
             "max_length": count_setting(config, "max_source_positions"),
             "fixed_positions": True,
         },
         decoder={
             **side,
-            "layers": bart_layers({"dropout": 0.0, **config}, "decoder", **block),
+            "layers": bart_layers(config, "decoder", dropout=0.0, **block),
             "max_length": count_setting(config, "max_target_positions"),
         },
         mel_bins=count_setting(config, "num_mel_bins"),
