@@ -264,6 +264,7 @@ class EncoderDecoder(PretrainedModel):
             (attention_mask, valid_lens, memory_mask),
             return_weights,
             rngs[1],
+            "target_",
         )
         weights = _weights_of(encoded.weights, decoded) if return_weights else None
         if return_hidden:
@@ -367,20 +368,32 @@ class EncoderDecoder(PretrainedModel):
         )
 
     def _decoded(
-        self, target: Any, memory: Any, of_target: Any, of_memory: Any, return_weights: bool, rng: Any
+        self,
+        target: Any,
+        memory: Any,
+        of_target: Any,
+        of_memory: Any,
+        return_weights: bool,
+        rng: Any,
+        prefix: str = "",
     ) -> tuple[Array, Ran]:
-        """The logits, and the run of the decoder."""
+        """The logits, and the run of the decoder; prefix is that of the names of the target's arguments."""
         target = checks.tokens("target", target, self.embedding.num_embeddings, "b t", 2)
         (attention_mask, lens, positions, mask), (memory_attention, memory_lens, memory_mask) = of_target, of_memory
         b, t = target.shape
+        if isinstance(memory, list) and len(memory) != len(self.decoder.blocks):
+            raise ValueError(
+                f"memory must be what project returned, keys and values for each of {len(self.decoder.blocks)} blocks. "
+                f"Got {len(memory)}."
+            )
         s = memory[0].keys.shape[-3] if isinstance(memory, list) else memory.shape[-2]
-        real = real_tokens(memory_attention, (b, s))
+        real = real_tokens(memory_attention, (b, s), "memory_attention_mask")
         ran = self.decoder(
             self.embedding(target),
             memory,
-            real=real_tokens(attention_mask, (b, t)),
-            valid_lens=checks.example_lengths("valid_lens", lens, (b,)),
-            positions=None if positions is None else checks.positions("positions", positions, (b,), t),
+            real=real_tokens(attention_mask, (b, t), f"{prefix}attention_mask"),
+            valid_lens=checks.example_lengths(f"{prefix}valid_lens", lens, (b,)),
+            positions=None if positions is None else checks.positions(f"{prefix}positions", positions, (b,), t),
             mask=mask,
             memory_valid_lens=checks.example_lengths("memory_valid_lens", memory_lens, (b,)),
             memory_mask=all_of(None if real is None else dense(real[:, None, None, :]), memory_mask),

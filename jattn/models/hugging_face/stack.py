@@ -86,18 +86,18 @@ def returned(output: Array, ran: Ran, *, return_weights: bool, return_hidden: bo
     return outputs(output, ran.weights, return_weights)
 
 
-def real_tokens(attention_mask: Any, shape: tuple[int, ...]) -> Bool[Array, "b t"] | None:
+def real_tokens(attention_mask: Any, shape: tuple[int, ...], name: str = "attention_mask") -> Bool[Array, "b t"] | None:
     """Which tokens are real, as booleans."""
     if attention_mask is None:
         return None
-    given = checks.array("attention_mask", attention_mask)
+    given = checks.array(name, attention_mask)
     if given.shape != shape or not (given.dtype == jnp.bool_ or jnp.issubdtype(given.dtype, jnp.integer)):
         raise ValueError(
-            f"attention_mask must have a 1 or a 0 for each token, integers or booleans of shape {shape}. Got "
+            f"{name} must have a 1 or a 0 for each token, integers or booleans of shape {shape}. Got "
             f"{given.dtype} of shape {given.shape}."
         )
     if checks.is_concrete(given) and not np.isin(np.asarray(given), (0, 1)).all():
-        raise ValueError("attention_mask must hold 1 for real tokens and 0 for padding. Got other numbers.")
+        raise ValueError(f"{name} must hold 1 for real tokens and 0 for padding. Got other numbers.")
     return given != 0
 
 

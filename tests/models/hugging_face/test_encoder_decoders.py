@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -148,10 +149,42 @@ def test_what_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"attention_mask must have a 1 or a 0 for each token") as raised:
         model(tokens, tokens, attention_mask=jnp.ones((1, 3), int))
     assert "(1, 4)" in str(raised.value)
+    with pytest.raises(ValueError, match="target_attention_mask must have a 1 or a 0 for each token"):
+        model(tokens, tokens, target_attention_mask=jnp.ones((1, 3), int))
+    memory = model.encode(tokens)
+    with pytest.raises(ValueError, match="memory_attention_mask must have a 1 or a 0 for each token"):
+        model.decode(tokens, memory, memory_attention_mask=jnp.ones((1, 3), int))
+    with pytest.raises(ValueError, match="memory must be what project returned, keys and values for each of 1 blocks"):
+        model.decode(tokens, 2 * model.project(memory))
     with pytest.raises(ValueError, match="source must be log-mel features b mel t, of 5 bands"):
         sound(jnp.ones((1, 12, 5)), tokens)
     with pytest.raises(ValueError, match="mel_bins must be None"):
         made("sound", source_vocab_size=3)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_dropout_within_the_network(norm: str) -> None:
+    block = {**BLOCK, "norm": norm, "feedforward_dropout_rate": 0.5}
+    side = {"layers": [block]}
+    model = models.EncoderDecoder(V, features=8, encoder=side, decoder=side, rngs=nnx.Rngs(0))
+    network, x = model.encoder.blocks[0].feed_forward, jnp.ones((40, 8))
+    model.train()
+    assert (network.dropout.rate, network.hidden_dropout.rate) == (0.0, 0.5)
+    first, second = (np.asarray(network(x, rng=jax.random.key(seed))) for seed in (0, 1))
+    assert (first != second).any(-1).mean() > 0.9
+    assert (first != 0).mean() > 0.9  # what comes out of the network is not dropped itself
+    model.eval()
+    np.testing.assert_array_equal(network(x)[0], network(x)[1])
+
+
+def test_decoding_is_exported() -> None:
+    """The decoder runs from bytes, without the model."""
+    model = made("relative")
+    source, target = jnp.arange(18).reshape(3, 6) % V, jnp.arange(12).reshape(3, 4) % V
+    memory, form = jax.tree.flatten(model.project(model.encode(source)))
+    exported = jax.export.export(jax.jit(lambda y, *memory: model.decode(y, form.unflatten(memory))))(target, *memory)
+    again = jax.export.deserialize(exported.serialize())
+    np.testing.assert_allclose(again.call(target, *memory), model(source, target), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["learned", "sound"])
