@@ -185,3 +185,19 @@ def test_log_mel(mel_bins: int, seconds: int) -> None:
     narrow = models.log_mel(jnp.asarray(sounds), mel_bins=mel_bins, seconds=seconds)
     assert narrow.dtype == np.float32
     assert np.abs(narrow - truth).max() <= 2 * np.abs(theirs() - truth).max() + 4 * np.finfo(np.float32).eps
+
+
+def test_bare_bart(tmp_path: Path) -> None:
+    """A folder of a ``BartModel`` is the whole model to `transformers` if it is asked for that, and so it is here."""
+    from transformers import BartForConditionalGeneration
+
+    with float64_throughout(), jax.enable_x64(True):
+        randomised(made("BART")).model.save_pretrained(tmp_path)
+        hf = BartForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float64).eval()
+        ours = models.load(tmp_path)
+        theirs, given, real = asked("BART", "right")
+        assert_close(ours(**given)[real], hf(**theirs).logits.detach().numpy()[real], "logits")
+        ours.save(tmp_path / "again")
+        again = BartForConditionalGeneration.from_pretrained(tmp_path / "again", dtype=torch.float64)
+        for parameter, x in hf.state_dict().items():
+            assert torch.equal(again.state_dict()[parameter], x), parameter
