@@ -73,6 +73,7 @@ class Whisper(EncoderDecoder):
             {
                 "alignment_heads",
                 "classifier_proj_size",
+                "forced_decoder_ids",
                 "init_std",
                 "lang_to_id",
                 "median_filter_width",
