@@ -12,13 +12,17 @@ from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
 from jattn.models.hugging_face.gpt2 import GPT2
 from jattn.models.hugging_face.gpt_neox import GPTNeoX
+from jattn.models.hugging_face.gpt_oss import GptOss
+from jattn.models.hugging_face.granite import Granite
 from jattn.models.hugging_face.llama import Llama
 from jattn.models.hugging_face.loading import load
 from jattn.models.hugging_face.mistral import Mistral
+from jattn.models.hugging_face.mixtral import Mixtral
 from jattn.models.hugging_face.olmo2 import OLMo2
 from jattn.models.hugging_face.opt import OPT
 from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
+from jattn.models.hugging_face.rotary import rotary_of
 from jattn.models.hugging_face.sentences import SentenceEncoder, pool
 from jattn.models.hugging_face.stack import WithHidden
 from jattn.models.hugging_face.t5 import T5
@@ -48,8 +52,11 @@ __all__ = [
     "Gemma",
     "Gemma2",
     "Gemma3",
+    "GptOss",
+    "Granite",
     "Llama",
     "Mistral",
+    "Mixtral",
     "OLMo2",
     "Phi3",
     "Qwen2",
@@ -68,4 +75,5 @@ __all__ = [
     "load",
     "log_mel",
     "pool",
+    "rotary_of",
 ]

@@ -1,7 +1,7 @@
-"""Greedy continuation of a text by a decoder, `GPT2` or `Llama`, or by that of an `EncoderDecoder`."""
+"""Greedy continuation of a text by a decoder, or by that of an `EncoderDecoder`."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jattn._engine import checks
 from jattn._engine.axes import Shape
 from jattn.masks import lengths
+from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
-from jattn.models.hugging_face.gpt2 import GPT2
-from jattn.models.hugging_face.llama import Llama
+from jattn.nn import DynamicNTKScaling, LongRoPEScaling
 
 __all__ = ["Continuation", "greedy_continuation"]
 
@@ -28,7 +28,7 @@ class Continuation(NamedTuple):
 
 
 def greedy_continuation(
-    model: GPT2 | Llama | EncoderDecoder,
+    model: TextDecoder | EncoderDecoder,
     prompt: Int[Array, "b t"],
     prompt_valid_lens: Int[Array, "b"] | None = None,
     *,
@@ -47,7 +47,7 @@ def greedy_continuation(
     examples have ended.
 
     Args:
-        model: in eval mode.
+        model: a `TextDecoder` or an `EncoderDecoder`, so any of their families, in eval mode.
         prompt: ``b t``, token numbers; of an `EncoderDecoder` the tokens that start the target.
         prompt_valid_lens: ``b``, how many tokens of each prompt are real, at least 1; what follows them is padding.
         max_new_tokens: n, the number of new tokens after which a continuation is cut off.
@@ -61,15 +61,16 @@ def greedy_continuation(
 
     Example:
 
+        >>> from jattn.models import GPT2
         >>> model = GPT2(50, max_length=16, features=12, num_heads=3, num_layers=2, rngs=nnx.Rngs(0))
         >>> model.eval()
         >>> found = greedy_continuation(model, jnp.ones((2, 5), int), jnp.array([5, 3]), max_new_tokens=4)
         >>> found.tokens.shape, found.lengths
         ((2, 4), Array([4, 4], dtype=int32))
     """
-    if not isinstance(model, GPT2 | Llama | EncoderDecoder):
-        raise ValueError(f"model must be a jattn.models.GPT2, Llama or EncoderDecoder. Got {type(model).__name__}.")
     encodes = isinstance(model, EncoderDecoder)
+    if not (encodes or isinstance(model, TextDecoder)):
+        raise ValueError(f"model must be a jattn.models.TextDecoder or an EncoderDecoder. Got {type(model).__name__}.")
     if encodes != (source is not None) or (source_attention_mask is not None and not encodes):
         raise ValueError(
             "source must be given to an EncoderDecoder, and to no other model. Got "
@@ -134,18 +135,25 @@ def _compiled_continuation(
 ) -> Continuation:
     """The search itself. As no token sees a later one, what stands after the last has no effect on it."""
     model, pad, ends = nnx.merge(graphdef, state), special[0], special[1:]
-    b, examples = len(prompt), jnp.arange(len(prompt))
-    logits = model
+    (b, t), examples = prompt.shape, jnp.arange(len(prompt))
+    logits: Callable[..., Array] = model
+    by_length = False
     if isinstance(model, EncoderDecoder):
         memory = model.project(model.encode(source, attention_mask=source_attention_mask))
         logits = functools.partial(model.decode, memory=memory, memory_attention_mask=source_attention_mask)
+    else:
+        by_length = any(_follows_length(block.attention.rotary) for block in model.blocks)
 
     def another(loop: _Loop) -> Array:
         return (loop.i < n) & ~jnp.all(loop.ended)
 
     def step(loop: _Loop) -> _Loop:
         last = prompt_lens + loop.i - 1
-        best = logits(loop.read)[examples, last].argmax(-1).astype(loop.read.dtype)
+        so_far: dict[str, Any] = {}
+        if by_length:
+            positions = jnp.minimum(jnp.arange(t + n), last[:, None])
+            so_far = {"positions": positions, "valid_lens": last + 1}
+        best = logits(loop.read, **so_far)[examples, last].argmax(-1).astype(loop.read.dtype)
         ended = loop.ended | jnp.isin(best, ends)
         return _Loop(
             loop.i + 1,
@@ -159,3 +167,8 @@ def _compiled_continuation(
     begin = _Loop(jnp.int32(0), read, jnp.full((b, n), pad), jnp.zeros(b, jnp.int32), jnp.zeros(b, bool))
     end = jax.lax.while_loop(another, step, begin)
     return Continuation(end.tokens, end.lengths)
+
+
+def _follows_length(rotary: Any) -> bool:
+    """Whether positions turn by other angles in a longer sequence, so that those to come must not be counted."""
+    return rotary is not None and isinstance(rotary.scaling, DynamicNTKScaling | LongRoPEScaling)

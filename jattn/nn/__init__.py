@@ -10,6 +10,7 @@ the call takes a ``jax.random.key`` as ``rng``.
 from jattn.nn import torch as torch  # not in __all__, as `import *` would hide PyTorch
 from jattn.nn.convolution import Conv
 from jattn.nn.embeddings import Embed
+from jattn.nn.experts import MixtureOfExperts, Routing
 from jattn.nn.feed_forward import FeedForward
 from jattn.nn.kernel_regression import NadarayaWatson
 from jattn.nn.layers import LayerNorm, Linear, LinearGeneral, RMSNorm
@@ -47,6 +48,7 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LongRoPEScaling",
+    "MixtureOfExperts",
     "MultiHeadAttention",
     "NadarayaWatson",
     "Norm",
@@ -54,6 +56,7 @@ __all__ = [
     "RMSNorm",
     "Rotary",
     "RotaryScaling",
+    "Routing",
     "SinusoidalPositions",
     "TransformerBlock",
     "WideMultiHeadSelfAttention",

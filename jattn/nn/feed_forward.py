@@ -12,9 +12,10 @@ from jattn._engine import checks
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.layers import Initializer, Linear, default_bias_init, default_kernel_init
 
-__all__ = ["Activation", "FeedForward", "activation_function"]
+__all__ = ["Activation", "FeedForward", "GateFn", "activation_function", "hidden_of", "is_gated"]
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"] | Callable[[Array], Array]
+GateFn = Callable[[Array, Array], Array]
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -31,6 +32,21 @@ def activation_function(activation: Activation) -> Callable[[Array], Array]:
     return _ACTIVATIONS[activation]
 
 
+def is_gated(activation: Activation, gated: bool | GateFn) -> bool:
+    """Whether there is a gate; ValueError if either argument says nothing that is known."""
+    activation_function(activation)
+    if callable(gated):
+        return True
+    return checks.flag("gated", gated)
+
+
+def hidden_of(x: Array, gate: Array | None, activation: Activation, gated: bool | GateFn) -> Array:
+    """What is between the two layers, of what the first one and the gate gave."""
+    if gate is None:
+        return activation_function(activation)(x)
+    return gated(gate, x) if callable(gated) else activation_function(activation)(gate) * x
+
+
 class FeedForward(nnx.Module):
     """The same two-layer network on each position: ``dropout(W_2 dropout(activation(W_1 x)))``.
 
@@ -41,7 +57,7 @@ class FeedForward(nnx.Module):
         features: m, the width of input and output.
         hidden_features: the width between.
         activation: ``"relu"``, ``"gelu"`` (exact), ``"gelu_tanh"``, its approximation, ``"silu"``, or a function.
-        gated: whether there is a gate.
+        gated: whether there is a gate; or a function of W_gate x and W_1 x, in place of the product above.
         use_bias: whether the layers have biases.
         dropout_rate: in training, in [0, 1).
         hidden_dropout_rate: of the values between; dropout_rate by default.
@@ -63,7 +79,7 @@ class FeedForward(nnx.Module):
         hidden_features: int,
         *,
         activation: Activation = "relu",
-        gated: bool = False,
+        gated: bool | GateFn = False,
         use_bias: bool = True,
         dropout_rate: float = 0.0,
         hidden_dropout_rate: float | None = None,
@@ -73,7 +89,6 @@ class FeedForward(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        activation_function(activation)
         checks.positive_integers(features=features, hidden_features=hidden_features)
         checks.flag("use_bias", use_bias)
         options: dict[str, Any] = dict(
@@ -85,9 +100,9 @@ class FeedForward(nnx.Module):
             rngs=rngs,
         )
         self.linear1 = Linear(features, hidden_features, **options)
-        self.gate = Linear(features, hidden_features, **options) if checks.flag("gated", gated) else None
+        self.gate = Linear(features, hidden_features, **options) if is_gated(activation, gated) else None
         self.linear2 = Linear(hidden_features, features, **options)
-        self.activation = activation
+        self.activation, self.gated = activation, gated
         self.dropout = Dropout(dropout_rate)
         self.hidden_dropout = Dropout(dropout_rate if hidden_dropout_rate is None else hidden_dropout_rate)
 
@@ -96,7 +111,6 @@ class FeedForward(nnx.Module):
         x = checks.floating("x", x, "*b t m", 1)
         checks.width("x", x, self.linear1.in_features)
         inner, outer = split(rng, 2)
-        activation = activation_function(self.activation)
-        hidden = self.linear1(x)
-        hidden = activation(hidden) if self.gate is None else activation(self.gate(x)) * hidden
+        gate = None if self.gate is None else self.gate(x)
+        hidden = hidden_of(self.linear1(x), gate, self.activation, self.gated)
         return self.dropout(self.linear2(self.hidden_dropout(hidden, inner)), outer)

@@ -14,7 +14,8 @@ from jattn.implementations.choice import ImplementationName
 from jattn.masks import Mask, all_of
 from jattn.masks import causal as causal_mask
 from jattn.nn.dropout import Dropout, split
-from jattn.nn.feed_forward import Activation, FeedForward
+from jattn.nn.experts import MixtureOfExperts
+from jattn.nn.feed_forward import Activation, FeedForward, GateFn
 from jattn.nn.layers import Initializer, default_bias_init, default_kernel_init
 from jattn.nn.multi_head import KeysAndValues, MultiHeadAttention
 from jattn.nn.norms import Norm, as_norm
@@ -45,8 +46,10 @@ class TransformerBlock(nnx.Module):
             ``norm="pre"`` and without cross attention.
         activation, gated: of the `FeedForward`.
         feedforward_bias: whether it has biases.
+        experts: further arguments by name of a `MixtureOfExperts`, which then is the feed-forward network.
         dropout_rate: in training, in [0, 1), where ``norm`` says.
         residual_dropout_rate: of what f gives, before it is added: drop above, as in BERT and GPT-2.
+        residual_scale: what f gives is multiplied by, as in Granite.
         attention_dropout_rate: of the attention weights.
         feedforward_dropout_rate: of what is between the feed-forward network's layers; where ``norm`` says by default.
         use_bias: whether the attention's projections have biases, or which of them do.
@@ -78,10 +81,12 @@ class TransformerBlock(nnx.Module):
         norm_kind: Norm | Literal["layer", "rms"] = "layer",
         parallel: bool = False,
         activation: Activation = "relu",
-        gated: bool = False,
+        gated: bool | GateFn = False,
         feedforward_bias: bool = True,
+        experts: Mapping[str, Any] | None = None,
         dropout_rate: float = 0.0,
         residual_dropout_rate: float = 0.0,
+        residual_scale: float | None = None,
         attention_dropout_rate: float = 0.0,
         feedforward_dropout_rate: float | None = None,
         use_bias: bool | Collection[str] = True,
@@ -108,6 +113,8 @@ class TransformerBlock(nnx.Module):
         rates = dict(residual_dropout_rate=residual_dropout_rate, attention_dropout_rate=attention_dropout_rate)
         for name, rate in rates.items():
             checks.number(name, rate, "[0, 1)")
+        if residual_scale is not None:
+            residual_scale = float(checks.number("residual_scale", residual_scale, "(-inf, inf)"))
         make_norm = as_norm("norm_kind", norm_kind)
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         inits: dict[str, Any] = dict(kernel_init=kernel_init, bias_init=bias_init)
@@ -120,11 +127,7 @@ class TransformerBlock(nnx.Module):
         own = {"rotary", "rotary_base", *heads, *inits, *types, "num_heads", "in_features"}
         further, across = dict(attention_options or {}), dict(cross_attention_options or {})
         for name, options in (("attention_options", further), ("cross_attention_options", across)):
-            if twice := sorted(options.keys() & own):
-                raise ValueError(
-                    f"{name} must hold what the block has no argument for. Its own are {', '.join(twice)} "
-                    f"(dropout_rate as attention_dropout_rate). Got {options!r:.200}."
-                )
+            _check_options(name, options, own)
         if across and not cross_attention:
             raise ValueError("cross_attention_options must be None for a block with cross_attention=False. Got some.")
         self.norm_place, self.parallel, self.causal = norm, parallel, causal
@@ -136,16 +139,23 @@ class TransformerBlock(nnx.Module):
         self.cross_attention = (
             MultiHeadAttention(num_heads, features, **heads, **across, **inits, **types) if cross_attention else None
         )
-        self.feed_forward = FeedForward(
-            features,
-            feedforward_features,
+        if experts is not None and feedforward_dropout_rate is not None:
+            raise ValueError(
+                f"feedforward_dropout_rate must be None for a block of experts. Got {feedforward_dropout_rate}."
+            )
+        network: dict[str, Any] = dict(
             activation=activation,
             gated=gated,
             use_bias=feedforward_bias,
             dropout_rate=0.0 if norm == "post" else dropout_rate,
-            hidden_dropout_rate=feedforward_dropout_rate,
             **inits,
             **types,
+        )
+        _check_options("experts", experts, network.keys())
+        self.feed_forward = (
+            FeedForward(features, feedforward_features, hidden_dropout_rate=feedforward_dropout_rate, **network)
+            if experts is None
+            else MixtureOfExperts(features, feedforward_features, **network, **experts)
         )
         self.norm1 = make_norm(features, **types)
         self.norm2 = make_norm(features, **types)
@@ -154,6 +164,7 @@ class TransformerBlock(nnx.Module):
         after = [make_norm(features, **types) for _ in range(sublayers)] if norm == "sandwich" else None
         self.norms_after = None if after is None else nnx.List(after)
         self.residual_dropout = Dropout(residual_dropout_rate)
+        self.residual_scale = residual_scale
         self.dropout = Dropout(dropout_rate if norm == "post" else 0.0)
 
     def __call__(
@@ -237,6 +248,8 @@ class TransformerBlock(nnx.Module):
 
     def _after(self, i: int, norm: Any, x: Array, y: Array, rng: PRNGKeyArray | None) -> Array:
         """x with the output y of the i-th sublayer added."""
+        if self.residual_scale is not None:
+            y = y * jnp.asarray(self.residual_scale, y.dtype)
         if self.residual_dropout.rate > 0:  # of its own rng, as there may be the other dropout too
             y = self.residual_dropout(y, None if rng is None else jax.random.fold_in(rng, 1))
         if self.norm_place == "post":
@@ -255,3 +268,11 @@ class TransformerBlock(nnx.Module):
             )
         if memory is None and (valid_lens is not None or mask is not None):
             raise ValueError("memory_valid_lens and memory_mask must be None without a memory. Got at least one.")
+
+
+def _check_options(name: str, options: Mapping[str, Any] | None, own: Collection[str]) -> None:
+    if twice := sorted(set(options or ()) & set(own)):
+        raise ValueError(
+            f"{name} must hold what the block has no argument for. Its own are {', '.join(twice)} "
+            f"(of an attention's dropout_rate, attention_dropout_rate). Got {options!r:.200}."
+        )

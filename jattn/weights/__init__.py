@@ -12,6 +12,7 @@ each kind of leaf has a map between its parameters and PyTorch's:
     flax.nnx.Embed          embedding                        weight
     GRU                     layers.i.input, layers.i.hidden  weight_ih_li, weight_hh_li, bias_ih_li, bias_hh_li
     MultiheadAttention      query, key, value kernels        in_proj_weight (3 m, m), or q_proj_weight, ...
+    MixtureOfExperts        linear1, gate, linear2 (e, m, f) experts.i.linear1.weight (f, m), a network for each
     Wide...SelfAttention    query kernel (m, h, m)           query.i.weight (m, m), one Linear for each head i
     an nnx.Param of yours   itself                           the same name
 
@@ -23,6 +24,7 @@ A model that names things otherwise, or keeps them in other layouts, is led here
     prefixed      a prefix in front of all names        "model.", "module."
     transposed    axes in another order                 GPT-2's Conv1D, (in, out)
     split, merge  one entry that is several, and back   a fused query, key and value: (3 h d), (h 3 d), h d + 2 k d
+    unstack       a stack of several entries            experts in one array, (e, out, in)
     part          a stretch of an entry                 RoBERTa's positions[2:]
     tied          two entries that are one parameter    lm_head.weight, wte.weight
     zeros         one that the original lacks           a key's bias
@@ -36,7 +38,7 @@ are data, not parameters, and stay where they are.
 
 from jattn.weights import files
 from jattn.weights.files import to_numpy, to_tensor
-from jattn.weights.fused import merge, split
+from jattn.weights.fused import merge, split, unstack
 from jattn.weights.maps import register_map
 from jattn.weights.state_dicts import load_state_dict, save, state_dict
 from jattn.weights.table import Table
@@ -69,5 +71,6 @@ __all__ = [
     "to_numpy",
     "to_tensor",
     "transposed",
+    "unstack",
     "zeros",
 ]

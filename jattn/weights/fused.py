@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from jattn.weights import layouts
+from jattn.weights.files import to_numpy
 from jattn.weights.passage import Conversion, Line
 from jattn.weights.patterns import as_written, both_sides
 
-__all__ = ["merge", "split"]
+__all__ = ["merge", "split", "unstack"]
 
 
 def split(
@@ -20,6 +21,7 @@ def split(
     sizes: Sequence[int] | None = None,
     num_heads: int = 1,
     optional: bool = False,
+    back: bool = True,
 ) -> Line:
     """Several entries of the module that are one in the state dict: a fused query, key and value.
 
@@ -33,6 +35,7 @@ def split(
             together, ``(h 3 d)``, in GPT-NeoX and BLOOM, where this is h; the groups of Falcon are so too, where it is
             k, of sizes ``(h // k, 1, 1)``. By default all heads of a part lie together, ``(3 h d)``.
         optional: whether it may find nothing.
+        back: whether they are one on the way back too; False for a form that only some files have.
 
     Example:
 
@@ -45,7 +48,7 @@ def split(
         >>> {name: x.tolist() for name, x in Table([split("qkv", parts, num_heads=2)]).load(by_head).items()}
         {'query.bias': [1, 2], 'key.bias': [10, 20], 'value.bias': [100, 200]}
     """
-    return _fused("split", theirs, ours, axis, sizes, num_heads, optional)
+    return _fused("split", theirs, ours, axis, sizes, num_heads, optional, back)
 
 
 def merge(
@@ -71,7 +74,31 @@ def merge(
         >>> table.load({"q_proj.bias": np.array([1, 2]), "k_proj.bias": np.array([3, 4])})
         {'in_proj.bias': array([1, 2, 3, 4])}
     """
-    return _fused("merge", ours, theirs, axis, sizes, num_heads, optional)
+    return _fused("merge", ours, theirs, axis, sizes, num_heads, optional, True)
+
+
+def unstack(theirs: str, ours: Sequence[str], *, optional: bool = False, back: bool = True) -> Line:
+    """An entry with a first axis that has one part for each of several entries of the module: stacked experts.
+
+    Args:
+        theirs: the name in the state dict.
+        ours: the names in the module, in their order along that axis.
+        optional, back: as in `split`.
+
+    Example:
+
+        >>> from jattn.weights import Table
+        >>> table = Table([unstack("up_proj", ["experts.0.linear1.weight", "experts.1.linear1.weight"])])
+        >>> {name: x.shape for name, x in table.load({"up_proj": np.ones((2, 4, 3))}).items()}
+        {'experts.0.linear1.weight': (4, 3), 'experts.1.linear1.weight': (4, 3)}
+    """
+    written = as_written("unstack", theirs, ours)
+    one, several = both_sides(written, (theirs,), ours)
+
+    def apart(xs: list[Any]) -> list[np.ndarray]:
+        return layouts.unstacked(xs[0], len(ours))
+
+    return Conversion(written, one, several, apart, lambda xs: [np.stack([to_numpy(x) for x in xs])], optional, back)
 
 
 def _fused(
@@ -82,6 +109,7 @@ def _fused(
     sizes: Sequence[int] | None,
     num_heads: int,
     optional: bool,
+    back: bool,
 ) -> Line:
     """`split`, and with the sides changed `merge`."""
     written = as_written(function, *((whole, parts) if function == "split" else (parts, whole)))
@@ -102,5 +130,5 @@ def _fused(
         return [layouts.put_together(xs, relative, num_heads, axis)]
 
     if function == "split":
-        return Conversion(written, one, several, cut, put_together, optional)
-    return Conversion(written, several, one, put_together, cut, optional)
+        return Conversion(written, one, several, cut, put_together, optional, back)
+    return Conversion(written, several, one, put_together, cut, optional, back)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jattn.weights.files import to_numpy
 
-__all__ = ["bits", "cut", "put_together", "refilled", "taken", "turned"]
+__all__ = ["bits", "cut", "put_together", "refilled", "taken", "turned", "unstacked"]
 
 
 def bits(x: Any) -> tuple[Any, ...]:
@@ -56,6 +56,14 @@ def put_together(xs: Sequence[Any], sizes: Sequence[int], num_heads: int, axis: 
     blocked = [x.reshape(num_heads, size, unit, *x.shape[1:]) for x, size in zip(arrays, sizes, strict=True)]
     whole = np.concatenate(blocked, axis=1)
     return np.moveaxis(whole.reshape(num_heads * sum(sizes) * unit, *arrays[0].shape[1:]), 0, axis)
+
+
+def unstacked(x: Any, n: int) -> list[np.ndarray]:
+    """The n parts of the first axis, without that axis."""
+    x = to_numpy(x)
+    if x.ndim < 2 or len(x) != n:
+        raise ValueError(f"must have {n} parts along its first axis. Got shape {x.shape}")
+    return list(x)
 
 
 def taken(x: Any, where: slice, axis: int) -> np.ndarray:

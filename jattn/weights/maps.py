@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
+from jattn.nn.experts import MixtureOfExperts
 from jattn.nn.multi_head import WideMultiHeadSelfAttention
 from jattn.nn.recurrent import GRU
 from jattn.nn.torch import MultiheadAttention as TorchMultiheadAttention
@@ -215,6 +216,25 @@ def _wide_maps(module: WideMultiHeadSelfAttention, path: str) -> Iterator[Map]:
             yield Map((child.bias,), each, lambda xs: list(xs[0]), lambda xs: [np.stack(xs)])
 
 
+def _experts_maps(module: MixtureOfExperts, path: str) -> Iterator[Map]:
+    """A network for each expert: kernels e m f as e matrices (f, m), biases e f as e vectors."""
+    yield from _linear_maps(module.router, f"{path}router.")
+    for name in ("linear1", "gate", "linear2"):
+        layer = getattr(module, name)
+        if layer is None:
+            continue
+        experts = [f"{path}experts.{i}.{name}" for i in range(layer.kernel.shape[0])]
+        yield Map(
+            (layer.kernel,),
+            tuple(f"{expert}.weight" for expert in experts),
+            lambda xs: [x.T for x in xs[0]],
+            lambda xs: [np.stack([x.T for x in xs])],
+        )
+        if layer.bias is not None:
+            biases = tuple(f"{expert}.bias" for expert in experts)
+            yield Map((layer.bias,), biases, lambda xs: list(xs[0]), lambda xs: [np.stack(xs)])
+
+
 def _torch_attention_maps(module: TorchMultiheadAttention, path: str) -> Iterator[Map]:
     """Kernels m h d as matrices (h d, m), packed where all have the same m; biases always; bias_k h d as 1 1 (h d)."""
     projections = (module.query, module.key, module.value)
@@ -260,6 +280,7 @@ _MAPS: dict[type, Callable[[Any, str], Iterator[Map]]] = {
     nnx.RMSNorm: _norm_maps,
     nnx.Embed: _embed_maps,
     GRU: _gru_maps,
+    MixtureOfExperts: _experts_maps,
     TorchMultiheadAttention: _torch_attention_maps,
     WideMultiHeadSelfAttention: _wide_maps,
 }

@@ -90,6 +90,8 @@ BLOCKS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]] 
     "branch": ({"norm": "branch", **RMS}, ALONE, {"valid_lens": lengths}),
     "pre, SwiGLU, no biases": ({"norm": "pre", "use_bias": False, **SWIGLU}, ALONE, {"mask": mask}),
     "sandwich, decoder": ({**DECODER, "norm": "sandwich"}, BOTH, {"memory_valid_lens": np.array([0, 4])}),
+    "pre, experts": ({"norm": "pre", "experts": {"num_experts": 4, "experts_per_token": 2}, **SWIGLU}, ALONE, {}),
+    "post, scaled": ({"residual_scale": 0.3}, ALONE, {}),
     "positions, bias of the logits": (
         {"norm": "pre", "rotary_base": 50.0, "attention_options": {"logits_soft_cap": 1.5, "use_sinks": True}},
         {"x": x, "bias": rng.standard_normal((3, 5, 5))},

@@ -58,7 +58,7 @@ def test_new_lengths_and_tokens_compile_nothing_and_jit_works() -> None:
 @pytest.mark.parametrize(
     ("wrong", "phrases"),
     [
-        ({"model": nnx.Linear(2, 2, rngs=nnx.Rngs(0))}, ("model must be a jattn.models.GPT2, Llama or EncoderDecoder", "Got Linear")),
+        ({"model": nnx.Linear(2, 2, rngs=nnx.Rngs(0))}, ("model must be a jattn.models.TextDecoder", "Got Linear")),
         ({"prompt": PROMPT + 10}, ("prompt must lie between 0 and 18", "Got 19")),
         ({"prompt": PROMPT[0]}, ("prompt must have the axes b t", "(5,)")),
         ({"prompt": PROMPT[None]}, ("prompt must have the axes b t", "(1, 3, 5)")),

@@ -2,6 +2,7 @@
 
 from torch_ref.nn.convolution import Conv as Conv
 from torch_ref.nn.embeddings import Embed as Embed
+from torch_ref.nn.experts import MixtureOfExperts as MixtureOfExperts
 from torch_ref.nn.feed_forward import FeedForward as FeedForward
 from torch_ref.nn.kernel_regression import NadarayaWatson as NadarayaWatson
 from torch_ref.nn.layers import RMSNorm as RMSNorm

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from torch_ref.masks import all_of
 from torch_ref.masks import causal as causal_mask
+from torch_ref.nn.experts import MixtureOfExperts
 from torch_ref.nn.feed_forward import FeedForward
 from torch_ref.nn.multi_head import MultiHeadAttention
 
@@ -19,7 +20,8 @@ class TransformerBlock(nn.Module):
         norm="sandwich":  x = x + norm'(drop(f(norm(x))))      (Gemma 2)
         norm="branch":    x = x + norm(drop(f(x)))             (OLMo 2)
 
-    drop has residual_dropout_rate. If parallel, the network sees what attention saw: x + f(norm1(x)) + g(norm2(x)).
+    drop has residual_dropout_rate, and multiplies by residual_scale. With experts, arguments of a MixtureOfExperts,
+    that is the feed-forward network. If parallel, the network sees what attention saw: x + f(norm1(x)) + g(norm2(x)).
     attention_dropout_rate is for the attention weights; norm_kind is "layer" or "rms".
     """
 
@@ -36,8 +38,10 @@ class TransformerBlock(nn.Module):
         activation: str = "relu",
         gated: bool = False,
         feedforward_bias: bool = True,
+        experts: Mapping[str, Any] | None = None,
         dropout_rate: float = 0.0,
         residual_dropout_rate: float = 0.0,
+        residual_scale: float = 1.0,
         attention_dropout_rate: float = 0.0,
         use_bias: bool = True,
         causal: bool = False,
@@ -65,13 +69,16 @@ class TransformerBlock(nn.Module):
         self.attention = MultiHeadAttention(num_heads, features, **own)
         # The positions of a memory are not those of x, so cross attention is never rotary.
         self.cross_attention = MultiHeadAttention(num_heads, features, **heads) if cross_attention else None
-        self.feed_forward = FeedForward(
-            features,
-            feedforward_features,
+        network: dict[str, Any] = dict(
             activation=activation,
             gated=gated,
             use_bias=feedforward_bias,
             dropout_rate=0.0 if norm == "post" else dropout_rate,
+        )
+        self.feed_forward = (
+            FeedForward(features, feedforward_features, **network)
+            if experts is None
+            else MixtureOfExperts(features, feedforward_features, **network, **experts)
         )
         self.norm1 = make_norm()
         self.norm2 = make_norm()
@@ -79,6 +86,7 @@ class TransformerBlock(nn.Module):
         sublayers = 3 if cross_attention else 2
         self.norms_after = nn.ModuleList(make_norm() for _ in range(sublayers)) if norm == "sandwich" else None
         self.residual_dropout = nn.Dropout(residual_dropout_rate)
+        self.residual_scale = residual_scale
         self.dropout = nn.Dropout(dropout_rate)
 
     def forward(
@@ -124,7 +132,7 @@ class TransformerBlock(nn.Module):
 
     def _after(self, i: int, norm: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """x with the output y of the i-th sublayer added."""
-        y = self.residual_dropout(y)
+        y = self.residual_scale * self.residual_dropout(y)
         if self.place == "post":
             return self.dropout(norm(y + x))
         if self.place == "branch":

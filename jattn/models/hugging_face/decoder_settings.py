@@ -11,6 +11,7 @@ __all__ = [
     "ACTIVATIONS",
     "LLAMA_LAYER",
     "activation_of",
+    "experts_of",
     "gated_block",
     "head_features_of",
     "heads_of",
@@ -49,6 +50,15 @@ def heads_of(config: Mapping[str, Any], *, head_features: int | None = None) -> 
     groups = optional_count_setting(config, "num_key_value_heads")
     return dict(
         num_heads=heads, num_kv_heads=groups, attention_options={} if d is None else {"qkv_features": heads * d}
+    )
+
+
+def experts_of(config: Mapping[str, Any], *, number: int, per_token: int) -> dict[str, Any]:
+    """A block's mixture of experts; newer files have ``num_experts`` for ``num_local_experts``."""
+    name = "num_local_experts" if config.get("num_local_experts") is not None else "num_experts"
+    return dict(
+        num_experts=optional_count_setting(config, name) or number,
+        experts_per_token=optional_count_setting(config, "num_experts_per_tok") or per_token,
     )
 
 

@@ -10,8 +10,11 @@ from jattn.models.hugging_face.family import PretrainedModel, read_json
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
 from jattn.models.hugging_face.gpt2 import GPT2
 from jattn.models.hugging_face.gpt_neox import GPTNeoX
+from jattn.models.hugging_face.gpt_oss import GptOss
+from jattn.models.hugging_face.granite import Granite
 from jattn.models.hugging_face.llama import Llama
 from jattn.models.hugging_face.mistral import Mistral
+from jattn.models.hugging_face.mixtral import Mixtral
 from jattn.models.hugging_face.olmo2 import OLMo2
 from jattn.models.hugging_face.opt import OPT
 from jattn.models.hugging_face.phi3 import Phi3
@@ -30,8 +33,11 @@ _CLASSES: tuple[type[PretrainedModel], ...] = (
     Gemma,
     Gemma2,
     Gemma3,
+    GptOss,
+    Granite,
     Llama,
     Mistral,
+    Mixtral,
     OLMo2,
     OPT,
     Phi3,

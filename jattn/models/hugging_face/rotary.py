@@ -22,18 +22,18 @@ _LONGEST = "max_position_embeddings"
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def rotary_of(config: Mapping[str, Any], *, partial: bool = False) -> Rotary:
+def rotary_of(config: Mapping[str, Any], *, partial: bool = False, base: float = 10000.0) -> Rotary:
     """The rotary positions of a model; newer files have them in ``rope_parameters``, older ones in ``rope_scaling``.
 
     The kinds are those of transformers: default, linear, dynamic, yarn, llama3 and longrope. Only in some families may
-    a part of the features turn.
+    a part of the features turn (``partial``); ``base`` is that of a model whose settings name none.
 
     Example:
 
         >>> rotary_of({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}})
         Rotary(base=500000.0, features=None, interleaved=False, scaling=LinearScaling(factor=2.0))
     """
-    settings: dict[str, Any] = {"rope_theta": config.get("rope_theta", 10000.0)}
+    settings: dict[str, Any] = {"rope_theta": config.get("rope_theta", base)}
     if partial and config.get(_SHARE) is not None:
         settings[_SHARE] = config[_SHARE]
     place = "rope_parameters"

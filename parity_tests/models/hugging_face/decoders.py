@@ -46,17 +46,19 @@ def assert_loads_and_dumps(kind: Any, hf: Any, folder: Path) -> None:
                 np.testing.assert_allclose(logits, hf(torch.from_numpy(TOKENS)).logits, rtol=1e-5, atol=1e-5)
 
 
-def sure_of_itself(hf: Any) -> Any:
-    """Large weights and small biases: otherwise the last norm's bias alone would say which token follows."""
-    generator = torch.Generator().manual_seed(0)
+def sure_of_itself(hf: Any, seed: int = 0) -> Any:
+    """Large weights, small biases and embeddings: otherwise the last norm's bias would say which token follows, or the
+    last token itself."""
+    generator = torch.Generator().manual_seed(seed)
     for name, parameter in hf.named_parameters():
         std = 0.1 if parameter.ndim < 2 else 5 * parameter.shape[0] ** -0.5
+        std *= 0.1 if "embed" in name else 1.0
         mean = 1.0 if parameter.ndim < 2 and name.endswith("weight") else 0.0  # a norm's scale
         torch.nn.init.normal_(parameter, mean, std, generator=generator)
     return hf
 
 
-def assert_continues_alike(kind: Any, hf: Any) -> None:
+def assert_continues_alike(kind: Any, hf: Any, seed: int = 0) -> None:
     """Token for token as ``generate`` does: whole prompts, padded ones (theirs on the left), and until eos."""
     n, tokens = 9, torch.from_numpy(TOKENS)
 
@@ -66,10 +68,10 @@ def assert_continues_alike(kind: Any, hf: Any) -> None:
         return hf.generate(prompt, attention_mask=mask, **options)[:, prompt.shape[1] :].numpy()
 
     with jax.enable_x64(True), torch.no_grad():
-        ours = kind.from_hugging_face(hf.config.to_dict(), sure_of_itself(hf).state_dict())
+        ours = kind.from_hugging_face(hf.config.to_dict(), sure_of_itself(hf, seed).state_dict())
         whole = models.greedy_continuation(ours, jnp.asarray(TOKENS), max_new_tokens=n)
         np.testing.assert_array_equal(whole.tokens, generate(tokens))
-        assert len(np.unique(whole.tokens)) > 5, "these continuations are too much alike to show anything"
+        assert len(np.unique(whole.tokens)) > 4, "these continuations are too much alike to show anything"
 
         padded = models.greedy_continuation(ours, jnp.asarray(TOKENS), jnp.asarray(LENS), max_new_tokens=n)
         for i, length in enumerate(LENS):

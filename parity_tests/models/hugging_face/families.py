@@ -67,6 +67,32 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "Mixtral": (
+        "MixtralForCausalLM",
+        {**SIZES, "head_dim": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    ),
+    "gpt-oss": (
+        "GptOssForCausalLM",
+        {
+            **SIZES,
+            "head_dim": 6,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 3,
+            "swiglu_limit": 0.5,
+        },
+    ),
+    "Granite": (
+        "GraniteForCausalLM",
+        {
+            **SIZES,
+            "hidden_size": 16,
+            "embedding_multiplier": 2.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 4.0,
+        },
+    ),
     "Phi-3": ("Phi3ForCausalLM", {**SIZES, "hidden_size": 16, "sliding_window": 4}),
     "Phi-3, part of the features": (
         "Phi3ForCausalLM",
@@ -97,4 +123,6 @@ def made(name: str, implementation: str = "eager", **more: Any) -> Any:
     kind, settings = CONFIGS[name]
     config_class = getattr(transformers, kind).config_class
     settings = {**settings, **more}
-    return getattr(transformers, kind)(config_class(**settings, attn_implementation=implementation))
+    # Experts one after the other, as their grouped product has no float64.
+    ways = {"attn_implementation": implementation, "experts_implementation": "eager"}
+    return getattr(transformers, kind)(config_class(**settings, **ways))

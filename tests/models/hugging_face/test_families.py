@@ -136,8 +136,8 @@ def test_every_family_refuses_what_it_does_not_know(kind: str) -> None:
     family.options(Asked(given))
     known = {name: x for name, x in given.items() if name in read or name in family.implemented}
     family.arguments(known)
-    with pytest.raises(ValueError, match=r"residual_multiplier=2\.0"):
-        family.arguments({**known, "residual_multiplier": 2.0})
+    with pytest.raises(ValueError, match=r"stream_multiplier=2\.0"):
+        family.arguments({**known, "stream_multiplier": 2.0})
 
 
 def test_a_family_that_is_not_here(tmp_path: Path) -> None:
