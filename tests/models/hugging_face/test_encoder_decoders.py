@@ -175,6 +175,9 @@ def test_dropout_within_the_network(norm: str) -> None:
     assert (first != 0).mean() > 0.9  # what comes out of the network is not dropped itself
     model.eval()
     np.testing.assert_array_equal(network(x)[0], network(x)[1])
+    experts = {"layers": [{**block, "experts": {"num_experts": 2, "experts_per_token": 1}}]}
+    with pytest.raises(ValueError, match="feedforward_dropout_rate must be None for a block of experts"):
+        models.EncoderDecoder(V, features=8, encoder=experts, decoder=side, rngs=nnx.Rngs(0))
 
 
 def test_decoding_is_exported() -> None:
