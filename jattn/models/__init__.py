@@ -2,6 +2,8 @@
 
 from jattn.models.decoding import Beams, Decoded, beam_search, greedy
 from jattn.models.generation import Continuation, greedy_continuation
+from jattn.models.hugging_face.audio import log_mel
+from jattn.models.hugging_face.bart import BART
 from jattn.models.hugging_face.bert import Bert
 from jattn.models.hugging_face.bloom import Bloom
 from jattn.models.hugging_face.clip import CLIP, CLIPOutput
@@ -10,6 +12,7 @@ from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.distilbert import DistilBert
 from jattn.models.hugging_face.electra import Electra
 from jattn.models.hugging_face.encoder import TextEncoder
+from jattn.models.hugging_face.encoder_decoder import EncoderDecoder, EncoderDecoderHidden, EncoderDecoderWeights
 from jattn.models.hugging_face.encoder_heads import EncoderHead, EncoderWithHead
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
@@ -31,17 +34,21 @@ from jattn.models.hugging_face.roberta import Camembert, Roberta, XLMRoberta
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.models.hugging_face.sentences import Projection, SentenceEncoder, pool
 from jattn.models.hugging_face.stack import WithHidden
+from jattn.models.hugging_face.t5 import T5
 from jattn.models.hugging_face.vision import VisionEncoder
 from jattn.models.hugging_face.vit import DeiT, ViT
+from jattn.models.hugging_face.whisper import Whisper
 from jattn.models.tasks.classifier import DigitsClassifier
 from jattn.models.tasks.recall import RecallClassifier
 from jattn.models.tasks.regression import AttentionRegressor, TransformerRegressor
 from jattn.models.tasks.translation import DecoderState, Seq2Seq
 
 __all__ = [
+    "BART",
     "CLIP",
     "GPT2",
     "OPT",
+    "T5",
     "AttentionRegressor",
     "Beams",
     "Bert",
@@ -57,6 +64,9 @@ __all__ = [
     "DigitsClassifier",
     "DistilBert",
     "Electra",
+    "EncoderDecoder",
+    "EncoderDecoderHidden",
+    "EncoderDecoderWeights",
     "EncoderHead",
     "EncoderWithHead",
     "Family",
@@ -85,12 +95,14 @@ __all__ = [
     "TransformerRegressor",
     "ViT",
     "VisionEncoder",
+    "Whisper",
     "WithHidden",
     "XLMRoberta",
     "beam_search",
     "greedy",
     "greedy_continuation",
     "load",
+    "log_mel",
     "pool",
     "rotary_of",
 ]

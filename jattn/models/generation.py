@@ -1,19 +1,20 @@
-"""Greedy continuation of a text by a decoder."""
+"""Greedy continuation of a text by a decoder, or by that of an `EncoderDecoder`."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jattn._engine import checks
 from jattn._engine.axes import Shape
 from jattn.masks import lengths
 from jattn.models.hugging_face.decoder import TextDecoder
+from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
 from jattn.nn import DynamicNTKScaling, LongRoPEScaling
 
 __all__ = ["Continuation", "greedy_continuation"]
@@ -27,28 +28,33 @@ class Continuation(NamedTuple):
 
 
 def greedy_continuation(
-    model: TextDecoder,
+    model: TextDecoder | EncoderDecoder,
     prompt: Int[Array, "b t"],
     prompt_valid_lens: Int[Array, "b"] | None = None,
     *,
     max_new_tokens: int,
     eos: int | Sequence[int] = (),
     pad: int | None = None,
+    source: Int[Array, "_ s"] | Float[Array, "_ mel frames"] | None = None,
+    source_attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None = None,
 ) -> Continuation:
     """The tokens that follow the prompt, each the most probable one after those before it.
 
     ``y_i = argmax over v of p(v | prompt, y_1 ... y_(i-1))``, until it is ``eos``
 
-    Each token takes a run of the model over the prompt and all tokens so far. It is compiled once for each shape of
-    the prompt, whatever its valid lengths, and works under ``jax.jit``; it ends when all examples have ended.
+    Each token takes a run of the model over the prompt and all tokens so far; a source is encoded once. It is compiled
+    once for each shape of the prompt, whatever its valid lengths, and works under ``jax.jit``; it ends when all
+    examples have ended.
 
     Args:
-        model: a `TextDecoder`, so any of its families, in eval mode.
-        prompt: ``b t``, token numbers.
+        model: a `TextDecoder` or an `EncoderDecoder`, so any of their families, in eval mode.
+        prompt: ``b t``, token numbers; of an `EncoderDecoder` the tokens that start the target.
         prompt_valid_lens: ``b``, how many tokens of each prompt are real, at least 1; what follows them is padding.
         max_new_tokens: n, the number of new tokens after which a continuation is cut off.
         eos: the token that ends a continuation, or several; none by default.
         pad: what stands after eos; the (first) eos itself by default.
+        source: what an `EncoderDecoder` encodes, ``b s``, or ``b mel frames`` of sound.
+        source_attention_mask: ``b s``, 1 where it is real, 0 where it is padding.
 
     Returns:
         `Continuation`: ``tokens`` ``b n`` and ``lengths`` ``b``.
@@ -62,8 +68,14 @@ def greedy_continuation(
         >>> found.tokens.shape, found.lengths
         ((2, 4), Array([4, 4], dtype=int32))
     """
-    if not isinstance(model, TextDecoder):
-        raise ValueError(f"model must be a jattn.models.TextDecoder. Got {type(model).__name__}.")
+    encodes = isinstance(model, EncoderDecoder)
+    if not (encodes or isinstance(model, TextDecoder)):
+        raise ValueError(f"model must be a jattn.models.TextDecoder or an EncoderDecoder. Got {type(model).__name__}.")
+    if encodes != (source is not None) or (source_attention_mask is not None and not encodes):
+        raise ValueError(
+            "source must be given to an EncoderDecoder, and to no other model. Got "
+            f"{'none' if source is None else 'one'}, for a {type(model).__name__}."
+        )
     if any(isinstance(m, nnx.Dropout) and m.rate > 0 and not m.deterministic for _, m in nnx.iter_modules(model)):
         raise ValueError("model must be in eval mode. Got one in training mode, with dropout on. Call model.eval().")
     v = model.embedding.num_embeddings
@@ -77,6 +89,8 @@ def greedy_continuation(
             f"prompt_valid_lens must have one entry for each prompt, shape {(b,)}. Got shape {lens.shape}."
         )
     lengths(lens, per_query=False).check(Shape((b,), None, 1, t))
+    if source is not None and source.shape[0] != b:
+        raise ValueError(f"source must be one for each of {b} prompts. Got {source.shape[0]}.")
     if checks.is_concrete(lens) and np.any(np.asarray(lens) < 1):
         raise ValueError("prompt_valid_lens must be at least 1: there is nothing to continue otherwise. Got 0.")
     if not checks.is_count(max_new_tokens) or max_new_tokens < 1:
@@ -94,7 +108,8 @@ def greedy_continuation(
     graphdef, state = nnx.split(model)
     first = ends[0] if ends else 0  # where nothing ends, nothing is padded
     special = jnp.array([first if pad is None else pad, *ends], jnp.int32)
-    return _compiled_continuation(graphdef, state, prompt, jnp.broadcast_to(lens, (b,)), special, max_new_tokens)
+    lens = jnp.broadcast_to(lens, (b,))
+    return _compiled_continuation(graphdef, state, prompt, lens, special, max_new_tokens, source, source_attention_mask)
 
 
 class _Loop(NamedTuple):
@@ -115,11 +130,19 @@ def _compiled_continuation(
     prompt_lens: Int[Array, "b"],
     special: Int[Array, "_"],
     n: int,
+    source: Any,
+    source_attention_mask: Any,
 ) -> Continuation:
     """The search itself. As no token sees a later one, what stands after the last has no effect on it."""
     model, pad, ends = nnx.merge(graphdef, state), special[0], special[1:]
     (b, t), examples = prompt.shape, jnp.arange(len(prompt))
-    by_length = any(_follows_length(block.attention.rotary) for block in model.blocks)
+    logits: Callable[..., Array] = model
+    by_length = False
+    if isinstance(model, EncoderDecoder):
+        memory = model.project(model.encode(source, attention_mask=source_attention_mask))
+        logits = functools.partial(model.decode, memory=memory, memory_attention_mask=source_attention_mask)
+    else:
+        by_length = any(_follows_length(block.attention.rotary) for block in model.blocks)
 
     def another(loop: _Loop) -> Array:
         return (loop.i < n) & ~jnp.all(loop.ended)
@@ -130,7 +153,7 @@ def _compiled_continuation(
         if by_length:
             positions = jnp.minimum(jnp.arange(t + n), last[:, None])
             so_far = {"positions": positions, "valid_lens": last + 1}
-        best = model(loop.read, **so_far)[examples, last].argmax(-1).astype(loop.read.dtype)
+        best = logits(loop.read, **so_far)[examples, last].argmax(-1).astype(loop.read.dtype)
         ended = loop.ended | jnp.isin(best, ends)
         return _Loop(
             loop.i + 1,

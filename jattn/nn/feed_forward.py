@@ -60,6 +60,7 @@ class FeedForward(nnx.Module):
         gated: whether there is a gate; or a function of W_gate x and W_1 x, in place of the product above.
         use_bias: whether the layers have biases.
         dropout_rate: in training, in [0, 1).
+        hidden_dropout_rate: of the values between; dropout_rate by default.
         kernel_init, bias_init, dtype, param_dtype: as in ``flax.nnx.Linear``.
         rngs: for the initial parameters.
 
@@ -81,6 +82,7 @@ class FeedForward(nnx.Module):
         gated: bool | GateFn = False,
         use_bias: bool = True,
         dropout_rate: float = 0.0,
+        hidden_dropout_rate: float | None = None,
         kernel_init: Initializer = default_kernel_init,
         bias_init: Initializer = default_bias_init,
         dtype: Any = None,
@@ -102,6 +104,7 @@ class FeedForward(nnx.Module):
         self.linear2 = Linear(hidden_features, features, **options)
         self.activation, self.gated = activation, gated
         self.dropout = Dropout(dropout_rate)
+        self.hidden_dropout = Dropout(dropout_rate if hidden_dropout_rate is None else hidden_dropout_rate)
 
     def __call__(self, x: Float[Array, "*b t m"], *, rng: PRNGKeyArray | None = None) -> Float[Array, "*b t m"]:
         """The network's output; ``rng`` a ``jax.random.key`` for dropout in training."""
@@ -110,4 +113,4 @@ class FeedForward(nnx.Module):
         inner, outer = split(rng, 2)
         gate = None if self.gate is None else self.gate(x)
         hidden = hidden_of(self.linear1(x), gate, self.activation, self.gated)
-        return self.dropout(self.linear2(self.dropout(hidden, inner)), outer)
+        return self.dropout(self.linear2(self.hidden_dropout(hidden, inner)), outer)

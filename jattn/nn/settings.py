@@ -26,7 +26,7 @@ def settings_of(layer: type[nnx.Module]) -> dict[str, Any]:
         >>> settings["norm"], settings["activation"], settings["gated"], settings["rotary"]
         ('post', 'relu', False, None)
         >>> list(settings_of(nn.FeedForward))
-        ['features', 'hidden_features', 'activation', 'gated', 'use_bias', 'dropout_rate']
+        ['features', 'hidden_features', 'activation', 'gated', 'use_bias', 'dropout_rate', 'hidden_dropout_rate']
     """
     if not (isinstance(layer, type) and issubclass(layer, nnx.Module)):
         raise ValueError(f"layer must be a class of layers, as jattn.nn.TransformerBlock is. Got {layer!r:.80}.")

@@ -54,6 +54,7 @@ class TransformerBlock(nnx.Module):
             attention and for the network, as DistilBERT drops what the network gives alone.
         residual_scale: what f gives is multiplied by, as in Granite.
         attention_dropout_rate: of the attention weights.
+        feedforward_dropout_rate: of what is between the feed-forward network's layers; where ``norm`` says by default.
         use_bias: whether the attention's projections have biases, or which of them do.
         causal: whether self-attention sees the past only.
         cross_attention: whether there is a second attention, to a memory of the same width. Its norm is ``norm2``,
@@ -91,6 +92,7 @@ class TransformerBlock(nnx.Module):
         residual_dropout_rate: float | tuple[float, float] = 0.0,
         residual_scale: float | None = None,
         attention_dropout_rate: float = 0.0,
+        feedforward_dropout_rate: float | None = None,
         use_bias: bool | Collection[str] = True,
         causal: bool = False,
         cross_attention: bool = False,
@@ -145,6 +147,10 @@ class TransformerBlock(nnx.Module):
         self.cross_attention = (
             MultiHeadAttention(num_heads, features, **heads, **across, **inits, **types) if cross_attention else None
         )
+        if experts is not None and feedforward_dropout_rate is not None:
+            raise ValueError(
+                f"feedforward_dropout_rate must be None for a block of experts. Got {feedforward_dropout_rate}."
+            )
         network: dict[str, Any] = dict(
             activation=activation,
             gated=gated,
@@ -155,7 +161,7 @@ class TransformerBlock(nnx.Module):
         )
         _check_options("experts", experts, network.keys())
         self.feed_forward = (
-            FeedForward(features, feedforward_features, **network)
+            FeedForward(features, feedforward_features, hidden_dropout_rate=feedforward_dropout_rate, **network)
             if experts is None
             else MixtureOfExperts(features, feedforward_features, **network, **experts)
         )

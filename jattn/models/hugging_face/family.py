@@ -206,6 +206,7 @@ class PretrainedModel(nnx.Module):
         Raises:
             ValueError: if a setting is not implemented here, or the state dict doesn't fit the settings.
         """
+        config, state_dict = cls._settled(config, state_dict)
         model = cls._blank(config)
         family = model._family()
         if param_dtype is not None:
@@ -260,6 +261,13 @@ class PretrainedModel(nnx.Module):
         (Path(path) / "config.json").write_text(text, encoding="utf-8")
 
     @classmethod
+    def _settled(
+        cls, config: Mapping[str, Any], state_dict: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Both, where weights decide what the settings leave open."""
+        return config, state_dict
+
+    @classmethod
     def _blank(cls: type[M], config: Mapping[str, Any]) -> M:
         """The model of these settings, without numbers; they are not drawn, as all are replaced."""
         make = cls._maker(config)
@@ -283,8 +291,16 @@ class PretrainedModel(nnx.Module):
         return self.hugging_face
 
     def _check_heads(self) -> None:
+        for stack in self._alike():
+            self._check_heads_of(stack)
+
+    def _alike(self) -> list[nnx.Module]:
+        """Each part of which the settings say one number of heads."""
+        return [self]
+
+    def _check_heads_of(self, stack: nnx.Module) -> None:
         """Hugging Face's settings have one number of heads for all layers, and equal groups."""
-        attentions = [layer for _, layer in nnx.iter_modules(self) if isinstance(layer, MultiHeadAttention)]
+        attentions = [layer for _, layer in nnx.iter_modules(stack) if isinstance(layer, MultiHeadAttention)]
         remedy = "Keep it with jattn.weights.save instead."
         shapes = {(layer.query.kernel.shape[1], layer.key.kernel.shape[1]) for layer in attentions}
         if len(shapes) > 1:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from jattn.models.hugging_face.bart import BART
 from jattn.models.hugging_face.bert import Bert
 from jattn.models.hugging_face.bloom import Bloom
 from jattn.models.hugging_face.clip import CLIP
@@ -26,40 +27,45 @@ from jattn.models.hugging_face.opt import OPT
 from jattn.models.hugging_face.phi3 import Phi3
 from jattn.models.hugging_face.qwen import Qwen2, Qwen3
 from jattn.models.hugging_face.roberta import Camembert, Roberta, XLMRoberta
+from jattn.models.hugging_face.t5 import T5
 from jattn.models.hugging_face.vit import DeiT, ViT
+from jattn.models.hugging_face.whisper import Whisper
 from jattn.weights import files
 
 __all__ = ["load"]
 
 _CLASSES: tuple[type[PretrainedModel], ...] = (
+    BART,
     Bert,
     Bloom,
+    Camembert,
     CLIP,
     CLIPText,
     CLIPVision,
     DeiT,
-    Camembert,
     DistilBert,
     Electra,
-    GPT2,
-    GPTNeoX,
     Gemma,
     Gemma2,
     Gemma3,
+    GPT2,
+    GPTNeoX,
     GptOss,
     Granite,
     Llama,
-    MPNet,
     Mistral,
     Mixtral,
     ModernBert,
+    MPNet,
     OLMo2,
     OPT,
     Phi3,
     Qwen2,
     Qwen3,
-    ViT,
     Roberta,
+    T5,
+    ViT,
+    Whisper,
     XLMRoberta,
 )
 FAMILIES.update({name: cls for cls in _CLASSES for name in cls.hugging_face.implemented["model_type"]})

@@ -20,7 +20,9 @@ class WithHidden(NamedTuple):
 
     output: Array
     weights: Any  # of each block, b h t t, or None if not asked for
-    hidden: list[Array]  # b t m: what the first block gets, then what each gives, the last one normed as in the output
+    # list of b t m: what the first block gets, then what each gives, the last one normed as in the output; of an
+    # encoder-decoder an EncoderDecoderHidden
+    hidden: Any
 
 
 class Ran(NamedTuple):
@@ -58,7 +60,7 @@ def run_blocks(
         blocks: in their order.
         windows: for each how far it sees, its own token included; None is all of them.
         x: ``b t m``.
-        memory: what they attend to with cross attention.
+        memory: what they attend to with cross attention; or a list of what each block's own projected.
         real: which tokens may be attended to.
         mask: further, who may attend to whom.
         rngs: one for each block.
@@ -66,10 +68,11 @@ def run_blocks(
         options: further arguments of each block's call.
     """
     hidden, weights = [x], []
+    memories = memory if isinstance(memory, list) else [memory] * len(blocks)
     keys = None if real is None else dense(real[:, None, None, :])
-    for block, window, rng in zip(blocks, windows, rngs, strict=True):
+    for block, window, own, rng in zip(blocks, windows, memories, rngs, strict=True):
         near = None if window is None else sliding_window(window - 1, window - 1)
-        result = block(x, memory, mask=all_of(near, keys, mask), return_weights=return_weights, rng=rng, **options)
+        result = block(x, own, mask=all_of(near, keys, mask), return_weights=return_weights, rng=rng, **options)
         x, of_block = as_pair(result, return_weights)
         hidden.append(x)
         weights.append(of_block)
@@ -83,18 +86,18 @@ def returned(output: Array, ran: Ran, *, return_weights: bool, return_hidden: bo
     return outputs(output, ran.weights, return_weights)
 
 
-def real_tokens(attention_mask: Any, shape: tuple[int, ...]) -> Bool[Array, "b t"] | None:
+def real_tokens(attention_mask: Any, shape: tuple[int, ...], name: str = "attention_mask") -> Bool[Array, "b t"] | None:
     """Which tokens are real, as booleans."""
     if attention_mask is None:
         return None
-    given = checks.array("attention_mask", attention_mask)
+    given = checks.array(name, attention_mask)
     if given.shape != shape or not (given.dtype == jnp.bool_ or jnp.issubdtype(given.dtype, jnp.integer)):
         raise ValueError(
-            f"attention_mask must have a 1 or a 0 for each token, integers or booleans of shape {shape}. Got "
+            f"{name} must have a 1 or a 0 for each token, integers or booleans of shape {shape}. Got "
             f"{given.dtype} of shape {given.shape}."
         )
     if checks.is_concrete(given) and not np.isin(np.asarray(given), (0, 1)).all():
-        raise ValueError("attention_mask must hold 1 for real tokens and 0 for padding. Got other numbers.")
+        raise ValueError(f"{name} must hold 1 for real tokens and 0 for padding. Got other numbers.")
     return given != 0
 
 

@@ -118,6 +118,9 @@ def test_every_family_refuses_what_it_does_not_know(kind: str) -> None:
         "layer_norm_eps": 1e-5,
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
+        **{name: 16 for name in ("d_model", "d_ff", "max_source_positions", "max_target_positions", "num_mel_bins")},
+        **{name: 2 for name in ("num_layers", "num_heads", "d_kv")},
+        **{f"{side}_{of}": 2 for side in ("encoder", "decoder") for of in ("layers", "ffn_dim", "attention_heads")},
         "model_type": kind,
     }
     family, read = FAMILIES[kind].hugging_face, set[str]()
@@ -140,7 +143,7 @@ def test_every_family_refuses_what_it_does_not_know(kind: str) -> None:
 
 def test_a_family_that_is_not_here(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
-    with pytest.raises(ValueError, match=r"model_type among bert, .*mistral") as raised:
+    with pytest.raises(ValueError, match=r"model_type among bart, bert, .*mistral") as raised:
         models.load(tmp_path)
     assert "Got 'mamba'" in str(raised.value)
 

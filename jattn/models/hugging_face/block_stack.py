@@ -1,0 +1,124 @@
+"""One side of an encoder-decoder: positions, blocks and a norm."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jattn import biases
+from jattn._engine import checks
+from jattn.models.hugging_face.audio import fixed_sinusoids
+from jattn.models.hugging_face.stack import Ran, blocks_of, positions_of, run_blocks
+from jattn.nn import LearnedPositions, Norm
+from jattn.nn.dropout import Dropout, split
+
+__all__ = ["BlockStack"]
+
+
+class BlockStack(nnx.Module):
+    """Vectors through blocks and a norm: the encoder or the decoder of an `EncoderDecoder`.
+
+    Args:
+        features: m, the width.
+        decodes: whether tokens see the past only, and a memory beside it.
+        layers: for each block its arguments, those of `TransformerBlock`, and ``window``.
+        norm: what follows the last block, if anything.
+        max_length: how many learned positions there are; none by default.
+        first_position: how many rows the table of positions has before that of the first token; 2 in BART.
+        fixed_positions: whether they are Whisper's sines and cosines at first, and are not trained.
+        relative_buckets: of how many distances the blocks add a learned bias, the same in all, as in T5; none by
+            default.
+        relative_distance: from where on all distances have one bucket.
+        embedding_norm: what norms the vectors and positions, if anything.
+        dropout_rate: of these, in training.
+        output_dropout_rate: of what comes out.
+        dtype, param_dtype: as in ``flax.nnx.Linear``.
+        rngs: for the initial parameters.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        decodes: bool,
+        layers: Sequence[Mapping[str, Any]],
+        norm: Norm | None = None,
+        max_length: int | None = None,
+        first_position: int = 0,
+        fixed_positions: bool = False,
+        relative_buckets: int | None = None,
+        relative_distance: int = 128,
+        embedding_norm: Norm | None = None,
+        dropout_rate: float = 0.0,
+        output_dropout_rate: float = 0.0,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        init: dict[str, Any] = {"embedding_init": fixed_sinusoids} if fixed_positions else {}
+        self.positions = (
+            None
+            if max_length is None
+            else LearnedPositions(first_position + max_length, features, first=first_position, **init, **types)
+        )
+        self.embedding_norm = None if embedding_norm is None else embedding_norm(features, **types)
+        self.dropout = Dropout(dropout_rate)
+        blocks, self.windows = blocks_of(
+            features, [{"cross_attention": decodes, **layer} for layer in layers], causal=decodes, **types
+        )
+        self.blocks = nnx.List(blocks)
+        shape = (relative_buckets, blocks[0].attention.query.kernel.shape[1])
+        drawn = nnx.initializers.normal(features**-0.5)
+        self.relative_bias = None if relative_buckets is None else nnx.Param(drawn(rngs.params(), shape, param_dtype))
+        self.norm = None if norm is None else norm(features, **types)
+        self.output_dropout = Dropout(output_dropout_rate)
+        self.decodes, self.max_length, self.relative_distance = decodes, max_length, relative_distance
+        self.fixed_positions = fixed_positions
+
+    def __call__(
+        self,
+        x: Float[Array, "b t m"],
+        memory: Any = None,
+        *,
+        real: Bool[Array, "b t"] | None,
+        positions: Int[Array, "b t"] | None,
+        rng: PRNGKeyArray | None,
+        **options: Any,
+    ) -> Ran:
+        """What the blocks give, ``x`` normed; the other arguments as in `run_blocks`."""
+        first, last, *rngs = split(rng, len(self.blocks) + 2)
+        bias = None
+        if self.relative_bias is not None:
+            bias = biases.relative(
+                self.relative_bias[...], bidirectional=not self.decodes, max_distance=self.relative_distance
+            )
+        ran = run_blocks(
+            self.blocks,
+            self.windows,
+            self.dropout(self._placed(x, real, positions), first),
+            memory,
+            real=real,
+            bias=bias,
+            positions=positions,
+            rngs=rngs,
+            **options,
+        )
+        x = ran.x if self.norm is None else self.norm(ran.x)
+        return ran._replace(x=self.output_dropout(x, last))
+
+    def _placed(self, x: Array, real: Array | None, positions: Array | None) -> Array:
+        """Vectors with their positions, normed."""
+        if self.positions is not None:
+            if positions is None and self.max_length is not None:
+                checks.at_most("target" if self.decodes else "source", x.shape[1], "max_length", self.max_length)
+            if positions is None and real is not None:
+                positions = positions_of(real)
+            if self.fixed_positions:
+                x = x + jax.lax.stop_gradient(self.positions(jnp.zeros_like(x), positions))
+            else:
+                x = self.positions(x, positions)
+        return x if self.embedding_norm is None else self.embedding_norm(x)

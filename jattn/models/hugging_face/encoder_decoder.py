@@ -1,0 +1,312 @@
+"""The encoder-decoder of all families: what differs between them is data. s is the source, v the vocabulary."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jattn._engine import checks
+from jattn.masks import Mask, all_of, dense
+from jattn.models.hugging_face.audio import FrameEmbedding
+from jattn.models.hugging_face.block_stack import BlockStack
+from jattn.models.hugging_face.family import PretrainedModel
+from jattn.models.hugging_face.stack import (
+    Ran,
+    WithHidden,
+    real_tokens,
+    returned,
+)
+from jattn.nn import Embed, Linear
+from jattn.nn.dropout import split
+from jattn.nn.multi_head import KeysAndValues
+from jattn.nn.weights import outputs
+
+__all__ = ["EncoderDecoder", "EncoderDecoderHidden", "EncoderDecoderWeights"]
+
+
+class EncoderDecoderWeights(NamedTuple):
+    """The attention weights of an `EncoderDecoder`, of each block."""
+
+    encoder: Any  # b h s s; None where nothing was encoded
+    decoder: Any  # b h t t
+    cross: Any  # b h t s
+
+
+class EncoderDecoderHidden(NamedTuple):
+    """The hidden states of an `EncoderDecoder`: what the first block gets, what each gives, and the last one normed."""
+
+    encoder: list[Array]  # b s m
+    decoder: list[Array]  # b t m
+
+
+class EncoderDecoder(PretrainedModel):
+    """An encoder of the source, a decoder of the target that attends to it, and logits of the target's next tokens.
+
+    Args:
+        vocab_size: v, how many tokens there are.
+        features: m, the width.
+        encoder, decoder: the arguments of either `BlockStack`, by name.
+        source_vocab_size: how many tokens the source has, where they have embeddings of their own; by default they have
+            those of the target.
+        mel_bins: of how many bands the source's features are, where it is sound and not text.
+        embedding_scale: what embeddings are multiplied by.
+        padding_idx: the token whose embedding has no gradient from being looked up.
+        tied: whether the logits are products with the token embedding, rather than with weights of their own.
+        logits_scale: what the last states are multiplied by before that.
+        logits_bias: whether each token has a summand of its logit.
+        dtype, param_dtype: as in ``flax.nnx.Linear``.
+        rngs: for the initial parameters.
+
+    Example (two sources of 7 and of 5 tokens):
+
+        >>> from jattn.nn import Norm
+        >>> block = dict(num_heads=2, feedforward_features=16, norm="pre")
+        >>> side = dict(layers=[block], norm=Norm("layer"), max_length=20)
+        >>> model = EncoderDecoder(50, features=8, encoder=side, decoder=side, rngs=nnx.Rngs(0))
+        >>> source, target = jnp.ones((2, 7), int), jnp.ones((2, 4), int)
+        >>> logits, weights = model(source, target, valid_lens=jnp.array([7, 5]), return_weights=True)
+        >>> logits.shape, weights.cross[0].shape
+        ((2, 4, 50), (2, 2, 4, 7))
+        >>> memory = model.project(model.encode(source))
+        >>> model.decode(target, memory).shape
+        (2, 4, 50)
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        features: int,
+        encoder: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        source_vocab_size: int | None = None,
+        mel_bins: int | None = None,
+        embedding_scale: float | None = None,
+        padding_idx: int | None = None,
+        tied: bool = True,
+        logits_scale: float | None = None,
+        logits_bias: bool = False,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        if source_vocab_size is not None and mel_bins is not None:
+            raise ValueError(
+                "mel_bins must be None where source_vocab_size is given: a source is text or sound. Got both."
+            )
+        types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        looked_up: dict[str, Any] = dict(padding_idx=padding_idx, scale=embedding_scale, **types)
+        self.embedding = Embed(vocab_size, features, **looked_up)
+        source: Embed | FrameEmbedding | None = None
+        if mel_bins is not None:
+            source = FrameEmbedding(mel_bins, features, **types)
+        elif source_vocab_size is not None:
+            source = Embed(source_vocab_size, features, **looked_up)
+        self.source_embedding = source
+        self.encoder = BlockStack(features, decodes=False, **encoder, **types)
+        self.decoder = BlockStack(features, decodes=True, **decoder, **types)
+        self.output = None if tied else Linear(features, vocab_size, use_bias=False, **types)
+        biased = checks.flag("logits_bias", logits_bias)
+        self.logits_bias = nnx.Param(jnp.zeros(vocab_size, param_dtype)) if biased else None
+        self.logits_scale = logits_scale
+        self.max_length = self.decoder.max_length
+
+    def __call__(
+        self,
+        source: Int[Array, "b s"] | Float[Array, "b mel frames"],
+        target: Int[Array, "b t"],
+        *,
+        attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None = None,
+        valid_lens: int | Int[Array, "b"] | None = None,
+        positions: Int[Array, "b s"] | None = None,
+        mask: Mask | Bool[Array, "..."] | None = None,
+        target_attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None = None,
+        target_valid_lens: int | Int[Array, "b"] | None = None,
+        target_positions: Int[Array, "b t"] | None = None,
+        target_mask: Mask | Bool[Array, "..."] | None = None,
+        memory_mask: Mask | Bool[Array, "..."] | None = None,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b t v"] | Any:
+        """The logits of the token after each of the target.
+
+        Args:
+            source, attention_mask, valid_lens, positions, mask: of the encoder, as in `encode`.
+            target: ``b t``, token numbers, the first of which starts it.
+            target_attention_mask, target_valid_lens, target_positions, target_mask: likewise of the decoder.
+            memory_mask: which tokens of the target may attend to which of the source, ``b h t s``, beside the real
+                ones; such as ``jattn.masks.segments(target_ids, source_ids)`` for packed texts.
+            return_weights: also return `EncoderDecoderWeights`.
+            return_hidden: return a `WithHidden`, whose ``hidden`` is an `EncoderDecoderHidden`.
+            rng: a ``jax.random.key`` for dropout in training.
+
+        Returns:
+            The logits; with return_weights an `Outputs` of logits and weights; with return_hidden a `WithHidden`.
+        """
+        rngs = split(rng, 2)
+        encoded = self._encoded(source, attention_mask, valid_lens, positions, mask, return_weights, rngs[0])
+        logits, decoded = self._decoded(
+            target,
+            encoded.x,
+            (target_attention_mask, target_valid_lens, target_positions, target_mask),
+            (attention_mask, valid_lens, memory_mask),
+            return_weights,
+            rngs[1],
+            "target_",
+        )
+        weights = _weights_of(encoded.weights, decoded) if return_weights else None
+        if return_hidden:
+            return WithHidden(logits, weights, EncoderDecoderHidden(_hidden_of(encoded), _hidden_of(decoded)))
+        return outputs(logits, weights, return_weights)
+
+    def encode(
+        self,
+        source: Int[Array, "b s"] | Float[Array, "b mel frames"],
+        *,
+        attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None = None,
+        valid_lens: int | Int[Array, "b"] | None = None,
+        positions: Int[Array, "b s"] | None = None,
+        mask: Mask | Bool[Array, "..."] | None = None,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b s m"] | Any:
+        """What the decoder attends to.
+
+        Args:
+            source: ``b s``, token numbers; of sound ``b mel frames``, log-mel features, two frames to one of s.
+            attention_mask: ``b s``, 1 where a token is real, 0 where it is padding, on whichever side.
+            valid_lens: how many of each source are real, if padding follows them.
+            positions: of the tokens, for learned positions, masks and biases; by default 0 ... s - 1, and for learned
+                ones counted over the real tokens.
+            mask: further, who may attend to whom.
+            return_weights: also return the list of each block's weights ``b h s s``.
+            return_hidden: return `WithHidden`.
+            rng: a ``jax.random.key`` for dropout in training.
+
+        Returns:
+            ``b s m``; with return_weights an `Outputs`; with return_hidden a `WithHidden`.
+        """
+        ran = self._encoded(source, attention_mask, valid_lens, positions, mask, return_weights, rng)
+        return returned(ran.x, ran, return_weights=return_weights, return_hidden=return_hidden)
+
+    def project(self, memory: Float[Array, "b s m"]) -> list[KeysAndValues]:
+        """What `encode` returned as the keys and values of each block of the decoder, for many calls of `decode`."""
+        projected = []
+        for block in self.decoder.blocks:
+            assert block.cross_attention is not None
+            projected.append(block.cross_attention.project(memory))
+        return projected
+
+    def decode(
+        self,
+        target: Int[Array, "b t"],
+        memory: Float[Array, "b s m"] | list[KeysAndValues],
+        *,
+        attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None = None,
+        valid_lens: int | Int[Array, "b"] | None = None,
+        positions: Int[Array, "b t"] | None = None,
+        mask: Mask | Bool[Array, "..."] | None = None,
+        memory_attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None = None,
+        memory_valid_lens: int | Int[Array, "b"] | None = None,
+        memory_mask: Mask | Bool[Array, "..."] | None = None,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b t v"] | Any:
+        """The logits of the token after each of the target, given what `encode` made of the source.
+
+        Args:
+            target: ``b t``, token numbers.
+            memory: what `encode` returned, or `project` made of that.
+            attention_mask, valid_lens, positions, mask: of the target, as in `encode`.
+            memory_attention_mask, memory_valid_lens: those that the source was encoded with.
+            memory_mask: as at the call of the model.
+            return_weights: also return `EncoderDecoderWeights`, without the encoder's.
+            return_hidden: return `WithHidden`, of the decoder.
+            rng: a ``jax.random.key`` for dropout in training.
+
+        Returns:
+            The logits; with return_weights an `Outputs`; with return_hidden a `WithHidden`.
+        """
+        of_target = (attention_mask, valid_lens, positions, mask)
+        of_memory = (memory_attention_mask, memory_valid_lens, memory_mask)
+        logits, ran = self._decoded(target, memory, of_target, of_memory, return_weights, rng)
+        weights = _weights_of(None, ran) if return_weights else None
+        if return_hidden:
+            return WithHidden(logits, weights, _hidden_of(ran))
+        return outputs(logits, weights, return_weights)
+
+    def _encoded(
+        self, source: Any, attention_mask: Any, lens: Any, positions: Any, mask: Any, return_weights: bool, rng: Any
+    ) -> Ran:
+        if isinstance(self.source_embedding, FrameEmbedding):
+            x = self.source_embedding(source)
+        else:
+            embedding = self.embedding if self.source_embedding is None else self.source_embedding
+            x = embedding(checks.tokens("source", source, embedding.num_embeddings, "b s", 2))
+        return self.encoder(
+            x,
+            real=real_tokens(attention_mask, x.shape[:2]),
+            valid_lens=checks.example_lengths("valid_lens", lens, x.shape[:1]),
+            positions=None if positions is None else checks.positions("positions", positions, x.shape[:1], x.shape[1]),
+            mask=mask,
+            return_weights=return_weights,
+            rng=rng,
+        )
+
+    def _decoded(
+        self,
+        target: Any,
+        memory: Any,
+        of_target: Any,
+        of_memory: Any,
+        return_weights: bool,
+        rng: Any,
+        prefix: str = "",
+    ) -> tuple[Array, Ran]:
+        """The logits, and the run of the decoder; prefix is that of the names of the target's arguments."""
+        target = checks.tokens("target", target, self.embedding.num_embeddings, "b t", 2)
+        (attention_mask, lens, positions, mask), (memory_attention, memory_lens, memory_mask) = of_target, of_memory
+        b, t = target.shape
+        if isinstance(memory, list) and len(memory) != len(self.decoder.blocks):
+            raise ValueError(
+                f"memory must be what project returned, keys and values for each of {len(self.decoder.blocks)} blocks. "
+                f"Got {len(memory)}."
+            )
+        s = memory[0].keys.shape[-3] if isinstance(memory, list) else memory.shape[-2]
+        real = real_tokens(memory_attention, (b, s), "memory_attention_mask")
+        ran = self.decoder(
+            self.embedding(target),
+            memory,
+            real=real_tokens(attention_mask, (b, t), f"{prefix}attention_mask"),
+            valid_lens=checks.example_lengths(f"{prefix}valid_lens", lens, (b,)),
+            positions=None if positions is None else checks.positions(f"{prefix}positions", positions, (b,), t),
+            mask=mask,
+            memory_valid_lens=checks.example_lengths("memory_valid_lens", memory_lens, (b,)),
+            memory_mask=all_of(None if real is None else dense(real[:, None, None, :]), memory_mask),
+            return_weights=return_weights,
+            rng=rng,
+        )
+        return self._logits(ran.x), ran
+
+    def _logits(self, x: Array) -> Array:
+        if self.logits_scale is not None:
+            x = x * jnp.asarray(self.logits_scale, x.dtype)
+        logits = self.embedding.attend(x) if self.output is None else self.output(x)
+        return logits if self.logits_bias is None else logits + self.logits_bias[...].astype(logits.dtype)
+
+    def _alike(self) -> list[nnx.Module]:
+        return [self.encoder, self.decoder]
+
+
+def _weights_of(encoder: Any, decoded: Ran) -> EncoderDecoderWeights:
+    own, across = zip(*decoded.weights, strict=True)
+    return EncoderDecoderWeights(encoder, list(own), list(across))
+
+
+def _hidden_of(ran: Ran) -> list[Array]:
+    return [*ran.hidden[:-1], ran.x]

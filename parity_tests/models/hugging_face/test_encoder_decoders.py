@@ -1,0 +1,203 @@
+"""Each encoder-decoder beside `transformers`' own class: logits, hidden states, weights and gradients of all."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from jattn import models
+from jattn.parity.widen import float64_throughout
+from parity_tests.models.hugging_face.encoder_decoders import ENCODER_DECODERS, V, made
+from parity_tests.nn import randomised
+
+pytest.importorskip("transformers", reason="no transformers: encoder-decoders were not compared with its models")
+
+B, S, T = 3, 9, 7
+RNG = np.random.default_rng(0)
+SOURCE, TARGET = RNG.integers(0, V, (B, S)), RNG.integers(0, V, (B, T))
+FEATURES = RNG.normal(size=(B, 5, 2 * S))
+SOURCE_LENS, TARGET_LENS = np.array([9, 5, 7]), np.array([4, 7, 6])
+
+
+def mask_of(side: str, lens: np.ndarray, n: int) -> np.ndarray:
+    if side == "whole":
+        return np.ones((B, n), int)
+    return ((np.arange(n) >= n - lens[:, None]) if side == "left" else (np.arange(n) < lens[:, None])).astype(int)
+
+
+def asked(name: str, side: str) -> tuple[dict[str, Any], dict[str, Any], np.ndarray]:
+    """What theirs and ours are called with, and which tokens of the target are real.
+
+    Theirs counts positions over the padding too, but for Whisper's decoder, whose source is never padded.
+    """
+    of_source, of_target = mask_of(side, SOURCE_LENS, S), mask_of(side, TARGET_LENS, T)
+    whisper = name.startswith("Whisper")
+    theirs: dict[str, Any] = {
+        "decoder_input_ids": torch.from_numpy(TARGET),
+        "decoder_attention_mask": torch.from_numpy(of_target),
+        **({"input_features": torch.from_numpy(FEATURES)} if whisper else {"input_ids": torch.from_numpy(SOURCE)}),
+    }
+    ours: dict[str, Any] = {
+        "source": jnp.asarray(FEATURES if whisper else SOURCE),
+        "target": jnp.asarray(TARGET),
+        "target_attention_mask": jnp.asarray(of_target),
+    }
+    if whisper:
+        theirs["decoder_position_ids"] = torch.from_numpy(np.maximum(np.cumsum(of_target, -1) - 1, 0))
+    else:
+        theirs["attention_mask"], ours["attention_mask"] = torch.from_numpy(of_source), jnp.asarray(of_source)
+    if name.startswith("BART"):
+        for argument, n in (("positions", S), ("target_positions", T)):
+            ours[argument] = jnp.broadcast_to(jnp.arange(n), (B, n))
+    return theirs, ours, of_target.astype(bool)
+
+
+def assert_close(ours: Any, theirs: Any, name: str, scale: float | None = None) -> None:
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape, name
+    assert np.abs(ours - theirs).max() <= 1e-10 * (scale or np.abs(theirs).max()), name
+
+
+def assert_all_close(ours: Any, theirs: Any, real: np.ndarray, name: str) -> None:
+    for i, (x, y) in enumerate(zip(ours, theirs, strict=True)):
+        # Of weights the queries are on the axis before the last.
+        both = [np.moveaxis(np.asarray(z), 1, -1) if z.ndim == 4 else np.asarray(z) for z in (x, y.detach().numpy())]
+        assert_close(*(z[real] for z in both), f"{name} {i}")
+
+
+@pytest.mark.parametrize("side", ["right", "left", "whole"])
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_equal(name: str, side: str, tmp_path: Path) -> None:
+    of_source = np.ones((B, S), bool) if name.startswith("Whisper") else mask_of(side, SOURCE_LENS, S).astype(bool)
+    with float64_throughout(), jax.enable_x64(True):
+        theirs, given, real = asked(name, side)
+        hf = randomised(made(name))
+        hf.save_pretrained(tmp_path)
+        out = hf(**theirs, output_hidden_states=True, output_attentions=True)
+        cotangent = np.random.default_rng(1).normal(size=out.logits.shape) * real[..., None]
+        (out.logits * torch.from_numpy(cotangent)).sum().backward()
+        ours = models.load(tmp_path)
+        graph, state = nnx.split(ours)
+
+        def loss(state: Any) -> Any:
+            found = nnx.merge(graph, state)(**given, return_weights=True, return_hidden=True)
+            return (found.output * cotangent).sum(), found
+
+        gradients, found = jax.jit(jax.grad(loss, has_aux=True))(state)
+        assert_close(found.output[real], out.logits.detach().numpy()[real], "logits")
+        assert_all_close(found.hidden.encoder, out.encoder_hidden_states, of_source, "hidden state of the encoder")
+        assert_all_close(found.hidden.decoder, out.decoder_hidden_states, real, "hidden state of the decoder")
+        assert_all_close(found.weights.encoder, out.encoder_attentions, of_source, "weights of the encoder")
+        assert_all_close(found.weights.decoder, out.decoder_attentions, real, "weights of the decoder")
+        assert_all_close(found.weights.cross, out.cross_attentions, real, "weights of the cross attention")
+        back = nnx.merge(graph, gradients).to_hugging_face()
+        named = dict(hf.named_parameters())
+        assert named.keys() <= back.keys()
+        largest = max(float(x.grad.abs().max()) for x in named.values() if x.grad is not None)
+        for parameter, x in named.items():
+            if x.grad is None:
+                assert parameter == "model.encoder.embed_positions.weight", parameter
+                assert not back[parameter].any(), parameter
+                continue
+            # What all keys share cancels in the softmax.
+            scale = largest if parameter.endswith("k_proj.bias") and x.grad.abs().max() < 1e-12 * largest else None
+            assert_close(back[parameter], x.grad, f"gradient of {parameter}", scale)
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_there_and_back(name: str, tmp_path: Path) -> None:
+    """From a folder in bfloat16, of several files, and back the same bits; what is saved is opened by theirs."""
+    hf = randomised(made(name)).to(torch.bfloat16)
+    hf.save_pretrained(tmp_path, max_shard_size="4KB")
+    ours = models.load(tmp_path)
+    back = ours.to_hugging_face()
+    assert back.keys() == hf.state_dict().keys()
+    for parameter, x in hf.state_dict().items():
+        assert torch.equal(back[parameter], x), parameter
+    ours.save(tmp_path / "again")
+    again = type(hf).from_pretrained(tmp_path / "again")
+    for parameter, x in again.state_dict().items():
+        assert torch.equal(x, hf.state_dict()[parameter]), parameter
+    assert getattr(again.config, "scale_decoder_outputs", None) == getattr(hf.config, "scale_decoder_outputs", None)
+
+
+@pytest.mark.parametrize("name", ["T5", "BART", "Whisper"])
+def test_greedy(name: str, tmp_path: Path) -> None:
+    """The same tokens as ``generate``, cut off and ended."""
+    n = 8
+    with float64_throughout(), jax.enable_x64(True):
+        hf = randomised(made(name), seed=1)
+        with torch.no_grad():  # so that the next token is neither the last one, by the tied embedding, nor always one
+            for parameter, x in hf.named_parameters():
+                if x.ndim == 1:
+                    x.fill_(parameter.endswith("weight"))
+                elif V not in x.shape:
+                    x.mul_(3)
+        hf.save_pretrained(tmp_path)
+        theirs, given, _ = asked(name, "right")
+        source = {x: theirs[x] for x in ("input_ids", "attention_mask", "input_features") if x in theirs}
+        ours = models.load(tmp_path)
+        start = jnp.full((B, 1), hf.config.decoder_start_token_id)
+        known = {"source": given["source"], "source_attention_mask": given.get("attention_mask")}
+
+        def generated(eos: int | None) -> Any:
+            from transformers.generation import GenerationMixin
+
+            hf.generation_config.eos_token_id = eos
+            asked_for = {"do_sample": False, "num_beams": 1, "max_new_tokens": n, "use_cache": False}
+            tokens = GenerationMixin.generate(hf, **source, **asked_for).numpy()[:, 1:]
+            return np.pad(tokens, [(0, 0), (0, n - tokens.shape[1])])
+
+        expected = generated(None)
+        assert len(np.unique(expected)) > 3  # or any mistake would do
+        found = models.greedy_continuation(ours, start, max_new_tokens=n, **known)
+        np.testing.assert_array_equal(found.tokens, expected)
+        eos = int(expected[0, 3])
+        found = models.greedy_continuation(ours, start, max_new_tokens=n, eos=eos, pad=0, **known)
+        np.testing.assert_array_equal(found.tokens, generated(eos))
+        assert found.lengths[0] <= 4
+
+
+@pytest.mark.parametrize(("mel_bins", "seconds"), [(80, 30), (128, 2)])
+def test_log_mel(mel_bins: int, seconds: int) -> None:
+    """Noise, a tone that rises, and silence, shorter than asked for and longer, beside the feature extractor."""
+    from transformers import WhisperFeatureExtractor
+
+    t = np.arange(40_000) / 16_000
+    noise = np.random.default_rng(0).normal(size=t.size)
+    sounds = np.stack([0.1 * noise, np.sin(2 * np.pi * (200 + 900 * t) * t), 1e-3 * noise * (t < 1)]).astype(np.float32)
+    extract = WhisperFeatureExtractor(feature_size=mel_bins, chunk_length=seconds)
+
+    def theirs() -> Any:
+        return extract(list(sounds), sampling_rate=16_000, return_tensors="np")["input_features"]
+
+    with float64_throughout(), jax.enable_x64(True):
+        truth = theirs()
+        found = models.log_mel(jnp.asarray(sounds, jnp.float64), mel_bins=mel_bins, seconds=seconds)
+        assert truth.dtype == found.dtype == np.float64
+        assert found.shape == (3, mel_bins, 100 * seconds)
+        assert_close(found, truth, "features")
+    narrow = models.log_mel(jnp.asarray(sounds), mel_bins=mel_bins, seconds=seconds)
+    assert narrow.dtype == np.float32
+    assert np.abs(narrow - truth).max() <= 2 * np.abs(theirs() - truth).max() + 4 * np.finfo(np.float32).eps
+
+
+def test_bare_bart(tmp_path: Path) -> None:
+    """A folder of a ``BartModel`` is the whole model to `transformers` if it is asked for that, and so it is here."""
+    from transformers import BartForConditionalGeneration
+
+    with float64_throughout(), jax.enable_x64(True):
+        randomised(made("BART")).model.save_pretrained(tmp_path)
+        hf = BartForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float64).eval()
+        ours = models.load(tmp_path)
+        theirs, given, real = asked("BART", "right")
+        assert_close(ours(**given)[real], hf(**theirs).logits.detach().numpy()[real], "logits")
+        ours.save(tmp_path / "again")
+        again = BartForConditionalGeneration.from_pretrained(tmp_path / "again", dtype=torch.float64)
+        for parameter, x in hf.state_dict().items():
+            assert torch.equal(again.state_dict()[parameter], x), parameter
