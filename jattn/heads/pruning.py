@@ -127,6 +127,8 @@ def _shrink(layer: Any, kept: np.ndarray) -> None:
         kv_heads, np.repeat(np.arange(len(used)), len(kept) // len(used))
     )
     layer.kv_heads = None if plain else tuple(kv_heads.tolist())
+    numbers = np.arange(h) if layer.head_numbers is None else np.array(layer.head_numbers)
+    layer.head_numbers = tuple(numbers[kept].tolist())
     for projection, of in ((layer.query, kept), (layer.key, used), (layer.value, used)):
         projection.kernel.set_value(projection.kernel[...][:, of])
         if projection.bias is not None:

@@ -57,7 +57,8 @@ class MultiHeadAttention(nnx.Module):
     The parameters are those of ``flax.nnx.MultiHeadAttention``, name for name: ``query``, ``key``, ``value`` with
     kernels ``m h d``, ``out`` with kernel ``h e m``, ``query_ln`` and ``key_ln`` where they are normalised; beside them
     ``sinks``, ``h``. After `jattn.heads.prune` the groups of query heads may be of unequal sizes; ``kv_heads`` then
-    holds the key and value head of each query head, and is None otherwise.
+    holds the key and value head of each query head, and is None otherwise; and ``head_numbers`` the numbers that the
+    query heads had before.
 
     Args:
         num_heads: how many query heads, h.
@@ -161,6 +162,7 @@ class MultiHeadAttention(nnx.Module):
         self.out = LinearGeneral((num_heads, value_head), out_features, **out_options)
         self.sinks = nnx.Param(jnp.zeros(num_heads, param_dtype)) if checks.flag("use_sinks", use_sinks) else None
         self.kv_heads: tuple[int, ...] | None = None
+        self.head_numbers: tuple[int, ...] | None = None
         self.qk_norm_over = qk_norm_over
         self.rotary = _rotary(rotary, rotary_base)
         self.scale, self.logits_soft_cap = scale, logits_soft_cap

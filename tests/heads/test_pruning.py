@@ -277,3 +277,28 @@ def test_a_llama_pruned_alike_in_all_layers_goes_to_hugging_face() -> None:
     tensors = smaller.to_hugging_face()
     assert tensors["model.layers.0.self_attn.q_proj.weight"].shape == (8, 16)
     assert tensors["model.layers.1.self_attn.k_proj.weight"].shape == (4, 16)
+
+
+def _with_biases_by_head(kind: str) -> Any:
+    block: dict[str, Any] = {"num_heads": 3, "feedforward_features": 8}
+    if kind == "ALiBi":
+        return models.TextDecoder(11, features=6, layers=[block] * 2, alibi=True, rngs=nnx.Rngs(0))
+    if kind == "MPNet's":
+        options = dict(max_length=9, relative_buckets=4)
+        return models.TextEncoder(11, features=6, layers=[block] * 2, **options, rngs=nnx.Rngs(0))
+    side = dict(layers=[block] * 2, relative_buckets=4, relative_distance=8)
+    return models.EncoderDecoder(11, features=6, encoder=side, decoder=side, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("kind", ["ALiBi", "MPNet's", "T5's"])
+def test_biases_stay_with_their_heads(kind: str) -> None:
+    """Also where heads are lost one after the other."""
+    model = randomised(lambda: _with_biases_by_head(kind))
+    tokens = jnp.array([[1, 4, 2, 7, 3]])
+    inputs = (tokens, tokens) if kind == "T5's" else (tokens,)
+    first = "encoder.blocks.0.attention" if kind == "T5's" else "blocks.0.attention"
+    pruned = heads.prune(heads.prune(model, {first: [0]}), {first: [1]})
+    layer = heads.layers(model)[first]
+    for i in (0, 2):
+        layer.out.kernel[...] = layer.out.kernel[...].at[i].set(0)
+    np.testing.assert_allclose(pruned(*inputs), model(*inputs), rtol=1e-5, atol=1e-5)

@@ -91,24 +91,30 @@ class BlockStack(nnx.Module):
     ) -> Ran:
         """What the blocks give, ``x`` normed; the other arguments as in `run_blocks`."""
         first, last, *rngs = split(rng, len(self.blocks) + 2)
-        bias = None
-        if self.relative_bias is not None:
-            bias = biases.relative(
-                self.relative_bias[...], bidirectional=not self.decodes, max_distance=self.relative_distance
-            )
         ran = run_blocks(
             self.blocks,
             self.windows,
             self.dropout(self._placed(x, real, positions), first),
             memory,
             real=real,
-            bias=bias,
+            bias_of=None if self.relative_bias is None else self._bias_of,
             positions=positions,
             rngs=rngs,
             **options,
         )
         x = ran.x if self.norm is None else self.norm(ran.x)
         return ran._replace(x=self.output_dropout(x, last))
+
+    @property
+    def biased_by_head(self) -> bool:
+        """Whether each head's logits have a bias of their own, the same in all blocks."""
+        return self.relative_bias is not None
+
+    def _bias_of(self, heads: Any) -> biases.Bias:
+        assert self.relative_bias is not None
+        return biases.relative(
+            self.relative_bias[:, heads], bidirectional=not self.decodes, max_distance=self.relative_distance
+        )
 
     def _placed(self, x: Array, real: Array | None, positions: Array | None) -> Array:
         """Vectors with their positions, normed."""

@@ -92,7 +92,9 @@ class TextDecoder(PretrainedModel):
         self.norm = None if norm is None else norm(features, **types)
         self.output = None if tied else Linear(narrow, vocab_size, use_bias=False, **types)
         self.dropout = Dropout(dropout_rate)
-        self.max_length, self.alibi = max_length, checks.flag("alibi", alibi)
+        self.max_length = max_length
+        heads = self.blocks[0].attention.query.kernel.shape[1]
+        self.slopes = tuple(biases.alibi_slopes(heads).tolist()) if checks.flag("alibi", alibi) else None
         self.logits_scale, self.logits_soft_cap = logits_scale, logits_soft_cap
 
     def __call__(
@@ -155,7 +157,7 @@ class TextDecoder(PretrainedModel):
             valid_lens=valid_lens,
             real=real,
             mask=mask,
-            bias=biases.alibi(self.blocks[0].attention.query.kernel.shape[1]) if self.alibi else None,
+            bias_of=None if self.slopes is None else self._bias_of,
             positions=positions,
             return_weights=return_weights,
             rngs=rngs[1:],
@@ -163,6 +165,14 @@ class TextDecoder(PretrainedModel):
         x = ran.x if self.norm is None else self.norm(ran.x)
         x = x if self.project_out is None else self.project_out(x)
         return ran._replace(x=x)
+
+    @property
+    def biased_by_head(self) -> bool:
+        """Whether each head's logits have a bias of their own, the same in all blocks."""
+        return self.slopes is not None
+
+    def _bias_of(self, heads: Any) -> biases.Bias:
+        return biases.alibi(jnp.array(self.slopes, jnp.float32)[heads])
 
     def _embed(self, tokens: Array, real: Array | None, positions: Array | None, rng: Any) -> Array:
         x = self.embedding(tokens)

@@ -142,13 +142,22 @@ class TextEncoder(PretrainedModel):
             valid_lens=valid_lens,
             real=real,
             mask=mask,
-            bias=None if self.relative is None else biases.relative(self.relative[...]),
+            bias_of=None if self.relative is None else self._bias_of,
             positions=positions,
             return_weights=return_weights,
             rngs=rngs[1:],
         )
         x = ran.x if self.final_norm is None else self.final_norm(ran.x)
         return returned(x, ran._replace(x=x), return_weights=return_weights, return_hidden=return_hidden)
+
+    @property
+    def biased_by_head(self) -> bool:
+        """Whether each head's logits have a bias of their own, the same in all blocks."""
+        return self.relative is not None
+
+    def _bias_of(self, heads: Any) -> biases.Bias:
+        assert self.relative is not None
+        return biases.relative(self.relative[:, heads])
 
     def _embed(
         self, tokens: Array, token_types: Array | None, real: Array | None, positions: Array | None, rng: Any

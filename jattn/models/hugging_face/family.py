@@ -313,6 +313,11 @@ class PretrainedModel(nnx.Module):
                 "model must have groups of equal size, query heads to a key head, as transformers' settings say no "
                 f"other. Got unequal ones. {remedy}"
             )
+        if getattr(stack, "biased_by_head", False) and any(layer.head_numbers is not None for layer in attentions):
+            raise ValueError(
+                "model must have all of its heads, as each has a bias of its own, which transformers finds by its "
+                f"number. Got one of which some were pruned. {remedy}"
+            )
         m, h, d = attentions[0].query.kernel.shape
         if not self._family().any_head_features and h * d != m:
             raise ValueError(

@@ -1,6 +1,6 @@
 """Tokens through a stack of blocks: which of them are real, where they stand, and what each block gives."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
+from jattn.biases import Bias
 from jattn.masks import Mask, all_of, dense, sliding_window
 from jattn.nn import TransformerBlock
 from jattn.nn.weights import as_pair, outputs
@@ -50,6 +51,7 @@ def run_blocks(
     *,
     real: Bool[Array, "b t"] | None = None,
     mask: Mask | Bool[Array, "..."] | None = None,
+    bias_of: Callable[[Any], Bias] | None = None,
     rngs: Sequence[PRNGKeyArray | None],
     return_weights: bool,
     **options: Any,
@@ -63,6 +65,7 @@ def run_blocks(
         memory: what they attend to with cross attention; or a list of what each block's own projected.
         real: which tokens may be attended to.
         mask: further, who may attend to whom.
+        bias_of: the bias of the logits of the heads with these numbers, an index into all; a block may have lost some.
         rngs: one for each block.
         return_weights: whether their weights are wanted.
         options: further arguments of each block's call.
@@ -72,7 +75,11 @@ def run_blocks(
     keys = None if real is None else dense(real[:, None, None, :])
     for block, window, own, rng in zip(blocks, windows, memories, rngs, strict=True):
         near = None if window is None else sliding_window(window - 1, window - 1)
-        result = block(x, own, mask=all_of(near, keys, mask), return_weights=return_weights, rng=rng, **options)
+        numbers = block.attention.head_numbers
+        bias = None if bias_of is None else bias_of(slice(None) if numbers is None else np.array(numbers))
+        result = block(
+            x, own, mask=all_of(near, keys, mask), bias=bias, return_weights=return_weights, rng=rng, **options
+        )
         x, of_block = as_pair(result, return_weights)
         hidden.append(x)
         weights.append(of_block)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jattn import masks, models
+from jattn import heads, masks, models
 from jattn.models.hugging_face.family import FAMILIES
 from jattn.nn import Norm, Rotary
 
@@ -175,3 +175,12 @@ def test_masks_and_positions_that_are_known_while_tracing() -> None:
         return nnx.merge(graph, state)(tokens, **padded)
 
     np.testing.assert_allclose(jax.jit(run)(state, tokens), run(state, tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_heads_that_have_slopes_of_their_own_are_not_saved_without_the_others(tmp_path: Path) -> None:
+    config = {"model_type": "bloom", "vocab_size": V, "hidden_size": 8, "n_layer": 1, "n_head": 4}
+    model = models.Bloom(**models.Bloom.hugging_face.arguments(config), rngs=nnx.Rngs(0))
+    pruned = heads.prune(model, {"blocks.0.attention": [0, 1]})
+    for save in (pruned.to_hugging_face, lambda: pruned.save(tmp_path, config=config)):
+        with pytest.raises(ValueError, match="model must have all of its heads"):
+            save()
