@@ -213,7 +213,7 @@ class PretrainedModel(nnx.Module):
             arrays = weights.files.to_arrays("state_dict", state_dict)
             floating = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
             state_dict = {**arrays, **{name: x.astype(jnp.dtype(param_dtype)) for name, x in floating.items()}}
-        for part, pattern in cls.hugging_face.optional_parts.items():
+        for part, pattern in family.optional_parts.items():
             if not any(re.search(pattern, name) for name in state_dict):
                 setattr(model, part, None)
         model.eval()
@@ -248,7 +248,7 @@ class PretrainedModel(nnx.Module):
             )
         self._check_heads()
         blank = type(self)._blank(json.loads(text))
-        for part in self.hugging_face.optional_parts:
+        for part in family.optional_parts:
             if getattr(self, part) is None:
                 setattr(blank, part, None)
         made = _shapes(blank)
