@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jattn import biases, masks, scores
 from jattn.bound import bind
+from jattn.cache import Cache
 from jattn.drop_in import dot_product_attention
 from jattn.kernel_regression import nadaraya_watson
 from jattn.multi_head import attention, attention_statistics, attention_weights, explain
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from jattn import heads, models, nn, parity, plots, training, weights
 
 __all__ = [
+    "Cache",
     "additive_attention",
     "attention",
     "attention_statistics",

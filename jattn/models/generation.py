@@ -15,7 +15,6 @@ from jattn._engine.axes import Shape
 from jattn.masks import lengths
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
-from jattn.nn import DynamicNTKScaling, LongRoPEScaling
 
 __all__ = ["Continuation", "greedy_continuation"]
 
@@ -116,8 +115,9 @@ class _Loop(NamedTuple):
     """What one step hands to the next."""
 
     i: Int[Array, ""]
-    read: Int[Array, "b t"]  # prompt and continuation, one after the other, then anything
-    tokens: Int[Array, "b n"]  # the continuation alone
+    last: Int[Array, "b"]  # the token that is next to be read
+    cache: Any
+    tokens: Int[Array, "b n"]  # the continuation
     lengths: Int[Array, "b"]
     ended: Bool[Array, "b"]
 
@@ -133,42 +133,37 @@ def _compiled_continuation(
     source: Any,
     source_attention_mask: Any,
 ) -> Continuation:
-    """The search itself. As no token sees a later one, what stands after the last has no effect on it."""
+    """The search itself: the prompt is read once, and then each new token."""
     model, pad, ends = nnx.merge(graphdef, state), special[0], special[1:]
-    (b, t), examples = prompt.shape, jnp.arange(len(prompt))
-    logits: Callable[..., Array] = model
-    by_length = False
+    b, t = prompt.shape
+    read: Callable[..., Any] = model
     if isinstance(model, EncoderDecoder):
         memory = model.project(model.encode(source, attention_mask=source_attention_mask))
-        logits = functools.partial(model.decode, memory=memory, memory_attention_mask=source_attention_mask)
-    else:
-        by_length = any(_follows_length(block.attention.rotary) for block in model.blocks)
+        read = functools.partial(model.decode, memory=memory, memory_attention_mask=source_attention_mask)
+
+    def best(logits: Array) -> Array:
+        return logits.argmax(-1).astype(prompt.dtype)
+
+    def added(loop: _Loop, token: Array, cache: Any) -> _Loop:
+        return _Loop(
+            loop.i + 1,
+            token,
+            cache,
+            loop.tokens.at[:, loop.i].set(jnp.where(loop.ended, pad, token)),
+            loop.lengths + ~loop.ended,
+            loop.ended | jnp.isin(token, ends),
+        )
 
     def another(loop: _Loop) -> Array:
         return (loop.i < n) & ~jnp.all(loop.ended)
 
     def step(loop: _Loop) -> _Loop:
-        last = prompt_lens + loop.i - 1
-        so_far: dict[str, Any] = {}
-        if by_length:
-            positions = jnp.minimum(jnp.arange(t + n), last[:, None])
-            so_far = {"positions": positions, "valid_lens": last + 1}
-        best = logits(loop.read, **so_far)[examples, last].argmax(-1).astype(loop.read.dtype)
-        ended = loop.ended | jnp.isin(best, ends)
-        return _Loop(
-            loop.i + 1,
-            loop.read.at[examples, last + 1].set(best),
-            loop.tokens.at[:, loop.i].set(jnp.where(loop.ended, pad, best)),
-            loop.lengths + ~loop.ended,
-            ended,
-        )
+        out = read(loop.last[:, None], cache=loop.cache)
+        return added(loop, best(out.output[:, 0]), out.cache)
 
-    read = jnp.pad(prompt, ((0, 0), (0, n)))
-    begin = _Loop(jnp.int32(0), read, jnp.full((b, n), pad), jnp.zeros(b, jnp.int32), jnp.zeros(b, bool))
-    end = jax.lax.while_loop(another, step, begin)
+    out = read(prompt, valid_lens=prompt_lens, cache=model.new_cache(b, t + n))
+    # XLA leaves out the logits of all but the last token of each prompt, as nothing is made of them.
+    token = best(out.output[jnp.arange(b), prompt_lens - 1])
+    begin = _Loop(jnp.int32(0), token, out.cache, jnp.full((b, n), pad), jnp.zeros(b, jnp.int32), jnp.zeros(b, bool))
+    end = jax.lax.while_loop(another, step, added(begin, token, out.cache))
     return Continuation(end.tokens, end.lengths)
-
-
-def _follows_length(rotary: Any) -> bool:
-    """Whether positions turn by other angles in a longer sequence, so that those to come must not be counted."""
-    return rotary is not None and isinstance(rotary.scaling, DynamicNTKScaling | LongRoPEScaling)

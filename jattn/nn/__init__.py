@@ -8,6 +8,7 @@ the call takes a ``jax.random.key`` as ``rng``.
 """
 
 from jattn.nn import torch as torch  # not in __all__, as `import *` would hide PyTorch
+from jattn.nn.cached import new_cache
 from jattn.nn.convolution import Conv
 from jattn.nn.embeddings import Embed
 from jattn.nn.experts import MixtureOfExperts, Routing
@@ -30,11 +31,12 @@ from jattn.nn.rotary_scaling import (
 from jattn.nn.settings import settings_of
 from jattn.nn.single_head import AdditiveAttention, DotProductAttention
 from jattn.nn.transformer import TransformerBlock
-from jattn.nn.weights import Outputs
+from jattn.nn.weights import Cached, Outputs
 
 __all__ = [
     "GRU",
     "AdditiveAttention",
+    "Cached",
     "Conv",
     "DotProductAttention",
     "DynamicNTKScaling",
@@ -61,6 +63,7 @@ __all__ = [
     "TransformerBlock",
     "WideMultiHeadSelfAttention",
     "YaRNScaling",
+    "new_cache",
     "rotary",
     "settings_of",
     "sinusoidal_positions",

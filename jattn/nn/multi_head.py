@@ -11,10 +11,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
 
 from jattn._engine import checks
 from jattn.biases import Bias
+from jattn.cache import Cache
 from jattn.implementations.choice import ImplementationName
 from jattn.logits import ScoreFn
 from jattn.masks import Mask, all_of, lengths
 from jattn.multi_head import attention
+from jattn.nn.cached import attend_with_cache
 from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, LinearGeneral, default_bias_init, default_kernel_init
 from jattn.nn.norms import Norm, as_norm
@@ -183,6 +185,8 @@ class MultiHeadAttention(nnx.Module):
         key_positions: Real[Array, "..."] | None = None,
         score: ScoreFn | None = None,
         head_gates: Float[Array, "..."] | None = None,
+        cache: Cache | None = None,
+        real: Bool[Array, "..."] | None = None,
         implementation: ImplementationName | None = None,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
@@ -203,13 +207,30 @@ class MultiHeadAttention(nnx.Module):
                 was projected with where it was, and 0 ... s - 1 otherwise.
             score: in place of the dot product, as in `jattn.attention`.
             head_gates: a factor on each head's output, ``h`` or ``*b h``.
+            cache: a `jattn.Cache` of the tokens before those of query, which are added to it and attended to, too. The
+                mask goes by positions. Keys stay turned as they were where the angles of rotary positions depend on the
+                length.
+            real: which tokens are kept in the cache, ``*b t``; all by default.
             implementation: as in `jattn.attention`.
             return_weights: also return the weights ``*b h t s``, from before dropout.
             rng: a ``jax.random.key`` for dropout in training.
 
         Returns:
-            ``*b t o``, with o = out_features; with return_weights an `Outputs` of output and weights.
+            ``*b t o``, with o = out_features; with return_weights an `Outputs` of output and weights; with a cache a
+            `Cached` of output, cache and weights.
         """
+        if cache is not None:
+            beside = dict(key=key, value=value, valid_lens=valid_lens, key_positions=key_positions)
+            if given := [name for name, x in beside.items() if x is not None]:
+                raise ValueError(
+                    f"{given[0]} must be None where there is a cache, whose tokens are the keys. Got one. Pass real to "
+                    "say which new tokens are padding."
+                )
+            options: dict[str, Any] = dict(bias=bias, score=score, head_gates=head_gates, rng=rng)
+            options |= dict(implementation=implementation, return_weights=return_weights)
+            return attend_with_cache(self, query, cache, positions=positions, real=real, mask=mask, **options)
+        if real is not None:
+            raise ValueError("real must be None without a cache. Got one. Pass valid_lens or mask.")
         query = checks.floating("query", query, "*b t m", 2)
         checks.width("query", query, self.query.in_features[0])
         own_lens = valid_lens if (key is None or key is query) and np.ndim(valid_lens) < 2 else None  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
 
 from jattn._engine import checks
 from jattn.biases import Bias
+from jattn.cache import Cache
 from jattn.implementations.choice import ImplementationName
 from jattn.masks import Mask, all_of
 from jattn.masks import causal as causal_mask
@@ -20,7 +21,7 @@ from jattn.nn.layers import Initializer, default_bias_init, default_kernel_init
 from jattn.nn.multi_head import KeysAndValues, MultiHeadAttention
 from jattn.nn.norms import Norm, as_norm
 from jattn.nn.rotary_positions import Rotary
-from jattn.nn.weights import as_pair, outputs
+from jattn.nn.weights import Cached, as_pair, outputs
 
 __all__ = ["TransformerBlock"]
 
@@ -187,6 +188,8 @@ class TransformerBlock(nnx.Module):
         head_gates: Float[Array, "..."] | None = None,
         memory_valid_lens: int | Int[Array, "..."] | None = None,
         memory_mask: Mask | Bool[Array, "..."] | None = None,
+        cache: Cache | None = None,
+        real: Bool[Array, "..."] | None = None,
         implementation: ImplementationName | None = None,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
@@ -198,13 +201,14 @@ class TransformerBlock(nnx.Module):
             memory: ``*b s m``, what cross attention attends to, or what ``cross_attention.project`` made of it.
             valid_lens, mask, bias, positions, head_gates: of the attention within x, as in `MultiHeadAttention`.
             memory_valid_lens, memory_mask: likewise for the memory.
+            cache, real: of the attention within x, for tokens that come after others, as in `MultiHeadAttention`.
             implementation: as in `jattn.attention`.
             return_weights: also return the weights ``*b h t t``; with cross attention the pair of self-attention's and
                 cross attention's (``*b h t s``).
             rng: a ``jax.random.key`` for dropout in training.
 
         Returns:
-            ``*b t m``; with return_weights an `Outputs` of it and the weights.
+            ``*b t m``; with return_weights an `Outputs` of it and the weights; with a cache a `Cached`.
         """
         x = checks.floating("x", x, "*b t m", 2)
         checks.width("x", x, self.norm2.num_features)
@@ -223,11 +227,16 @@ class TransformerBlock(nnx.Module):
             bias=bias,
             positions=positions,
             head_gates=head_gates,
+            cache=cache,
+            real=real,
             implementation=implementation,
             return_weights=return_weights,
             rng=rngs[0],
         )
-        y, weights = as_pair(attended, return_weights)
+        if isinstance(attended, Cached):
+            y, cache, weights, _ = attended
+        else:
+            y, weights = as_pair(attended, return_weights)
         own = x  # what the network sees, where both are parallel
         x = self._after(0, self.norm1, x, y.reshape(x.shape), rngs[1])
 
@@ -248,6 +257,8 @@ class TransformerBlock(nnx.Module):
         norm = self.norm2 if self.norm3 is None else self.norm3
         y = self.feed_forward(self._before(norm, own if self.parallel else x), rng=rngs[4])
         x = self._after(-1, norm, x, y, rngs[5]).reshape(shape)
+        if cache is not None:
+            return Cached(x, cache, weights if return_weights else None)
         return outputs(x, weights, return_weights)
 
     def _before(self, norm: Any, x: Array) -> Array:

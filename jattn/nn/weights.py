@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, PRNGKeyArray
 
-__all__ = ["Outputs", "as_pair", "in_turn", "outputs"]
+__all__ = ["Cached", "Outputs", "as_pair", "in_turn", "outputs"]
 
 
 class Outputs(NamedTuple):
@@ -13,6 +13,15 @@ class Outputs(NamedTuple):
 
     output: Array
     weights: Any  # *b h t s; of several attentions, in the order in which they run
+
+
+class Cached(NamedTuple):
+    """What a layer or a model returns that was given a cache; take its parts by name."""
+
+    output: Array
+    cache: Any  # with the new tokens; of a model one for each block
+    weights: Any = None  # as in `Outputs`, if they were asked for
+    hidden: Any = None  # of a model, likewise
 
 
 def outputs(output: Array, weights: Any, return_weights: bool) -> Any:

@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn import biases
 from jattn._engine import checks
+from jattn.cache import Cache
 from jattn.models.hugging_face.audio import fixed_sinusoids
-from jattn.models.hugging_face.stack import Ran, blocks_of, positions_of, run_blocks
+from jattn.models.hugging_face.stack import Ran, blocks_of, next_tokens, positions_of, run_blocks
 from jattn.nn import LearnedPositions, Norm
 from jattn.nn.dropout import Dropout, split
 
@@ -85,11 +86,16 @@ class BlockStack(nnx.Module):
         memory: Any = None,
         *,
         real: Bool[Array, "b t"] | None,
+        valid_lens: int | Int[Array, "b"] | None,
         positions: Int[Array, "b t"] | None,
+        caches: Sequence[Cache] | None = None,
         rng: PRNGKeyArray | None,
         **options: Any,
     ) -> Ran:
         """What the blocks give, ``x`` normed; the other arguments as in `run_blocks`."""
+        if caches is not None:
+            real, positions = next_tokens(caches, self.blocks, x.shape[:2], real, valid_lens, positions)
+            valid_lens = None
         first, last, *rngs = split(rng, len(self.blocks) + 2)
         ran = run_blocks(
             self.blocks,
@@ -98,7 +104,9 @@ class BlockStack(nnx.Module):
             memory,
             real=real,
             bias_of=None if self.relative_bias is None else self._bias_of,
+            valid_lens=valid_lens,
             positions=positions,
+            caches=caches,
             rngs=rngs,
             **options,
         )

@@ -207,7 +207,7 @@ class CLIPText(TextDecoder):
             None if output_features is None else Linear(features, output_features, use_bias=False, **types)
         )
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # a text that has ended does not go on, so there is no cache
         self,
         tokens: Int[Array, "b t"],
         *,

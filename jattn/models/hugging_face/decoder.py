@@ -9,9 +9,19 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn import biases
 from jattn._engine import checks
+from jattn.cache import Cache
 from jattn.masks import Mask
 from jattn.models.hugging_face.family import PretrainedModel
-from jattn.models.hugging_face.stack import Ran, blocks_of, positions_of, real_tokens, returned, run_blocks
+from jattn.models.hugging_face.stack import (
+    Ran,
+    blocks_of,
+    caches_of,
+    next_tokens,
+    positions_of,
+    real_tokens,
+    returned,
+    run_blocks,
+)
 from jattn.nn import Embed, LearnedPositions, Linear, Norm
 from jattn.nn.dropout import Dropout, split
 
@@ -105,6 +115,7 @@ class TextDecoder(PretrainedModel):
         valid_lens: int | Int[Array, "b"] | None = None,
         positions: Int[Array, "b t"] | None = None,
         mask: Mask | Bool[Array, "..."] | None = None,
+        cache: Sequence[Cache] | None = None,
         return_weights: bool = False,
         return_hidden: bool = False,
         rng: PRNGKeyArray | None = None,
@@ -118,15 +129,28 @@ class TextDecoder(PretrainedModel):
             positions: of the tokens, for learned and rotary positions, masks and biases; by default 0 ... t - 1, and
                 for learned ones counted over the real tokens.
             mask: further, who may attend to whom, such as ``jattn.masks.segments(ids)`` for packed texts.
+            cache: of the tokens before these, from `new_cache` or an earlier call; positions are then counted on, and
+                padding, by attention_mask, is not kept.
             return_weights: also return the list of each block's weights ``b h t t``.
             return_hidden: return `WithHidden`.
             rng: a ``jax.random.key`` for dropout in training.
 
         Returns:
-            The logits; with return_weights an `Outputs` of logits and weights; with return_hidden a `WithHidden`.
+            The logits; with return_weights an `Outputs` of logits and weights; with return_hidden a `WithHidden`; with
+            a cache a `Cached`, of whose parts those are there that were asked for.
+
+        Example (a text in two parts):
+
+            >>> block = dict(num_heads=2, feedforward_features=16, norm="pre")
+            >>> model = TextDecoder(50, features=8, layers=[block], max_length=9, rngs=nnx.Rngs(0))
+            >>> text = jnp.array([[3, 1, 4, 1, 5]])
+            >>> begun = model(text[:, :3], cache=model.new_cache(1, room=9))
+            >>> gone_on = model(text[:, 3:], cache=begun.cache)
+            >>> bool(jnp.allclose(gone_on.output, model(text)[:, 3:], atol=1e-5))
+            True
         """
         options: dict[str, Any] = dict(
-            attention_mask=attention_mask, valid_lens=valid_lens, positions=positions, mask=mask
+            attention_mask=attention_mask, valid_lens=valid_lens, positions=positions, mask=mask, cache=cache
         )
         ran = self._run(tokens, **options, return_weights=return_weights, rng=rng)
         return returned(self._logits(ran.x), ran, return_weights=return_weights, return_hidden=return_hidden)
@@ -139,6 +163,7 @@ class TextDecoder(PretrainedModel):
         valid_lens: Any,
         positions: Any,
         mask: Any,
+        cache: Any = None,
         return_weights: bool,
         rng: PRNGKeyArray | None,
     ) -> Ran:
@@ -148,6 +173,9 @@ class TextDecoder(PretrainedModel):
         if positions is not None:
             positions = checks.positions("positions", positions, tokens.shape[:1], tokens.shape[1])
         real = real_tokens(attention_mask, tokens.shape)
+        if cache is not None:
+            real, positions = next_tokens(cache, self.blocks, tokens.shape, real, valid_lens, positions)
+            valid_lens = None
         rngs = split(rng, len(self.blocks) + 1)
         x = self._embed(tokens, real, positions, rngs[0])
         ran = run_blocks(
@@ -159,12 +187,23 @@ class TextDecoder(PretrainedModel):
             mask=mask,
             bias_of=None if self.slopes is None else self._bias_of,
             positions=positions,
+            caches=cache,
             return_weights=return_weights,
             rngs=rngs[1:],
         )
         x = ran.x if self.norm is None else self.norm(ran.x)
         x = x if self.project_out is None else self.project_out(x)
         return ran._replace(x=x)
+
+    def new_cache(self, batch_size: int, room: int, *, dtype: Any = None) -> tuple[Cache, ...]:
+        """A cache without tokens: for each block the keys and values of up to ``room`` tokens, or of its window.
+
+        Args:
+            batch_size: b.
+            room: how many tokens there may be, prompt and continuation together.
+            dtype: of keys and values as they are kept; that of the model by default.
+        """
+        return caches_of(self.blocks, self.windows, batch_size, room, dtype)
 
     @property
     def biased_by_head(self) -> bool:

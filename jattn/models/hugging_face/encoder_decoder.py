@@ -1,6 +1,6 @@
 """The encoder-decoder of all families: what differs between them is data. s is the source, v the vocabulary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,20 +8,16 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
+from jattn.cache import Cache
 from jattn.masks import Mask, all_of, dense
 from jattn.models.hugging_face.audio import FrameEmbedding
 from jattn.models.hugging_face.block_stack import BlockStack
 from jattn.models.hugging_face.family import PretrainedModel
-from jattn.models.hugging_face.stack import (
-    Ran,
-    WithHidden,
-    real_tokens,
-    returned,
-)
+from jattn.models.hugging_face.stack import Ran, WithHidden, caches_of, real_tokens, returned
 from jattn.nn import Embed, Linear
 from jattn.nn.dropout import split
 from jattn.nn.multi_head import KeysAndValues
-from jattn.nn.weights import outputs
+from jattn.nn.weights import Cached, outputs
 
 __all__ = ["EncoderDecoder", "EncoderDecoderHidden", "EncoderDecoderWeights"]
 
@@ -201,6 +197,10 @@ class EncoderDecoder(PretrainedModel):
             projected.append(block.cross_attention.project(memory))
         return projected
 
+    def new_cache(self, batch_size: int, room: int, *, dtype: Any = None) -> tuple[Cache, ...]:
+        """A cache without tokens for `decode`, of up to ``room`` tokens of the target; as `TextDecoder.new_cache`."""
+        return caches_of(self.decoder.blocks, self.decoder.windows, batch_size, room, dtype)
+
     def decode(
         self,
         target: Int[Array, "b t"],
@@ -213,6 +213,7 @@ class EncoderDecoder(PretrainedModel):
         memory_attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None = None,
         memory_valid_lens: int | Int[Array, "b"] | None = None,
         memory_mask: Mask | Bool[Array, "..."] | None = None,
+        cache: Sequence[Cache] | None = None,
         return_weights: bool = False,
         return_hidden: bool = False,
         rng: PRNGKeyArray | None = None,
@@ -225,17 +226,21 @@ class EncoderDecoder(PretrainedModel):
             attention_mask, valid_lens, positions, mask: of the target, as in `encode`.
             memory_attention_mask, memory_valid_lens: those that the source was encoded with.
             memory_mask: as at the call of the model.
+            cache: of the target's tokens before these, from `new_cache` or an earlier call.
             return_weights: also return `EncoderDecoderWeights`, without the encoder's.
             return_hidden: return `WithHidden`, of the decoder.
             rng: a ``jax.random.key`` for dropout in training.
 
         Returns:
-            The logits; with return_weights an `Outputs`; with return_hidden a `WithHidden`.
+            The logits; with return_weights an `Outputs`; with return_hidden a `WithHidden`; with a cache a `Cached`, of
+            whose parts those are there that were asked for.
         """
         of_target = (attention_mask, valid_lens, positions, mask)
         of_memory = (memory_attention_mask, memory_valid_lens, memory_mask)
-        logits, ran = self._decoded(target, memory, of_target, of_memory, return_weights, rng)
+        logits, ran = self._decoded(target, memory, of_target, of_memory, return_weights, rng, cache=cache)
         weights = _weights_of(None, ran) if return_weights else None
+        if ran.caches is not None:
+            return Cached(logits, ran.caches, weights, _hidden_of(ran) if return_hidden else None)
         if return_hidden:
             return WithHidden(logits, weights, _hidden_of(ran))
         return outputs(logits, weights, return_weights)
@@ -267,6 +272,8 @@ class EncoderDecoder(PretrainedModel):
         return_weights: bool,
         rng: Any,
         prefix: str = "",
+        *,
+        cache: Any = None,
     ) -> tuple[Array, Ran]:
         """The logits, and the run of the decoder; prefix is that of the names of the target's arguments."""
         target = checks.tokens("target", target, self.embedding.num_embeddings, "b t", 2)
@@ -284,6 +291,7 @@ class EncoderDecoder(PretrainedModel):
             memory,
             real=real_tokens(attention_mask, (b, t), f"{prefix}attention_mask"),
             valid_lens=checks.example_lengths(f"{prefix}valid_lens", lens, (b,)),
+            caches=cache,
             positions=None if positions is None else checks.positions(f"{prefix}positions", positions, (b,), t),
             mask=mask,
             memory_valid_lens=checks.example_lengths("memory_valid_lens", memory_lens, (b,)),

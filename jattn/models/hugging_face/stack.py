@@ -9,11 +9,22 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn.biases import Bias
+from jattn.cache import Cache
 from jattn.masks import Mask, all_of, dense, sliding_window
-from jattn.nn import TransformerBlock
-from jattn.nn.weights import as_pair, outputs
+from jattn.nn import TransformerBlock, new_cache
+from jattn.nn.weights import Cached, as_pair, outputs
 
-__all__ = ["Ran", "WithHidden", "blocks_of", "positions_of", "real_tokens", "returned", "run_blocks"]
+__all__ = [
+    "Ran",
+    "WithHidden",
+    "blocks_of",
+    "caches_of",
+    "next_tokens",
+    "positions_of",
+    "real_tokens",
+    "returned",
+    "run_blocks",
+]
 
 
 class WithHidden(NamedTuple):
@@ -32,6 +43,7 @@ class Ran(NamedTuple):
     x: Array  # b t m
     weights: list[Any]
     hidden: list[Array]
+    caches: tuple[Cache, ...] | None = None
 
 
 def blocks_of(
@@ -52,6 +64,7 @@ def run_blocks(
     real: Bool[Array, "b t"] | None = None,
     mask: Mask | Bool[Array, "..."] | None = None,
     bias_of: Callable[[Any], Bias] | None = None,
+    caches: Sequence[Cache] | None = None,
     rngs: Sequence[PRNGKeyArray | None],
     return_weights: bool,
     **options: Any,
@@ -66,30 +79,86 @@ def run_blocks(
         real: which tokens may be attended to.
         mask: further, who may attend to whom.
         bias_of: the bias of the logits of the heads with these numbers, an index into all; a block may have lost some.
+        caches: of the tokens before these, one for each block.
         rngs: one for each block.
         return_weights: whether their weights are wanted.
         options: further arguments of each block's call.
     """
     hidden, weights = [x], []
     memories = memory if isinstance(memory, list) else [memory] * len(blocks)
-    keys = None if real is None else dense(real[:, None, None, :])
-    for block, window, own, rng in zip(blocks, windows, memories, rngs, strict=True):
+    keys, after = None, []
+    if caches is None:
+        keys = None if real is None else dense(real[:, None, None, :])
+    else:
+        options["real"] = real
+    of_each = [None] * len(blocks) if caches is None else caches
+    for block, window, own, cache, rng in zip(blocks, windows, memories, of_each, rngs, strict=True):
         near = None if window is None else sliding_window(window - 1, window - 1)
         numbers = block.attention.head_numbers
         bias = None if bias_of is None else bias_of(slice(None) if numbers is None else np.array(numbers))
         result = block(
-            x, own, mask=all_of(near, keys, mask), bias=bias, return_weights=return_weights, rng=rng, **options
+            x,
+            own,
+            mask=all_of(near, keys, mask),
+            bias=bias,
+            cache=cache,
+            return_weights=return_weights,
+            rng=rng,
+            **options,
         )
-        x, of_block = as_pair(result, return_weights)
+        if isinstance(result, Cached):
+            x, cache, of_block, _ = result
+            after.append(cache)
+        else:
+            x, of_block = as_pair(result, return_weights)
         hidden.append(x)
         weights.append(of_block)
-    return Ran(x, weights, hidden)
+    return Ran(x, weights, hidden, None if caches is None else tuple(after))
+
+
+def caches_of(
+    blocks: Sequence[TransformerBlock], windows: Sequence[int | None], batch_size: int, room: int, dtype: Any
+) -> tuple[Cache, ...]:
+    """One without tokens for each block's attention within x."""
+    checks.positive_integers(batch_size=batch_size)
+    return tuple(
+        new_cache(block.attention, (batch_size,), room, window=window, dtype=dtype)
+        for block, window in zip(blocks, windows, strict=True)
+    )
+
+
+def next_tokens(
+    caches: Any,
+    blocks: Sequence[TransformerBlock],
+    shape: tuple[int, ...],
+    real: Bool[Array, "b t"] | None,
+    valid_lens: int | Int[Array, "b"] | None,
+    positions: Int[Array, "b t"] | None,
+) -> tuple[Bool[Array, "b t"] | None, Int[Array, "b t"]]:
+    """Which of the tokens after those of the caches are real, and the positions of all.
+
+    Raises:
+        ValueError: if there is not one cache for each block, of this batch.
+    """
+    if not isinstance(caches, tuple | list) or not all(isinstance(cache, Cache) for cache in caches):
+        raise ValueError(f"cache must be what new_cache or an earlier call returned. Got {type(caches).__name__}.")
+    if len(caches) != len(blocks):
+        raise ValueError(f"cache must be one for each of {len(blocks)} blocks. Got {len(caches)}.")
+    if caches[0].length.shape != shape[:1]:
+        raise ValueError(f"cache must be of {shape[0]} examples. Got one of shape {caches[0].length.shape}.")
+    if valid_lens is not None:
+        valid = jnp.arange(shape[1]) < jnp.asarray(valid_lens)[..., None]
+        real = valid if real is None else valid & real
+    return real, caches[0].next_positions(shape[1], real) if positions is None else positions
 
 
 def returned(output: Array, ran: Ran, *, return_weights: bool, return_hidden: bool) -> Any:
     """What a model returns that was asked for this; ``ran.x`` stands for what the last block gave."""
+    weights, hidden = ran.weights if return_weights else None, [*ran.hidden[:-1], ran.x]
+    if ran.caches is not None:
+        return Cached(output, ran.caches, weights, hidden if return_hidden else None)
     if return_hidden:
-        return WithHidden(output, ran.weights if return_weights else None, [*ran.hidden[:-1], ran.x])
+        return WithHidden(output, weights, hidden)
     return outputs(output, ran.weights, return_weights)
 
 
