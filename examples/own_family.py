@@ -1,6 +1,8 @@
 """A family of Hugging Face's that jattn does not have, StarCoder 2, in one class: settings, names, and the proof.
 
-python -m examples.own_family [--folder FOLDER]
+    python -m examples.own_family [--folder FOLDER]
+
+Half a minute on 2 cores. Expected: logits that differ from those of `transformers` by about 1e-7.
 """
 
 import argparse
