@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jattn._engine.dtypes import at_least_float32
 from jattn.masks import Mask
 from jattn.models.hugging_face.clip_towers import (
-    CLIP_PLAIN,
     CLIP_TEXT,
     CLIP_UNUSED,
     CLIP_VISION,
@@ -99,7 +98,7 @@ class CLIP(PretrainedModel):
 
     hugging_face = Family(
         table=_clip_table,
-        implemented={"model_type": ("clip",), "architectures": (None, ["CLIPModel"]), **CLIP_PLAIN},
+        implemented={"model_type": ("clip",), "architectures": (None, ["CLIPModel"])},
         options=_clip_options,
         without_effect=CLIP_UNUSED - {"projection_dim"},
     )

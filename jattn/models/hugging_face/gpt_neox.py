@@ -65,6 +65,8 @@ class GPTNeoX(TextDecoder):
 
     hugging_face = Family(
         table=_gpt_neox_table,
-        implemented={"model_type": ("gpt_neox",), "is_decoder": (False, True), "quantization_config": (None,)},
+        implemented={"model_type": ("gpt_neox",), "is_decoder": (False, True)},
         options=_gpt_neox_options,
+        # Of its first files; the names that are read are others.
+        without_effect=frozenset({"attention_probs_dropout_prob", "hidden_dropout_prob"}),
     )

@@ -44,7 +44,7 @@ class Granite(TextDecoder):
 
     hugging_face = Family(
         table=llama_table,
-        implemented={"model_type": ("granite",), "hidden_act": ("silu",), "quantization_config": (None,)},
+        implemented={"model_type": ("granite",), "hidden_act": ("silu",)},
         options=_granite_options,
         without_effect=frozenset({"max_position_embeddings"}),
         any_head_features=True,

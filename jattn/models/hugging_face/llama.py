@@ -58,10 +58,10 @@ LLAMA_FAMILY = Family(
     implemented={
         "model_type": ("llama",),
         "hidden_act": ("silu",),
-        "quantization_config": (None,),
+        "rope_interleaved": (False,),
     },
     options=_llama_options,
-    without_effect=frozenset({"max_position_embeddings", "pretraining_tp"}),
+    without_effect=frozenset({"is_llama_config", "max_position_embeddings", "max_sequence_length", "pretraining_tp"}),
     any_head_features=True,
 )
 

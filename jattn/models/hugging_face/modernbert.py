@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn._engine import checks
-from jattn.models.hugging_face.decoder_settings import activation_of
+from jattn.models.hugging_face.decoder_settings import activation_of, padding_of
 from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.encoder_heads import EncoderFamily, EncoderHead, TaskHead, tied_lines
-from jattn.models.hugging_face.encoder_settings import ENCODERS, IGNORED, labels_of, lines_of, padding_or
+from jattn.models.hugging_face.encoder_settings import ENCODERS, IGNORED, labels_of, lines_of
 from jattn.models.hugging_face.family import count_setting, optional_count_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm, Rotary
@@ -73,7 +73,7 @@ def _modernbert_options(config: Mapping[str, Any]) -> dict[str, Any]:
         learned_positions=False,
         norm=norm,
         final_norm=norm,
-        padding_idx=padding_or(config, 50283),
+        padding_idx=padding_of(config, 50283),
         dropout_rate=real_setting(config, "embedding_dropout", "[0, 1)", 0.0),
     )
 

@@ -25,7 +25,7 @@ def _olmo2_options(config: Mapping[str, Any]) -> dict[str, Any]:
     )
     block |= heads_of(config)
     block["attention_options"] |= {"qk_norm_over": "width"}
-    return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers"))
+    return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers"), padding=1)
 
 
 _OLMO2_LAYER = {name: ours for name, ours in LLAMA_LAYER.items() if "layernorm" not in name} | {
@@ -44,7 +44,7 @@ class OLMo2(TextDecoder):
 
     hugging_face = Family(
         table=lambda model: llama_table(model, _OLMO2_LAYER),
-        implemented={"model_type": ("olmo2",), "hidden_act": ("silu",), "quantization_config": (None,)},
+        implemented={"model_type": ("olmo2",), "hidden_act": ("silu",)},
         options=_olmo2_options,
         without_effect=frozenset({"max_position_embeddings"}),
         any_head_features=True,

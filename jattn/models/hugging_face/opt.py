@@ -37,7 +37,7 @@ def _opt_options(config: Mapping[str, Any]) -> dict[str, Any]:
         max_length=count_setting(config, "max_position_embeddings"),
         first_position=FIRST,
         embedding_features=None if narrow in (None, features) else narrow,
-        padding_idx=padding_of(config),
+        padding_idx=padding_of(config, 1),
         tied=config.get("tie_word_embeddings", True),
     )
 
@@ -76,8 +76,7 @@ class OPT(TextDecoder):
             "_remove_final_layer_norm": (False,),
             "layer_norm_elementwise_affine": (True,),
             "layerdrop": (0.0,),
-            "quantization_config": (None,),
         },
         options=_opt_options,
-        without_effect=frozenset({"init_std"}),
+        without_effect=frozenset({"activation_dropout", "init_std"}),
     )

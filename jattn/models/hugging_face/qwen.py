@@ -34,7 +34,7 @@ def _qwen2_windows(config: Mapping[str, Any]) -> list[int | None]:
     if not config.get("use_sliding_window", False):
         return [None] * n
     first = config.get("max_window_layers", 28)
-    return windows_of(config, ["full_attention" if i < first else "sliding_attention" for i in range(n)])
+    return windows_of(config, ["full_attention" if i < first else "sliding_attention" for i in range(n)], window=4096)
 
 
 def _qwen3_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Qwen2(TextDecoder):
 
     hugging_face = Family(
         table=llama_table,
-        implemented={"model_type": ("qwen2",), "hidden_act": ("silu",), "quantization_config": (None,)},
+        implemented={"model_type": ("qwen2",), "hidden_act": ("silu",), "use_mrope": (False,)},
         options=lambda config: _qwen2_options(config, use_bias=("query", "key", "value")),
         without_effect=frozenset(_SLIDING),
         any_head_features=True,
@@ -71,7 +71,7 @@ class Qwen3(TextDecoder):
 
     hugging_face = Family(
         table=_qwen3_table,
-        implemented={"model_type": ("qwen3",), "hidden_act": ("silu",), "quantization_config": (None,)},
+        implemented={"model_type": ("qwen3",), "hidden_act": ("silu",)},
         options=_qwen3_options,
         without_effect=frozenset(_SLIDING),
         any_head_features=True,

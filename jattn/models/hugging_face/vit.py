@@ -107,7 +107,6 @@ def _vit_family(kind: str, name: str, *further: str) -> Family:
         implemented={
             "model_type": (kind,),
             "architectures": (None, *([one] for one in architectures)),
-            "quantization_config": (None,),
         },
         options=_vit_options,
         without_effect=frozenset({"encoder_stride", "num_labels", "tie_word_embeddings"}),

@@ -31,7 +31,7 @@ def _whisper_options(config: Mapping[str, Any]) -> dict[str, Any]:
             "max_length": count_setting(config, "max_target_positions"),
         },
         mel_bins=count_setting(config, "num_mel_bins"),
-        padding_idx=padding_of(config),
+        padding_idx=padding_of(config, 50256),
         tied=config.get("tie_word_embeddings", True),
     )
 
@@ -66,7 +66,6 @@ class Whisper(EncoderDecoder):
             "is_encoder_decoder": (True,),
             "encoder_layerdrop": (0.0,),
             "decoder_layerdrop": (0.0,),
-            "quantization_config": (None,),
         },
         options=_whisper_options,
         without_effect=frozenset(
