@@ -7,7 +7,7 @@ import numpy as np
 
 from jattn.models.hugging_face.decoder_settings import activation_of, output_line, padding_of
 from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
-from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, convert, dropped, rename, tied, to_numpy
 
@@ -49,7 +49,7 @@ def _bart_options(config: Mapping[str, Any]) -> dict[str, Any]:
         features=features,
         encoder={**side, "layers": bart_layers(config, "encoder")},
         decoder={**side, "layers": bart_layers(config, "decoder")},
-        embedding_scale=features**0.5 if config.get("scale_embedding", False) else None,
+        embedding_scale=features**0.5 if flag_setting(config, "scale_embedding", False) else None,
         padding_idx=padding_of(config, 1),
         logits_bias=True,
     )

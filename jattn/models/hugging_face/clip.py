@@ -51,6 +51,8 @@ def _tower_settings(config: Mapping[str, Any], name: str, tower: type[Pretrained
     for key in (name, f"{name}_dict"):
         if (given := config.get(key)) is not None or key == name:
             try:
+                if not isinstance(given, Mapping | None):
+                    raise ValueError(f"it must be a dict. Got {given!r:.80}.")
                 arguments = tower.hugging_face.arguments({} if given is None else given)
             except ValueError as error:
                 raise ValueError(f"{key} of this config can't be taken: {error}") from error

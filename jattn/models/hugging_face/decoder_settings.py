@@ -5,7 +5,7 @@ from typing import Any
 
 from jattn._engine import checks
 from jattn.models.hugging_face.activations import ACTIVATIONS, activation_of
-from jattn.models.hugging_face.family import count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import count_setting, flag_setting, optional_count_setting, real_setting
 from jattn.weights import Table, dropped, rename, split, tied
 
 __all__ = [
@@ -55,6 +55,8 @@ def head_features_of(config: Mapping[str, Any]) -> int:
 def padding_of(config: Mapping[str, Any], default: int | None = None) -> int | None:
     """The token of padding, whose embedding is not trained by being looked up; the default where no setting says."""
     given = config.get("pad_token_id", default)
+    if given is not None:
+        checks.number("config's pad_token_id", given, "(-inf, inf)", integer=True)  # some files have -1 for none
     return given if given is not None and 0 <= given < count_setting(config, "vocab_size") else None
 
 
@@ -130,7 +132,7 @@ def llama_like(
         layers=layers,
         norm=norm,
         padding_idx=padding_of(config, padding),
-        tied=config.get("tie_word_embeddings", False),
+        tied=flag_setting(config, "tie_word_embeddings", False),
     )
 
 

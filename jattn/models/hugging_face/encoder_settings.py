@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jattn.models.hugging_face.decoder_settings import activation_of
 from jattn.models.hugging_face.encoder_heads import EncoderHead, TaskHead, tied_lines
-from jattn.models.hugging_face.family import count_setting, real_setting
+from jattn.models.hugging_face.family import count_setting, flag_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import dropped, rename, tied
 
@@ -108,8 +108,9 @@ def bert_lines(encoder: Any, layer: Mapping[str, str] = _BERT_LAYER) -> list[Any
 
 def labels_of(config: Mapping[str, Any]) -> int:
     """How many classes there are."""
-    names = config.get("id2label")
-    if names:
+    if names := config.get("id2label"):
+        if not isinstance(names, Mapping | Sequence):
+            raise ValueError(f"config's id2label must be a dict. Got {names!r:.80}.")
         return len(names)
     given = next((name for name in ("num_labels", "_num_labels") if config.get(name) is not None), None)
     return 2 if given is None else count_setting(config, given)
@@ -169,7 +170,7 @@ def masked_head(
     """
 
     def options(config: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:
-        is_tied = config.get("tie_word_embeddings", True)
+        is_tied = flag_setting(config, "tie_word_embeddings", True)
         if not is_tied and bias is not None:
             raise ValueError(
                 "config's tie_word_embeddings must be True, as otherwise the last layer has two biases of which one is "

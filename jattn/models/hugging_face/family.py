@@ -25,6 +25,7 @@ __all__ = [
     "PretrainedModel",
     "count_setting",
     "family_of",
+    "flag_setting",
     "optional_count_setting",
     "read_json",
     "real_setting",
@@ -394,6 +395,11 @@ def _setting(config: Mapping[str, Any], name: str) -> Any:
     if config.get(name) is None:
         raise ValueError(f"config must have {name}. Got the settings {', '.join(sorted(config))}.")
     return config[name]
+
+
+def flag_setting(config: Mapping[str, Any], name: str, default: bool) -> bool:
+    """One that is True or False."""
+    return checks.flag(f"config's {name}", config.get(name, default))
 
 
 def count_setting(config: Mapping[str, Any], name: str) -> int:

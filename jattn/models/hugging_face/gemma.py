@@ -13,7 +13,7 @@ from jattn.models.hugging_face.decoder_settings import (
     llama_table,
     windows_of,
 )
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm, Rotary
 
@@ -27,13 +27,13 @@ def _gemma_norm(config: Mapping[str, Any]) -> Norm:
 def _gemma_decoder(config: Mapping[str, Any], layers: list[dict[str, Any]]) -> dict[str, Any]:
     scale = count_setting(config, "hidden_size") ** 0.5
     given = {**llama_like(config, norm=_gemma_norm(config), layers=layers, padding=0), "embedding_scale": scale}
-    return given | {"tied": config.get("tie_word_embeddings", True)}
+    return given | {"tied": flag_setting(config, "tie_word_embeddings", True)}
 
 
 def _gemma_block(config: Mapping[str, Any], activation: Any, **changed: Any) -> dict[str, Any]:
     heads = heads_of(config, head_features=256)
     heads["attention_options"] |= changed.pop("attention_options", {})
-    use_bias = config.get("attention_bias", False)
+    use_bias = flag_setting(config, "attention_bias", False)
     block = gated_block(config, norm_kind=_gemma_norm(config), activation=activation, use_bias=use_bias)
     return block | heads | changed
 

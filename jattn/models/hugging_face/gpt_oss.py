@@ -18,7 +18,7 @@ from jattn.models.hugging_face.decoder_settings import (
     llama_table,
     windows_of,
 )
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
 from jattn.weights import Table, rename, split, transposed, unstack
@@ -49,7 +49,7 @@ def _gpt_oss_options(config: Mapping[str, Any]) -> dict[str, Any]:
         norm_kind=norm,
         gated=ClippedSwish(slope, real_setting(config, "swiglu_limit", "(0, inf)", 7.0)),
         feedforward_bias=True,
-        use_bias=config.get("attention_bias", True),
+        use_bias=flag_setting(config, "attention_bias", True),
         rotary=rotary_of(config, base=150000.0),
         experts={**experts_of(config, per_token=4, number=128), "router_bias": True},
         **heads,

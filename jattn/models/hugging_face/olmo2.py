@@ -5,7 +5,7 @@ from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import LLAMA_LAYER, gated_block, heads_of, llama_like, llama_table
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
 
@@ -19,7 +19,7 @@ def _olmo2_options(config: Mapping[str, Any]) -> dict[str, Any]:
         norm="branch",
         norm_kind=norm,
         activation="silu",
-        use_bias=config.get("attention_bias", False),
+        use_bias=flag_setting(config, "attention_bias", False),
         normalize_qk=norm,
         rotary=rotary_of(config),
     )

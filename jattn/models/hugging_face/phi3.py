@@ -1,5 +1,6 @@
 """Phi-3: Llama with its projections packed, and LongRoPE."""
 
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ def _phi3_options(config: Mapping[str, Any]) -> dict[str, Any]:
         config,
         norm_kind=norm,
         activation="silu",
-        rotary=rotary_of({**config, **_older_kinds(config)}, partial=True),
+        rotary=rotary_of(ChainMap(_older_kinds(config), config), partial=True),  # type: ignore[arg-type]  # which is only read
         residual_dropout_rate=real_setting(config, "resid_pdrop", "[0, 1)", 0.0),
         **heads_of(config),
     )

@@ -12,7 +12,7 @@ from jattn.models.hugging_face.decoder_settings import (
     llama_table,
     windows_of,
 )
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
 
@@ -31,7 +31,7 @@ def _qwen2_options(config: Mapping[str, Any], *, head_features: int | None = Non
 
 def _qwen2_windows(config: Mapping[str, Any]) -> list[int | None]:
     n = count_setting(config, "num_hidden_layers")
-    if not config.get("use_sliding_window", False):
+    if not flag_setting(config, "use_sliding_window", False):
         return [None] * n
     first = config.get("max_window_layers", 28)
     return windows_of(config, ["full_attention" if i < first else "sliding_attention" for i in range(n)], window=4096)
@@ -39,7 +39,7 @@ def _qwen2_windows(config: Mapping[str, Any]) -> list[int | None]:
 
 def _qwen3_options(config: Mapping[str, Any]) -> dict[str, Any]:
     epsilon = real_setting(config, "rms_norm_eps", "[0, inf)", 1e-6)
-    use_bias = config.get("attention_bias", False)
+    use_bias = flag_setting(config, "attention_bias", False)
     return _qwen2_options(config, head_features=128, normalize_qk=Norm("rms", epsilon=epsilon), use_bias=use_bias)
 
 

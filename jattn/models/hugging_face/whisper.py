@@ -6,7 +6,7 @@ from typing import Any
 from jattn.models.hugging_face.bart import bart_layers, bart_lines
 from jattn.models.hugging_face.decoder_settings import output_line, padding_of
 from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, rename
 
@@ -32,7 +32,7 @@ def _whisper_options(config: Mapping[str, Any]) -> dict[str, Any]:
         },
         mel_bins=count_setting(config, "num_mel_bins"),
         padding_idx=padding_of(config, 50256),
-        tied=config.get("tie_word_embeddings", True),
+        tied=flag_setting(config, "tie_word_embeddings", True),
     )
 
 
