@@ -156,16 +156,22 @@ def test_what_cannot_be() -> None:
         model.decode(tokens, memory, memory_attention_mask=jnp.ones((1, 3), int))
     with pytest.raises(ValueError, match="memory must be what project returned, keys and values for each of 1 blocks"):
         model.decode(tokens, 2 * model.project(memory))
+    with pytest.raises(ValueError, match="source must be log-mel features b mel t, of 5 bands"):
+        sound(jnp.ones((1, 12, 5)), tokens)
+    with pytest.raises(ValueError, match="mel_bins must be None"):
+        made("sound", source_vocab_size=3)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_memory_of_other_sequences() -> None:
+    model, tokens = made("learned"), jnp.ones((1, 4), int)
+    memory = model.encode(tokens)
     with pytest.raises(ValueError, match=r"target must have as many sequences as memory, 1\. Got 2\."):
         model.decode(jnp.ones((2, 4), int), memory)
     with pytest.raises(ValueError, match=r"target must have as many sequences as source, 1\. Got 2\."):
         model(tokens, jnp.ones((2, 4), int))
     with pytest.raises(ValueError, match="memory must have 8 features on its last axis"):
         model.decode(tokens, memory[..., :5])
-    with pytest.raises(ValueError, match="source must be log-mel features b mel t, of 5 bands"):
-        sound(jnp.ones((1, 12, 5)), tokens)
-    with pytest.raises(ValueError, match="mel_bins must be None"):
-        made("sound", source_vocab_size=3)
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
