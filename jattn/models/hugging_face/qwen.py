@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jattn._engine import checks
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import (
     LLAMA_LAYER,
@@ -33,7 +34,7 @@ def _qwen2_windows(config: Mapping[str, Any]) -> list[int | None]:
     n = count_setting(config, "num_hidden_layers")
     if not flag_setting(config, "use_sliding_window", False):
         return [None] * n
-    first = config.get("max_window_layers", 28)
+    first = checks.number("config's max_window_layers", config.get("max_window_layers", 28), integer=True)
     return windows_of(config, ["full_attention" if i < first else "sliding_attention" for i in range(n)], window=4096)
 
 

@@ -200,6 +200,9 @@ def test_longrope_by_its_older_names(older: str) -> None:
 def test_settings_of_another_type(name: str, value: Any, must: str) -> None:
     with pytest.raises(ValueError, match=must):
         models.Llama.hugging_face.arguments({"model_type": "llama", **SIZES, name: value})
+    windows = {"use_sliding_window": True, "max_window_layers": None}
+    with pytest.raises(ValueError, match="config's max_window_layers must be an integer"):
+        models.Qwen2.hugging_face.arguments({"model_type": "qwen2", **SIZES, **windows})
 
 
 @pytest.mark.every_case
