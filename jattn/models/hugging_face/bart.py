@@ -7,7 +7,7 @@ import numpy as np
 
 from jattn.models.hugging_face.decoder_settings import activation_of, output_line, padding_of
 from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
-from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, convert, dropped, rename, tied, to_numpy
 
@@ -49,8 +49,8 @@ def _bart_options(config: Mapping[str, Any]) -> dict[str, Any]:
         features=features,
         encoder={**side, "layers": bart_layers(config, "encoder")},
         decoder={**side, "layers": bart_layers(config, "decoder")},
-        embedding_scale=features**0.5 if config.get("scale_embedding", False) else None,
-        padding_idx=padding_of(config),
+        embedding_scale=features**0.5 if flag_setting(config, "scale_embedding", False) else None,
+        padding_idx=padding_of(config, 1),
         logits_bias=True,
     )
 
@@ -107,7 +107,6 @@ class BART(EncoderDecoder):
             "model_type": ("bart",),
             "architectures": (None, ["BartForConditionalGeneration"], ["BartModel"]),
             "tie_word_embeddings": (True,),
-            "is_decoder": (False,),
             "is_encoder_decoder": (True,),
             "encoder_layerdrop": (0.0,),
             "decoder_layerdrop": (0.0,),
@@ -118,12 +117,9 @@ class BART(EncoderDecoder):
             "normalize_before": (False,),
             "normalize_embedding": (True,),
             "static_position_embeddings": (False,),
-            "quantization_config": (None,),
         },
         options=_bart_options,
-        without_effect=frozenset(
-            {"_num_labels", "classif_dropout", "force_bos_token_to_be_generated", "init_std", "output_past"}
-        ),
+        without_effect=frozenset({"classif_dropout", "force_bos_token_to_be_generated", "init_std"}),
     )
 
     @classmethod

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jattn.models.hugging_face.decoder_settings import activation_of
+from jattn.models.hugging_face.decoder_settings import activation_of, padding_of
 from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.encoder_heads import EncoderFamily
 from jattn.models.hugging_face.encoder_settings import (
@@ -18,7 +18,6 @@ from jattn.models.hugging_face.encoder_settings import (
     first_token_head,
     head_dropout,
     masked_head,
-    padding_or,
     post_norm_block,
     token_head,
 )
@@ -40,7 +39,7 @@ def _bert_options(config: Mapping[str, Any]) -> dict[str, Any]:
         num_token_types=count_setting(config, "type_vocab_size"),
         norm_epsilon=real_setting(config, "layer_norm_eps", "[0, inf)", 1e-12),
         dropout_rate=real_setting(config, "hidden_dropout_prob", "[0, 1)", 0.1),
-        padding_idx=padding_or(config, 0),
+        padding_idx=padding_of(config, 0),
         **bert_sizes(config),
     )
 

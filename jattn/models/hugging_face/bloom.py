@@ -67,8 +67,20 @@ class Bloom(TextDecoder):
             "model_type": ("bloom",),
             "apply_residual_connection_post_layernorm": (False,),
             "tie_word_embeddings": (True,),
-            "quantization_config": (None,),
+            "n_inner": (None,),
+            "skip_bias_add_qkv": (False,),
         },
         options=_bloom_options,
-        without_effect=frozenset({"pretraining_tp", "slow_but_exact", "seq_length", "offset_alibi", "skip_bias_add"}),
+        without_effect=frozenset(
+            {
+                "attention_softmax_in_fp32",
+                "bias_dropout_fusion",
+                "masked_softmax_fusion",
+                "offset_alibi",
+                "pretraining_tp",
+                "seq_length",
+                "skip_bias_add",
+                "slow_but_exact",
+            }
+        ),
     )

@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jattn._engine.dtypes import at_least_float32
 from jattn.masks import Mask
 from jattn.models.hugging_face.clip_towers import (
-    CLIP_PLAIN,
     CLIP_TEXT,
     CLIP_UNUSED,
     CLIP_VISION,
@@ -52,6 +51,8 @@ def _tower_settings(config: Mapping[str, Any], name: str, tower: type[Pretrained
     for key in (name, f"{name}_dict"):
         if (given := config.get(key)) is not None or key == name:
             try:
+                if not isinstance(given, Mapping | None):
+                    raise ValueError(f"it must be a dict. Got {given!r:.80}.")
                 arguments = tower.hugging_face.arguments({} if given is None else given)
             except ValueError as error:
                 raise ValueError(f"{key} of this config can't be taken: {error}") from error
@@ -99,7 +100,7 @@ class CLIP(PretrainedModel):
 
     hugging_face = Family(
         table=_clip_table,
-        implemented={"model_type": ("clip",), "architectures": (None, ["CLIPModel"]), **CLIP_PLAIN},
+        implemented={"model_type": ("clip",), "architectures": (None, ["CLIPModel"])},
         options=_clip_options,
         without_effect=CLIP_UNUSED - {"projection_dim"},
     )

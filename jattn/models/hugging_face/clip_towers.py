@@ -19,7 +19,7 @@ from jattn.models.hugging_face.vision import VisionEncoder
 from jattn.nn import Linear, Norm
 from jattn.weights import Table, dropped, prefixed, rename
 
-__all__ = ["CLIP_PLAIN", "CLIP_TEXT", "CLIP_UNUSED", "CLIP_VISION", "CLIPText", "CLIPVision", "clip_lines"]
+__all__ = ["CLIP_TEXT", "CLIP_UNUSED", "CLIP_VISION", "CLIPText", "CLIPVision", "clip_lines"]
 
 # What a tower has that its settings don't say; its part of a CLIP's often says only what differs.
 _TEXT_DEFAULTS = {
@@ -137,15 +137,8 @@ def _tower_table(tower: Mapping[str, str], prefix: str, projection: str, ours: s
     return Table([prefixed(prefix, optional=True, back=False), *clip_lines(tower, "")])
 
 
-# Settings of all models, of which only these values mean what these do.
-CLIP_PLAIN: dict[str, tuple[Any, ...]] = {
-    "quantization_config": (None,),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "pruned_heads": ({}, None),
-}
 CLIP_UNUSED = frozenset(
-    {"dropout", "initializer_factor", "projection_dim", "tie_encoder_decoder", "tie_word_embeddings"}
+    {"dropout", "initializer_factor", "projection_dim", "tie_word_embeddings"}
 )  # dropout is in the first files, and in no code
 
 
@@ -153,7 +146,7 @@ def _tower_family(kind: str, name: str, table: Any, options: Any) -> Family:
     architectures = (None, [f"{name}Model"], [f"{name}ModelWithProjection"])
     return Family(
         table=table,
-        implemented={"model_type": (kind,), "architectures": architectures, **CLIP_PLAIN},
+        implemented={"model_type": (kind,), "architectures": architectures},
         options=options,
         without_effect=CLIP_UNUSED,
     )

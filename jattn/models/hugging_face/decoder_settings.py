@@ -5,7 +5,7 @@ from typing import Any
 
 from jattn._engine import checks
 from jattn.models.hugging_face.activations import ACTIVATIONS, activation_of
-from jattn.models.hugging_face.family import count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import count_setting, flag_setting, optional_count_setting, real_setting
 from jattn.weights import Table, dropped, rename, split, tied
 
 __all__ = [
@@ -52,22 +52,27 @@ def head_features_of(config: Mapping[str, Any]) -> int:
     return given or count_setting(config, "hidden_size") // count_setting(config, "num_attention_heads")
 
 
-def padding_of(config: Mapping[str, Any]) -> int | None:
-    """The token of padding, whose embedding is not trained by being looked up."""
-    given = config.get("pad_token_id")
+def padding_of(config: Mapping[str, Any], default: int | None = None) -> int | None:
+    """The token of padding, whose embedding is not trained by being looked up; the default where no setting says."""
+    given = config.get("pad_token_id", default)
+    if given is not None:
+        checks.number("config's pad_token_id", given, "(-inf, inf)", integer=True)  # some files have -1 for none
     return given if given is not None and 0 <= given < count_setting(config, "vocab_size") else None
 
 
-def windows_of(config: Mapping[str, Any], default: Sequence[str]) -> list[int | None]:
-    """How many tokens each layer sees; ``layer_types`` says it of the newer files, the default of older ones."""
+def windows_of(config: Mapping[str, Any], default: Sequence[str], *, window: int) -> list[int | None]:
+    """How many tokens each layer sees; ``layer_types`` says it of the newer files, the default of older ones.
+
+    The window is that of a model whose settings have none.
+    """
     n = count_setting(config, "num_hidden_layers")
     kinds = list(config.get("layer_types") or default)
     if len(kinds) != n or set(kinds) - {"sliding_attention", "full_attention"}:
         raise ValueError(
             f"config's layer_types must have sliding_attention or full_attention for each of {n} layers. Got {kinds}."
         )
-    window = optional_count_setting(config, "sliding_window") if "sliding_attention" in kinds else None
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    own = optional_count_setting(config, "sliding_window", window) if "sliding_attention" in kinds else None
+    return [own if kind == "sliding_attention" else None for kind in kinds]
 
 
 # From a layer of Llama to a block here.
@@ -117,15 +122,17 @@ def llama_table(model: Any, layer: Mapping[str, str] = LLAMA_LAYER, further: Seq
     )
 
 
-def llama_like(config: Mapping[str, Any], *, norm: Any, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The arguments of a `TextDecoder` that are named alike in most families."""
+def llama_like(
+    config: Mapping[str, Any], *, norm: Any, layers: Sequence[Mapping[str, Any]], padding: int | None = None
+) -> dict[str, Any]:
+    """The arguments of a `TextDecoder` that are named alike in most families; ``padding`` as in `padding_of`."""
     return dict(
         vocab_size=count_setting(config, "vocab_size"),
         features=count_setting(config, "hidden_size"),
         layers=layers,
         norm=norm,
-        padding_idx=padding_of(config),
-        tied=config.get("tie_word_embeddings", False),
+        padding_idx=padding_of(config, padding),
+        tied=flag_setting(config, "tie_word_embeddings", False),
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jattn.models.hugging_face.decoder_settings import activation_of
+from jattn.models.hugging_face.decoder_settings import activation_of, padding_of
 from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.encoder_heads import EncoderFamily
 from jattn.models.hugging_face.encoder_settings import (
@@ -12,7 +12,6 @@ from jattn.models.hugging_face.encoder_settings import (
     first_token_head,
     lines_of,
     masked_head,
-    padding_or,
     post_norm_block,
     token_head,
 )
@@ -44,7 +43,7 @@ def _distilbert_options(config: Mapping[str, Any]) -> dict[str, Any]:
         layers=[block] * count_setting(config, "n_layers"),
         max_length=count_setting(config, "max_position_embeddings"),
         norm=_NORM,
-        padding_idx=padding_or(config, 0),
+        padding_idx=padding_of(config, 0),
         dropout_rate=dropout_rate,
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jattn.models.hugging_face.decoder_settings import activation_of
+from jattn.models.hugging_face.decoder_settings import activation_of, padding_of
 from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.encoder_heads import EncoderFamily, TaskHead
 from jattn.models.hugging_face.encoder_settings import (
@@ -15,7 +15,6 @@ from jattn.models.hugging_face.encoder_settings import (
     first_token_head,
     head_dropout,
     masked_head,
-    padding_or,
     token_head,
 )
 from jattn.models.hugging_face.family import count_setting, optional_count_setting
@@ -30,7 +29,7 @@ def _electra_options(config: Mapping[str, Any]) -> dict[str, Any]:
         config,
         num_token_types=count_setting(config, "type_vocab_size"),
         embedding_features=None if narrow == config.get("hidden_size") else narrow,
-        padding_idx=padding_or(config, 0),
+        padding_idx=padding_of(config, 0),
     )
 
 

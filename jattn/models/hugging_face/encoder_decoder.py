@@ -284,7 +284,12 @@ class EncoderDecoder(PretrainedModel):
                 f"memory must be what project returned, keys and values for each of {len(self.decoder.blocks)} blocks. "
                 f"Got {len(memory)}."
             )
-        s = memory[0].keys.shape[-3] if isinstance(memory, list) else memory.shape[-2]
+        if not isinstance(memory, list):
+            memory = checks.floating("memory", memory, "b s m", 3)
+            checks.width("memory", memory, self.embedding.embedding.shape[-1])
+        n, s = memory[0].keys.shape[:2] if isinstance(memory, list) else memory.shape[:2]
+        if n != b:
+            raise ValueError(f"target must have as many sequences as {'source' if prefix else 'memory'}, {n}. Got {b}.")
         real = real_tokens(memory_attention, (b, s), "memory_attention_mask")
         ran = self.decoder(
             self.embedding(target),

@@ -164,6 +164,8 @@ class EncoderFamily(Family):
     def head_of(self, config: Mapping[str, Any]) -> str | None:
         """The architecture with a head that a configuration asks for."""
         names = config.get("architectures")
+        if isinstance(names, str):
+            raise ValueError(f"config's architectures must be a list. Got {names!r:.80}.")
         if not names or names == [self.bare]:
             return None
         if len(names) > 1 or names[0] not in self.heads:
@@ -241,6 +243,7 @@ class EncoderWithHead(PretrainedModel):
     ) -> Float[Array, "..."] | Any:
         """The head's logits; arguments and further outputs are those of `TextEncoder`."""
         rngs = split(rng, 2)
+        tokens = checks.tokens("tokens", tokens, self.encoder.words.num_embeddings, "b t", 2)
         result: Any = self.encoder(
             tokens,
             valid_lens,

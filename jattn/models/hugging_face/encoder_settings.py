@@ -5,9 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jattn.models.hugging_face.decoder_settings import activation_of, padding_of
+from jattn.models.hugging_face.decoder_settings import activation_of
 from jattn.models.hugging_face.encoder_heads import EncoderHead, TaskHead, tied_lines
-from jattn.models.hugging_face.family import count_setting, real_setting
+from jattn.models.hugging_face.family import count_setting, flag_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import dropped, rename, tied
 
@@ -23,31 +23,19 @@ __all__ = [
     "labels_of",
     "lines_of",
     "masked_head",
-    "padding_or",
     "post_norm_block",
     "token_head",
 ]
 
 # The values of settings that are implemented, of most families.
-ENCODERS: dict[str, tuple[Any, ...]] = {
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "pruned_heads": (None, {}),
-    "quantization_config": (None,),
-}
+ENCODERS: dict[str, tuple[Any, ...]] = {"position_embedding_type": ("absolute",)}
 # What is in many of their settings and changes nothing; the heads read some of them.
-IGNORED = frozenset({"num_labels", "_num_labels", "output_past", "tie_word_embeddings", "tie_weights_"})
+IGNORED = frozenset({"num_labels", "tie_word_embeddings", "tie_weights_"})
 # Of the oldest files.
 OLDER = (
     rename(r"LayerNorm\.gamma$", "LayerNorm.weight", optional=True, back=False),
     rename(r"LayerNorm\.beta$", "LayerNorm.bias", optional=True, back=False),
 )
-
-
-def padding_or(config: Mapping[str, Any], default: int) -> int | None:
-    """The token of padding, of a family that has one by default."""
-    return padding_of({"pad_token_id": config.get("pad_token_id", default), "vocab_size": config.get("vocab_size")})
 
 
 def bert_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,8 +108,9 @@ def bert_lines(encoder: Any, layer: Mapping[str, str] = _BERT_LAYER) -> list[Any
 
 def labels_of(config: Mapping[str, Any]) -> int:
     """How many classes there are."""
-    names = config.get("id2label")
-    if names:
+    if names := config.get("id2label"):
+        if not isinstance(names, Mapping | Sequence):
+            raise ValueError(f"config's id2label must be a dict. Got {names!r:.80}.")
         return len(names)
     given = next((name for name in ("num_labels", "_num_labels") if config.get(name) is not None), None)
     return 2 if given is None else count_setting(config, given)
@@ -181,7 +170,7 @@ def masked_head(
     """
 
     def options(config: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:
-        is_tied = config.get("tie_word_embeddings", True)
+        is_tied = flag_setting(config, "tie_word_embeddings", True)
         if not is_tied and bias is not None:
             raise ValueError(
                 "config's tie_word_embeddings must be True, as otherwise the last layer has two biases of which one is "

@@ -25,6 +25,7 @@ __all__ = [
     "PretrainedModel",
     "count_setting",
     "family_of",
+    "flag_setting",
     "optional_count_setting",
     "read_json",
     "real_setting",
@@ -56,10 +57,11 @@ class Family:
 
     def arguments(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Of the model here; ValueError for a setting that is not implemented, or of which nothing is known."""
-        _check_settings(config, self.implemented)
+        implemented = {**PLAIN, **self.implemented}
+        _check_settings(config, implemented)
         settings = _Noted(config)
         options = self.options(settings)
-        known = {*settings.read, *self.implemented, *self.without_effect, *WITHOUT_EFFECT}
+        known = {*settings.read, *implemented, *self.without_effect, *WITHOUT_EFFECT}
         if unknown := {name: x for name, x in config.items() if name not in known and x is not None}:
             told = ", ".join(f"{name}={x!r:.60}" for name, x in sorted(unknown.items()))
             raise ValueError(
@@ -87,6 +89,14 @@ class _Noted(Mapping[str, Any]):
         return len(self._config)
 
 
+# What older files have in the settings of any model, and what it must be unless a family says otherwise.
+PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,),
+    "is_decoder": (False,),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+    "tie_encoder_decoder": (False,),
+}
 # What is in the settings of any model, for how it is made, trained, stored or asked for text.
 WITHOUT_EFFECT = frozenset(
     {
@@ -95,6 +105,7 @@ WITHOUT_EFFECT = frozenset(
         "_commit_hash",
         "_experts_implementation",
         "_name_or_path",
+        "_num_labels",
         "architectures",
         "attn_implementation",
         "auto_map",
@@ -105,6 +116,7 @@ WITHOUT_EFFECT = frozenset(
         "chunk_size_feed_forward",
         "classifier_dropout",
         "cross_attention_hidden_size",
+        "custom_pipelines",
         "decoder_start_token_id",
         "diversity_penalty",
         "do_sample",
@@ -131,6 +143,7 @@ WITHOUT_EFFECT = frozenset(
         "num_return_sequences",
         "output_attentions",
         "output_hidden_states",
+        "output_past",
         "output_scores",
         "pad_token_id",
         "prefix",
@@ -139,6 +152,7 @@ WITHOUT_EFFECT = frozenset(
         "repetition_penalty",
         "return_dict",
         "return_dict_in_generate",
+        "sentence_transformers",
         "sep_token_id",
         "suppress_tokens",
         "task_specific_params",
@@ -149,8 +163,10 @@ WITHOUT_EFFECT = frozenset(
         "top_p",
         "torch_dtype",
         "torchscript",
+        "transformers.js_config",
         "transformers_version",
         "typical_p",
+        "unk_token_id",
         "use_bfloat16",
         "use_cache",
     }
@@ -381,13 +397,20 @@ def _setting(config: Mapping[str, Any], name: str) -> Any:
     return config[name]
 
 
+def flag_setting(config: Mapping[str, Any], name: str, default: bool) -> bool:
+    """One that is True or False."""
+    return checks.flag(f"config's {name}", config.get(name, default))
+
+
 def count_setting(config: Mapping[str, Any], name: str) -> int:
     """A setting without a default that is a positive integer."""
     return checks.number(f"config's {name}", _setting(config, name), "[1, inf)", integer=True)
 
 
-def optional_count_setting(config: Mapping[str, Any], name: str) -> int | None:
-    """One that may be left out."""
+def optional_count_setting(config: Mapping[str, Any], name: str, default: int | None = None) -> int | None:
+    """One that may be None, or left out for the default."""
+    if name not in config:
+        return default
     return None if config.get(name) is None else count_setting(config, name)
 
 

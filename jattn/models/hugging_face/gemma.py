@@ -13,7 +13,7 @@ from jattn.models.hugging_face.decoder_settings import (
     llama_table,
     windows_of,
 )
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm, Rotary
 
@@ -26,14 +26,14 @@ def _gemma_norm(config: Mapping[str, Any]) -> Norm:
 
 def _gemma_decoder(config: Mapping[str, Any], layers: list[dict[str, Any]]) -> dict[str, Any]:
     scale = count_setting(config, "hidden_size") ** 0.5
-    given = {**llama_like(config, norm=_gemma_norm(config), layers=layers), "embedding_scale": scale}
-    return given | {"tied": config.get("tie_word_embeddings", True)}
+    given = {**llama_like(config, norm=_gemma_norm(config), layers=layers, padding=0), "embedding_scale": scale}
+    return given | {"tied": flag_setting(config, "tie_word_embeddings", True)}
 
 
 def _gemma_block(config: Mapping[str, Any], activation: Any, **changed: Any) -> dict[str, Any]:
     heads = heads_of(config, head_features=256)
     heads["attention_options"] |= changed.pop("attention_options", {})
-    use_bias = config.get("attention_bias", False)
+    use_bias = flag_setting(config, "attention_bias", False)
     block = gated_block(config, norm_kind=_gemma_norm(config), activation=activation, use_bias=use_bias)
     return block | heads | changed
 
@@ -45,29 +45,35 @@ def _gemma_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return _gemma_decoder(config, [block] * count_setting(config, "num_hidden_layers"))
 
 
-def _gemma_attention(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scale is that of another width."""
-    cap = config.get("attn_logit_softcapping")
+def _gemma_attention(config: Mapping[str, Any], *, cap: float | None) -> dict[str, Any]:
+    """The scale is that of another width, and logits are capped; by ``cap`` where the settings don't say."""
+    cap = config.get("attn_logit_softcapping", cap)
     return {"scale": real_setting(config, "query_pre_attn_scalar", "(0, inf)", 256.0) ** -0.5, "logits_soft_cap": cap}
 
 
 def _gemma2_options(config: Mapping[str, Any]) -> dict[str, Any]:
     activation = activation_of(config, "hidden_activation", "gelu_pytorch_tanh")
     block = _gemma_block(
-        config, activation, norm="sandwich", rotary=rotary_of(config), attention_options=_gemma_attention(config)
+        config,
+        activation,
+        norm="sandwich",
+        rotary=rotary_of(config),
+        attention_options=_gemma_attention(config, cap=50.0),
     )
     n = count_setting(config, "num_hidden_layers")
-    windows = windows_of(config, ["full_attention" if i % 2 else "sliding_attention" for i in range(n)])
+    windows = windows_of(config, ["full_attention" if i % 2 else "sliding_attention" for i in range(n)], window=4096)
     layers = [{**block, "window": window} for window in windows]
-    return {**_gemma_decoder(config, layers), "logits_soft_cap": config.get("final_logit_softcapping")}
+    return {**_gemma_decoder(config, layers), "logits_soft_cap": config.get("final_logit_softcapping", 30.0)}
 
 
 def _gemma3_options(config: Mapping[str, Any]) -> dict[str, Any]:
     n, period = count_setting(config, "num_hidden_layers"), config.get("sliding_window_pattern", 6)
     kinds = ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(n)]
-    windows = windows_of(config, kinds)
+    windows = windows_of(config, kinds, window=4096)
     near, far = _gemma3_rotary(config)
-    common = dict(norm="sandwich", normalize_qk=_gemma_norm(config), attention_options=_gemma_attention(config))
+    common = dict(
+        norm="sandwich", normalize_qk=_gemma_norm(config), attention_options=_gemma_attention(config, cap=None)
+    )
     block = _gemma_block(config, activation_of(config, "hidden_activation", "gelu_pytorch_tanh"), **common)
     kinds = config.get("layer_types") or kinds
     rotary = {"sliding_attention": near, "full_attention": far}
@@ -96,10 +102,7 @@ _GEMMA_AFTER = {
     "post_feedforward_layernorm": "norms_after.1",
 }
 _GEMMA_NORMED = {"self_attn.q_norm": "attention.query_ln", "self_attn.k_norm": "attention.key_ln"}
-_GEMMA_PLAIN = {
-    "quantization_config": (None,),
-    "use_bidirectional_attention": (None, False),
-}
+_GEMMA_PLAIN = {"use_bidirectional_attention": (None, False)}
 
 
 class Gemma(TextDecoder):
@@ -127,7 +130,7 @@ class Gemma2(TextDecoder):
         table=lambda model: llama_table(model, {**LLAMA_LAYER, **_GEMMA_AFTER}),
         implemented={"model_type": ("gemma2",), **_GEMMA_PLAIN},
         options=_gemma2_options,
-        without_effect=frozenset({"hidden_act", "max_position_embeddings"}),
+        without_effect=frozenset({"hidden_act", "max_position_embeddings", "sliding_window_size"}),
         any_head_features=True,
     )
 

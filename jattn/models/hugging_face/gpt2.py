@@ -64,14 +64,14 @@ GPT2_FAMILY = Family(
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
         "tie_word_embeddings": (True,),
-        "quantization_config": (None,),
     },
     options=_gpt2_options,
     without_effect=frozenset(
         {
             "n_ctx",
+            "n_special",
+            "predict_special_tokens",
             "reorder_and_upcast_attn",
             *(f"summary_{of}" for of in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")),
         }

@@ -5,7 +5,7 @@ from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import activation_of, heads_of, output_line, packed_lines
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
 from jattn.weights import Table, dropped, rename
@@ -25,10 +25,10 @@ def _gpt_neox_options(config: Mapping[str, Any]) -> dict[str, Any]:
     block = dict(
         norm="pre",
         norm_kind=norm,
-        parallel=config.get("use_parallel_residual", True),
+        parallel=flag_setting(config, "use_parallel_residual", True),
         feedforward_features=count_setting(config, "intermediate_size"),
         activation=activation_of(config, "hidden_act", "gelu"),
-        use_bias=config.get("attention_bias", True),
+        use_bias=flag_setting(config, "attention_bias", True),
         residual_dropout_rate=dropout,
         attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
         rotary=rotary_of({**older, **given}, partial=True),
@@ -39,7 +39,7 @@ def _gpt_neox_options(config: Mapping[str, Any]) -> dict[str, Any]:
         features=count_setting(config, "hidden_size"),
         layers=[block] * count_setting(config, "num_hidden_layers"),
         norm=norm,
-        tied=config.get("tie_word_embeddings", False),
+        tied=flag_setting(config, "tie_word_embeddings", False),
         dropout_rate=dropout,
     )
 
@@ -65,6 +65,8 @@ class GPTNeoX(TextDecoder):
 
     hugging_face = Family(
         table=_gpt_neox_table,
-        implemented={"model_type": ("gpt_neox",), "is_decoder": (False, True), "quantization_config": (None,)},
+        implemented={"model_type": ("gpt_neox",), "is_decoder": (False, True)},
         options=_gpt_neox_options,
+        # Of its first files; the names that are read are others.
+        without_effect=frozenset({"attention_probs_dropout_prob", "hidden_dropout_prob"}),
     )

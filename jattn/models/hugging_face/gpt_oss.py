@@ -18,7 +18,7 @@ from jattn.models.hugging_face.decoder_settings import (
     llama_table,
     windows_of,
 )
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
 from jattn.weights import Table, rename, split, transposed, unstack
@@ -49,12 +49,12 @@ def _gpt_oss_options(config: Mapping[str, Any]) -> dict[str, Any]:
         norm_kind=norm,
         gated=ClippedSwish(slope, real_setting(config, "swiglu_limit", "(0, inf)", 7.0)),
         feedforward_bias=True,
-        use_bias=config.get("attention_bias", True),
+        use_bias=flag_setting(config, "attention_bias", True),
         rotary=rotary_of(config, base=150000.0),
         experts={**experts_of(config, per_token=4, number=128), "router_bias": True},
         **heads,
     )
-    windows = windows_of(config, ["full_attention" if i % 2 else "sliding_attention" for i in range(n)])
+    windows = windows_of(config, ["full_attention" if i % 2 else "sliding_attention" for i in range(n)], window=128)
     return llama_like(config, norm=norm, layers=[{**block, "window": window} for window in windows])
 
 
@@ -87,10 +87,16 @@ class GptOss(TextDecoder):
 
     hugging_face = Family(
         table=_gpt_oss_table,
-        implemented={"model_type": ("gpt_oss",), "hidden_act": ("silu",), "quantization_config": (None,)},
+        implemented={"model_type": ("gpt_oss",), "hidden_act": ("silu",)},
         options=_gpt_oss_options,
         without_effect=frozenset(
-            {"max_position_embeddings", "output_router_logits", "router_aux_loss_coef", "initial_context_length"}
+            {
+                "experts_per_token",  # beside num_experts_per_tok, which is read
+                "initial_context_length",
+                "max_position_embeddings",
+                "output_router_logits",
+                "router_aux_loss_coef",
+            }
         ),
         any_head_features=True,
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import gated_block, heads_of, llama_like, llama_table
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
 
@@ -24,8 +24,8 @@ def _granite_options(config: Mapping[str, Any]) -> dict[str, Any]:
         config,
         norm_kind=norm,
         activation="silu",
-        use_bias=config.get("attention_bias", False),
-        feedforward_bias=config.get("mlp_bias", False),
+        use_bias=flag_setting(config, "attention_bias", False),
+        feedforward_bias=flag_setting(config, "mlp_bias", False),
         residual_scale=factors["residual"],
         rotary=rotary_of(config),
         **heads,
@@ -44,7 +44,7 @@ class Granite(TextDecoder):
 
     hugging_face = Family(
         table=llama_table,
-        implemented={"model_type": ("granite",), "hidden_act": ("silu",), "quantization_config": (None,)},
+        implemented={"model_type": ("granite",), "hidden_act": ("silu",)},
         options=_granite_options,
         without_effect=frozenset({"max_position_embeddings"}),
         any_head_features=True,

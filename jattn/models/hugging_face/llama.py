@@ -9,7 +9,7 @@ from flax import nnx
 from jattn._engine import checks
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import llama_table, padding_of
-from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm, Rotary
 
@@ -44,11 +44,11 @@ def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
         num_layers=count_setting(config, "num_hidden_layers"),
         feedforward_features=count_setting(config, "intermediate_size"),
         rotary=rotary_of(config),
-        tied=config.get("tie_word_embeddings", False),
+        tied=flag_setting(config, "tie_word_embeddings", False),
         attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
         norm_epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-6),
-        use_bias=config.get("attention_bias", False),
-        feedforward_bias=config.get("mlp_bias", False),
+        use_bias=flag_setting(config, "attention_bias", False),
+        feedforward_bias=flag_setting(config, "mlp_bias", False),
         padding_idx=padding_of(config),
     )
 
@@ -58,10 +58,10 @@ LLAMA_FAMILY = Family(
     implemented={
         "model_type": ("llama",),
         "hidden_act": ("silu",),
-        "quantization_config": (None,),
+        "rope_interleaved": (False,),
     },
     options=_llama_options,
-    without_effect=frozenset({"max_position_embeddings", "pretraining_tp"}),
+    without_effect=frozenset({"is_llama_config", "max_position_embeddings", "max_sequence_length", "pretraining_tp"}),
     any_head_features=True,
 )
 

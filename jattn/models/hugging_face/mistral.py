@@ -15,7 +15,7 @@ __all__ = ["Mistral"]
 def _mistral_options(config: Mapping[str, Any]) -> dict[str, Any]:
     norm = Norm("rms", epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-6))
     block = gated_block(config, norm_kind=norm, activation="silu", rotary=rotary_of(config), **heads_of(config))
-    block["window"] = optional_count_setting(config, "sliding_window")
+    block["window"] = optional_count_setting(config, "sliding_window", 4096)
     return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers"))
 
 
@@ -27,7 +27,7 @@ class Mistral(TextDecoder):
 
     hugging_face = Family(
         table=llama_table,
-        implemented={"model_type": ("mistral",), "hidden_act": ("silu",), "quantization_config": (None,)},
+        implemented={"model_type": ("mistral",), "hidden_act": ("silu",)},
         options=_mistral_options,
         without_effect=frozenset({"max_position_embeddings"}),
         any_head_features=True,

@@ -73,7 +73,6 @@ class Mixtral(TextDecoder):
             "model_type": ("mixtral",),
             "hidden_act": ("silu",),
             "router_jitter_noise": (0.0,),
-            "quantization_config": (None,),
         },
         options=_mixtral_options,
         without_effect=frozenset({"max_position_embeddings", "output_router_logits", "router_aux_loss_coef"}),

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn._engine import checks
-from jattn.models.hugging_face.decoder_settings import activation_of
+from jattn.models.hugging_face.decoder_settings import activation_of, padding_of
 from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.encoder_heads import EncoderFamily, EncoderHead, TaskHead, tied_lines
-from jattn.models.hugging_face.encoder_settings import ENCODERS, IGNORED, labels_of, lines_of, padding_or
-from jattn.models.hugging_face.family import count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.encoder_settings import ENCODERS, IGNORED, labels_of, lines_of
+from jattn.models.hugging_face.family import count_setting, flag_setting, optional_count_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm, Rotary
 from jattn.weights import rename, split
@@ -20,7 +20,7 @@ _BASES = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention
 
 def _modernbert_norm(config: Mapping[str, Any]) -> Norm:
     epsilon = real_setting(config, "norm_eps", "[0, inf)", 1e-5)
-    return Norm("layer", epsilon=epsilon, use_bias=config.get("norm_bias", False))
+    return Norm("layer", epsilon=epsilon, use_bias=flag_setting(config, "norm_bias", False))
 
 
 def _kinds(config: Mapping[str, Any]) -> list[str]:
@@ -55,8 +55,8 @@ def _modernbert_options(config: Mapping[str, Any]) -> dict[str, Any]:
         feedforward_features=count_setting(config, "intermediate_size"),
         gated=True,
         activation=activation_of(config, "hidden_activation", "gelu"),
-        use_bias=config.get("attention_bias", False),
-        feedforward_bias=config.get("mlp_bias", False),
+        use_bias=flag_setting(config, "attention_bias", False),
+        feedforward_bias=flag_setting(config, "mlp_bias", False),
         attention_dropout_rate=attention_dropout_rate,
         residual_dropout_rate=(attention_dropout_rate, 0.0),
     )
@@ -73,7 +73,7 @@ def _modernbert_options(config: Mapping[str, Any]) -> dict[str, Any]:
         learned_positions=False,
         norm=norm,
         final_norm=norm,
-        padding_idx=padding_or(config, 50283),
+        padding_idx=padding_of(config, 50283),
         dropout_rate=real_setting(config, "embedding_dropout", "[0, 1)", 0.0),
     )
 
@@ -96,14 +96,16 @@ def _dense(config: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, A
     """What all of its heads begin with."""
     return dict(
         dense_features=encoder["features"],
-        dense_bias=config.get("classifier_bias", False),
+        dense_bias=flag_setting(config, "classifier_bias", False),
         activation=activation_of(config, "classifier_activation", "gelu"),
         norm=encoder["norm"],
     )
 
 
 def _masked(config: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:
-    last = dict(tied=config.get("tie_word_embeddings", True), use_bias=config.get("decoder_bias", True))
+    last = dict(
+        tied=flag_setting(config, "tie_word_embeddings", True), use_bias=flag_setting(config, "decoder_bias", True)
+    )
     return _dense(config, encoder) | {"outputs": encoder["vocab_size"], **last}
 
 

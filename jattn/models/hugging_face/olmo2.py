@@ -5,7 +5,7 @@ from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import LLAMA_LAYER, gated_block, heads_of, llama_like, llama_table
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
 
@@ -19,13 +19,13 @@ def _olmo2_options(config: Mapping[str, Any]) -> dict[str, Any]:
         norm="branch",
         norm_kind=norm,
         activation="silu",
-        use_bias=config.get("attention_bias", False),
+        use_bias=flag_setting(config, "attention_bias", False),
         normalize_qk=norm,
         rotary=rotary_of(config),
     )
     block |= heads_of(config)
     block["attention_options"] |= {"qk_norm_over": "width"}
-    return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers"))
+    return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers"), padding=1)
 
 
 _OLMO2_LAYER = {name: ours for name, ours in LLAMA_LAYER.items() if "layernorm" not in name} | {
@@ -44,7 +44,7 @@ class OLMo2(TextDecoder):
 
     hugging_face = Family(
         table=lambda model: llama_table(model, _OLMO2_LAYER),
-        implemented={"model_type": ("olmo2",), "hidden_act": ("silu",), "quantization_config": (None,)},
+        implemented={"model_type": ("olmo2",), "hidden_act": ("silu",)},
         options=_olmo2_options,
         without_effect=frozenset({"max_position_embeddings"}),
         any_head_features=True,

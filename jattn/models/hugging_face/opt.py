@@ -5,7 +5,7 @@ from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import activation_of, heads_of, output_line, padding_of
-from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, rename
 
@@ -15,9 +15,9 @@ FIRST = 2  # rows of the table of positions that come before that of the first t
 
 
 def _opt_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    norm, before = Norm("layer", epsilon=1e-5), config.get("do_layer_norm_before", True)
+    norm, before = Norm("layer", epsilon=1e-5), flag_setting(config, "do_layer_norm_before", True)
     features, narrow = count_setting(config, "hidden_size"), optional_count_setting(config, "word_embed_proj_dim")
-    biased = config.get("enable_bias", True)
+    biased = flag_setting(config, "enable_bias", True)
     block = dict(
         norm="pre" if before else "post",
         norm_kind=norm,
@@ -37,8 +37,8 @@ def _opt_options(config: Mapping[str, Any]) -> dict[str, Any]:
         max_length=count_setting(config, "max_position_embeddings"),
         first_position=FIRST,
         embedding_features=None if narrow in (None, features) else narrow,
-        padding_idx=padding_of(config),
-        tied=config.get("tie_word_embeddings", True),
+        padding_idx=padding_of(config, 1),
+        tied=flag_setting(config, "tie_word_embeddings", True),
     )
 
 
@@ -76,8 +76,7 @@ class OPT(TextDecoder):
             "_remove_final_layer_norm": (False,),
             "layer_norm_elementwise_affine": (True,),
             "layerdrop": (0.0,),
-            "quantization_config": (None,),
         },
         options=_opt_options,
-        without_effect=frozenset({"init_std"}),
+        without_effect=frozenset({"activation_dropout", "init_std"}),
     )

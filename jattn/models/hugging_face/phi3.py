@@ -1,5 +1,6 @@
 """Phi-3: Llama with its projections packed, and LongRoPE."""
 
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,12 +20,22 @@ def _phi3_options(config: Mapping[str, Any]) -> dict[str, Any]:
         config,
         norm_kind=norm,
         activation="silu",
-        rotary=rotary_of(config, partial=True),
+        rotary=rotary_of(ChainMap(_older_kinds(config), config), partial=True),  # type: ignore[arg-type]  # which is only read
         residual_dropout_rate=real_setting(config, "resid_pdrop", "[0, 1)", 0.0),
         **heads_of(config),
     )
     block["window"] = optional_count_setting(config, "sliding_window")
-    return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers"))
+    return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers"), padding=32000)
+
+
+def _older_kinds(config: Mapping[str, Any]) -> dict[str, Any]:
+    """LongRoPE by its present name, of files that call it "su" or "yarn"."""
+    renamed = {}
+    for place in ("rope_scaling", "rope_parameters"):
+        if isinstance(given := config.get(place), Mapping):
+            kinds = {name: "longrope" for name in ("type", "rope_type") if given.get(name) in ("su", "yarn")}
+            renamed[place] = {**given, **kinds}
+    return renamed
 
 
 def _phi3_table(model: Any) -> Table:
@@ -53,7 +64,12 @@ class Phi3(TextDecoder):
 
     hugging_face = Family(
         table=_phi3_table,
-        implemented={"model_type": ("phi3",), "hidden_act": ("silu",), "quantization_config": (None,)},
+        implemented={
+            "model_type": ("phi3",),
+            "hidden_act": ("silu",),
+            **dict.fromkeys(("attention_bias", "mlp_bias", "lm_head_bias"), (False,)),
+            **dict.fromkeys(("full_attn_mod", "interpolate_factor"), (1,)),
+        },
         options=_phi3_options,
         without_effect=frozenset({"max_position_embeddings", "embd_pdrop"}),
         any_head_features=True,

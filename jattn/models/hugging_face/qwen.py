@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jattn._engine import checks
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import (
     LLAMA_LAYER,
@@ -12,7 +13,7 @@ from jattn.models.hugging_face.decoder_settings import (
     llama_table,
     windows_of,
 )
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
 
@@ -31,15 +32,15 @@ def _qwen2_options(config: Mapping[str, Any], *, head_features: int | None = Non
 
 def _qwen2_windows(config: Mapping[str, Any]) -> list[int | None]:
     n = count_setting(config, "num_hidden_layers")
-    if not config.get("use_sliding_window", False):
+    if not flag_setting(config, "use_sliding_window", False):
         return [None] * n
-    first = config.get("max_window_layers", 28)
-    return windows_of(config, ["full_attention" if i < first else "sliding_attention" for i in range(n)])
+    first = checks.number("config's max_window_layers", config.get("max_window_layers", 28), integer=True)
+    return windows_of(config, ["full_attention" if i < first else "sliding_attention" for i in range(n)], window=4096)
 
 
 def _qwen3_options(config: Mapping[str, Any]) -> dict[str, Any]:
     epsilon = real_setting(config, "rms_norm_eps", "[0, inf)", 1e-6)
-    use_bias = config.get("attention_bias", False)
+    use_bias = flag_setting(config, "attention_bias", False)
     return _qwen2_options(config, head_features=128, normalize_qk=Norm("rms", epsilon=epsilon), use_bias=use_bias)
 
 
@@ -56,7 +57,7 @@ class Qwen2(TextDecoder):
 
     hugging_face = Family(
         table=llama_table,
-        implemented={"model_type": ("qwen2",), "hidden_act": ("silu",), "quantization_config": (None,)},
+        implemented={"model_type": ("qwen2",), "hidden_act": ("silu",), "use_mrope": (False,)},
         options=lambda config: _qwen2_options(config, use_bias=("query", "key", "value")),
         without_effect=frozenset(_SLIDING),
         any_head_features=True,
@@ -71,7 +72,7 @@ class Qwen3(TextDecoder):
 
     hugging_face = Family(
         table=_qwen3_table,
-        implemented={"model_type": ("qwen3",), "hidden_act": ("silu",), "quantization_config": (None,)},
+        implemented={"model_type": ("qwen3",), "hidden_act": ("silu",)},
         options=_qwen3_options,
         without_effect=frozenset(_SLIDING),
         any_head_features=True,

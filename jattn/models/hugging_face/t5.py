@@ -114,12 +114,10 @@ class T5(EncoderDecoder):
         implemented={
             "model_type": ("t5",),
             "architectures": (None, ["T5ForConditionalGeneration"], ["T5WithLMHeadModel"]),
-            "is_decoder": (False,),
             "is_encoder_decoder": (True,),
-            "quantization_config": (None,),
         },
         options=_t5_options,
-        without_effect=frozenset({"initializer_factor", "n_positions", "output_past"}),
+        without_effect=frozenset({"initializer_factor", "n_positions"}),
         any_head_features=True,
     )
 

@@ -200,11 +200,11 @@ class VisionEncoder(PretrainedModel):
     def _embed(self, images: Any, interpolate: bool, rng: Any) -> Array:
         images = checks.floating("images", images, "b height width channel", 4)
         channels = self.patches.in_features
-        if images.ndim != 4 or images.shape[-1] != channels:
+        if images.ndim != 4 or images.shape[-1] != channels or 0 in images.shape:
             first = images.ndim == 4 and images.shape[1] == channels
             remedy = " Channels come last: pass jnp.moveaxis(images, 1, -1)." if first else ""
             raise ValueError(
-                f"images must have the axes b height width channel, with {channels} channels. "
+                f"images must have the axes b height width channel, with {channels} channels, none of them empty. "
                 f"Got shape {images.shape}.{remedy}"
             )
         b, height, width, _ = images.shape

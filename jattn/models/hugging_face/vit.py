@@ -5,7 +5,8 @@ from typing import Any
 
 from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder_settings import heads_of
-from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.encoder_settings import labels_of
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
 from jattn.models.hugging_face.vision import VisionEncoder
 from jattn.nn import Norm
 from jattn.weights import Table, convert, prefixed, rename
@@ -22,7 +23,7 @@ def _vit_options(config: Mapping[str, Any]) -> dict[str, Any]:
         norm_kind=norm,
         feedforward_features=count_setting(config, "intermediate_size"),
         activation=activation_of(config, "hidden_act", "gelu"),
-        use_bias=True if config.get("qkv_bias", True) else ("out",),
+        use_bias=True if flag_setting(config, "qkv_bias", True) else ("out",),
         residual_dropout_rate=dropout_rate,
         attention_dropout_rate=real_setting(config, "attention_probs_dropout_prob", "[0, 1)", 0.0),
         **heads_of(config),
@@ -30,19 +31,17 @@ def _vit_options(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = _architecture(config)
     pooler_features = optional_count_setting(config, "pooler_output_size") or features
     pooler_activation = activation_of(config, "pooler_act", "tanh")
-    classes = config.get("id2label")
-    num_classes = config.get("num_labels", 2) if classes is None else len(classes)
     return dict(
         image_size=config.get("image_size", 224),
         patch_size=config.get("patch_size", 16),
         features=features,
         layers=[block] * count_setting(config, "num_hidden_layers"),
-        channels=config.get("num_channels", 3),
+        channels=optional_count_setting(config, "num_channels", 3),
         special_tokens=2 if kind.startswith("DeiT") else 1,
         norm=norm,
         pooler_features=pooler_features if kind.endswith("Model") else None,
         pooler_activation=pooler_activation,
-        output_features=num_classes if "Classification" in kind else None,
+        output_features=labels_of(config) if "Classification" in kind else None,
         num_outputs=2 if kind.endswith("Teacher") else 1,
         dropout_rate=dropout_rate,
     )
@@ -107,7 +106,6 @@ def _vit_family(kind: str, name: str, *further: str) -> Family:
         implemented={
             "model_type": (kind,),
             "architectures": (None, *([one] for one in architectures)),
-            "quantization_config": (None,),
         },
         options=_vit_options,
         without_effect=frozenset({"encoder_stride", "num_labels", "tie_word_embeddings"}),

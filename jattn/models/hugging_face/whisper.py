@@ -6,7 +6,7 @@ from typing import Any
 from jattn.models.hugging_face.bart import bart_layers, bart_lines
 from jattn.models.hugging_face.decoder_settings import output_line, padding_of
 from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, rename
 
@@ -31,8 +31,8 @@ def _whisper_options(config: Mapping[str, Any]) -> dict[str, Any]:
             "max_length": count_setting(config, "max_target_positions"),
         },
         mel_bins=count_setting(config, "num_mel_bins"),
-        padding_idx=padding_of(config),
-        tied=config.get("tie_word_embeddings", True),
+        padding_idx=padding_of(config, 50256),
+        tied=flag_setting(config, "tie_word_embeddings", True),
     )
 
 
@@ -66,7 +66,6 @@ class Whisper(EncoderDecoder):
             "is_encoder_decoder": (True,),
             "encoder_layerdrop": (0.0,),
             "decoder_layerdrop": (0.0,),
-            "quantization_config": (None,),
         },
         options=_whisper_options,
         without_effect=frozenset(

@@ -162,6 +162,18 @@ def test_what_cannot_be() -> None:
         made("sound", source_vocab_size=3)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_a_memory_of_other_sequences() -> None:
+    model, tokens = made("learned"), jnp.ones((1, 4), int)
+    memory = model.encode(tokens)
+    with pytest.raises(ValueError, match=r"target must have as many sequences as memory, 1\. Got 2\."):
+        model.decode(jnp.ones((2, 4), int), memory)
+    with pytest.raises(ValueError, match=r"target must have as many sequences as source, 1\. Got 2\."):
+        model(tokens, jnp.ones((2, 4), int))
+    with pytest.raises(ValueError, match="memory must have 8 features on its last axis"):
+        model.decode(tokens, memory[..., :5])
+
+
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_dropout_within_the_network(norm: str) -> None:
     block = {**BLOCK, "norm": norm, "feedforward_dropout_rate": 0.5}

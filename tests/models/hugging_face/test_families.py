@@ -106,6 +106,105 @@ def test_an_unknown_setting_is_refused() -> None:
     assert "config must have settings that are known here" in str(raised.value)
 
 
+SIZES = {name: x for name, x in MISTRAL.items() if name not in ("model_type", "sliding_window")}
+OLDER_SIZES = {"vocab_size": V, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8}
+BLOOM = {"vocab_size": V, "n_embed": 8, "n_layer": 1, "num_attention_heads": 2}
+# What the files of much used checkpoints have, and no code reads.
+OFFICIAL: dict[str, dict[str, Any]] = {
+    "gpt2": {**OLDER_SIZES, "n_special": 0, "predict_special_tokens": True, "_num_labels": 1, "output_past": True},
+    "gpt_neox": {**SIZES, "hidden_size": 16, "attention_probs_dropout_prob": 0, "hidden_dropout_prob": 0},
+    "llama": {
+        **SIZES,
+        **{"is_llama_config": True, "max_sequence_length": 8, "rope_interleaved": False, "pruned_heads": {}},
+        "transformers.js_config": {"kv_cache_dtype": "float16"},
+    },
+    "qwen2": {**SIZES, "use_mrope": False},
+    "gemma2": {**SIZES, "sliding_window": 4, "sliding_window_size": 4},
+    "phi3": {
+        **SIZES,
+        **dict.fromkeys(("attention_bias", "mlp_bias", "lm_head_bias", "is_decoder", "add_cross_attention"), False),
+        **{"full_attn_mod": 1, "interpolate_factor": 1},
+    },
+    "gpt_oss": {**SIZES, "experts_per_token": 4, "num_experts_per_tok": 4},
+    "bloom": {
+        **BLOOM,
+        **dict.fromkeys(("attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion"), True),
+        **{"skip_bias_add_qkv": False, "n_inner": None, "unk_token_id": 0},
+    },
+    "opt": {**SIZES, "ffn_dim": 12, "max_position_embeddings": 8, "activation_dropout": 0.0},
+    "bert": {
+        **{**SIZES, "max_position_embeddings": 8, "type_vocab_size": 2},
+        "sentence_transformers": {"version": "4.0.1"},
+    },
+}
+OFFICIAL["opt"].pop("intermediate_size")
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("kind", OFFICIAL)
+def test_official_files_are_taken(kind: str) -> None:
+    assert FAMILIES[kind].hugging_face.arguments({"model_type": kind, **OFFICIAL[kind]})["vocab_size"] == V
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [("qwen2", "use_mrope", True), ("phi3", "attention_bias", True), ("llama", "pruned_heads", {"0": [1]})],
+)
+def test_other_values_of_theirs_are_refused(kind: str, name: str, value: Any) -> None:
+    config = {"model_type": kind, **OFFICIAL[kind], name: value}
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        FAMILIES[kind].hugging_face.arguments(config)
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize(
+    ("kind", "more", "name", "default"),
+    [
+        ("mistral", {}, "sliding_window", 4096),
+        ("gemma2", {}, "sliding_window", 4096),
+        ("gemma2", {}, "attn_logit_softcapping", 50.0),
+        ("gemma2", {}, "final_logit_softcapping", 30.0),
+        ("gemma3_text", {}, "sliding_window", 4096),
+        ("gpt_oss", {}, "sliding_window", 128),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 0}, "sliding_window", 4096),
+        ("gemma", {}, "pad_token_id", 0),
+        ("olmo2", {}, "pad_token_id", 1),
+    ],
+)
+def test_what_a_file_leaves_out_is_as_transformers_has_it(kind: str, more: Any, name: str, default: Any) -> None:
+    arguments, config = FAMILIES[kind].hugging_face.arguments, {"model_type": kind, **SIZES, **more}
+    assert arguments(config) == arguments({**config, name: default})
+    assert arguments(config) != arguments({**config, name: None})
+
+
+@pytest.mark.parametrize("older", ["su", "yarn"])
+def test_longrope_by_its_older_names(older: str) -> None:
+    factors = {"short_factor": [1.0, 1.1], "long_factor": [1.5, 2.0], "original_max_position_embeddings": 8}
+    config = {"model_type": "phi3", **SIZES, "max_position_embeddings": 16}
+    arguments = models.Phi3.hugging_face.arguments
+    assert arguments({**config, "rope_scaling": {"type": older, **factors}}) == arguments(
+        {**config, "rope_scaling": {"rope_type": "longrope", **factors}}
+    )
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize(
+    ("name", "value", "must"),
+    [
+        ("pad_token_id", "0", "config's pad_token_id must be an integer"),
+        ("pad_token_id", [0], "config's pad_token_id must be an integer"),
+        ("mlp_bias", "yes", "config's mlp_bias must be True or False"),
+        ("tie_word_embeddings", None, "config's tie_word_embeddings must be True or False"),
+    ],
+)
+def test_settings_of_another_type(name: str, value: Any, must: str) -> None:
+    with pytest.raises(ValueError, match=must):
+        models.Llama.hugging_face.arguments({"model_type": "llama", **SIZES, name: value})
+    windows = {"use_sliding_window": True, "max_window_layers": None}
+    with pytest.raises(ValueError, match="config's max_window_layers must be an integer"):
+        models.Qwen2.hugging_face.arguments({"model_type": "qwen2", **SIZES, **windows})
+
+
 @pytest.mark.every_case
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_family_refuses_what_it_does_not_know(kind: str) -> None:

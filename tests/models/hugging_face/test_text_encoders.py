@@ -105,6 +105,18 @@ def test_what_a_model_with_a_head_returns() -> None:
         model.save("nowhere")
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_a_head_takes_what_an_encoder_takes() -> None:
+    head = models.EncoderHead(M, 3, pooling="first", rngs=nnx.Rngs(0))
+    model = models.EncoderWithHead(made("relative"), head)
+    given: Any = [[1, 2, 3]]
+    np.testing.assert_array_equal(
+        model(given, attention_mask=[[0, 1, 1]]), model(jnp.array(given), attention_mask=jnp.array([[0, 1, 1]]))
+    )
+    with pytest.raises(ValueError, match="tokens must be an array"):
+        model("text")
+
+
 def test_what_an_encoder_lacks() -> None:
     tokens = jnp.ones((1, 13), int)
     with pytest.raises(ValueError, match=r"tokens must have at most max_length = 12 positions. Got 13"):

@@ -116,6 +116,7 @@ def test_heads_can_be_looked_at_and_cut() -> None:
         (lambda: made()(images_of(2, 2, 6, 8)), ("images must have the axes", "2 channels", "jnp.moveaxis")),
         (lambda: made()(images_of(2, 6, 8, 3)), ("images must have the axes", "Got shape (2, 6, 8, 3).")),
         (lambda: made()(images_of(1, 2, 6, 8, 2)), ("images must have the axes", "(1, 2, 6, 8, 2)")),
+        (lambda: made()(images_of(0, 6, 8, 2)), ("images must have the axes", "none of them empty", "(0, 6, 8, 2)")),
         (lambda: made()(images_of(2, 8, 8, 2)), ("images must be of 6 x 8 pixels", "interpolate_positions=True")),
         (lambda: made()(images_of(2, 8, 1, 2), interpolate_positions=True), ("as large as a patch, 2 x 2", "8 x 1")),
         (lambda: made().on_grid(jnp.zeros(12)), ("x must have 13 entries", "3 x 4", "Got shape (12,)")),
@@ -228,6 +229,7 @@ def test_vectors_have_length_one() -> None:
         ({"vision_config": {**CONFIG["vision_config"], "window": 7}}, ("vision_config of this config", "window=7")),
         ({"vision_config": {**CONFIG["vision_config"], "pruned_heads": {"0": [1]}}}, ("pruned_heads must be {}",)),
         ({"text_config_dict": {"rope": 2}}, ("text_config_dict of this config", "rope=2")),
+        ({"text_config": 3}, ("text_config of this config", "it must be a dict. Got 3.")),
         ({"rope": 2}, ("settings that are known here", "rope=2")),
         ({"architectures": ["CLIPForImageClassification"]}, ("architectures must be None or ['CLIPModel']",)),
         ({"text_config": {**CONFIG["text_config"], "hidden_act": "prelu"}}, ("text_config of", "hidden_act", "prelu")),
@@ -260,6 +262,10 @@ def test_architectures_that_are_refused(kind: type[models.ViT] | type[models.Dei
     arguments = kind.hugging_face.arguments
     assert arguments({**config, **classes})["output_features"] == 2
     assert arguments({**config, **classes, "id2label": {"0": "a", "1": "b", "2": "c"}})["output_features"] == 3
+    with pytest.raises(ValueError, match=r"id2label must be a dict\. Got 3\."):
+        arguments({**config, **classes, "id2label": 3})
+    with pytest.raises(ValueError, match=r"qkv_bias must be True or False\. Got 'yes'\."):
+        arguments({**config, "qkv_bias": "yes"})
     assert arguments(config)["output_features"] is None
     assert arguments(config)["pooler_features"] == 8
 
