@@ -141,6 +141,11 @@ def test_biases_one_by_one():
         (lambda: nn.FeedForward(4, 8, gated=1, rngs=nnx.Rngs(0)), ("gated must be True or False",)),
         (lambda: block(norm="middle"), ("norm must be one of 'post', 'pre', 'sandwich', 'branch'",)),
         (lambda: block(parallel=True), ('parallel must be False unless norm="pre"',)),
+        (lambda: block(norm="pre", shared_norm=True), ("shared_norm must be False unless parallel=True",)),
+        (
+            lambda: block(norm="pre", parallel=True, shared_norm=True, first_norm=False),
+            ("shared_norm must be False unless parallel=True, with a first norm",),
+        ),
         (lambda: block(norm_kind="batch"), ("norm_kind must be a jattn.nn.Norm",)),
         (lambda: layer()(X, layer().project(X), X), ("value must be None where key holds projected values",)),
         (lambda: layer()(X, layer(num_kv_heads=1).project(X)), ("key must be what this layer's project returned", "1")),
