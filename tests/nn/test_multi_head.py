@@ -131,6 +131,10 @@ def test_biases_one_by_one():
         (lambda: layer(use_bias=("q",)), ("use_bias must be True, False or some of", "('q',)")),
         (lambda: layer(normalize_qk="batch"), ("normalize_qk must be a jattn.nn.Norm", "'batch'")),
         (lambda: layer(qk_norm_over="tokens"), ("qk_norm_over must be one of 'head', 'width'",)),
+        (
+            lambda: layer(normalize_qk=True, qk_norm_over="width", qk_norm_shared=False),
+            ('qk_norm_shared must be True where qk_norm_over="width"',),
+        ),
         (lambda: layer(rotary=nn.Rotary(), rotary_base=5.0), ("rotary_base must be None where rotary is given",)),
         (lambda: layer(rotary=10000.0), ("rotary must be a jattn.nn.Rotary", "10000.0")),
         (lambda: layer(use_sinks="yes"), ("use_sinks must be True or False", "'yes'")),
