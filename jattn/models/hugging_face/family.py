@@ -64,7 +64,8 @@ class Family:
             told = ", ".join(f"{name}={x!r:.60}" for name, x in sorted(unknown.items()))
             raise ValueError(
                 f"config must have settings that are known here, as others may change what the model computes. Got "
-                f"{told}. Leave out what has no effect."
+                f"{told}. Leave out what has no effect. In a family of your own, read them in options, or name them in "
+                "implemented or without_effect."
             )
         return options
 
