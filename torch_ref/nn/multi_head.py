@@ -21,7 +21,7 @@ class NormOfEachHead(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """"*b t h d" -> "*b t h d"."""
+        """x "*b t h d", in its shape."""
         y = self.weight * nn.functional.layer_norm(x, x.shape[-1:], eps=self.epsilon)
         return y if self.bias is None else y + self.bias
 
@@ -29,11 +29,12 @@ class NormOfEachHead(nn.Module):
 class MultiHeadAttention(nn.Module):
     """Several attentions side by side (Vaswani et al. 2017), concat_h attention(W_q q, W_k k, W_v v)_h W_out.
 
-    qkv_features is num_heads times the width of a query and key head, value_head_features the width of a
-    value head; key_features and value_features are the widths that key and value come with. use_bias may name those of
-    query, key, value and out that have one. normalize_qk is True or "layer" for a layer norm, "rms" for an RMS norm, of
-    each head by itself or of the whole width; not qk_norm_shared is for parameters of each head; rotary turns queries and keys by their positions. kv_heads is the key
-    and value head of each query head where, after pruning, the groups are of unequal sizes.
+    qkv_features is num_heads times the width of a query and key head, value_head_features the width of a value head;
+    key_features and value_features are the widths that key and value come with. use_bias may name those of query, key,
+    value and out that have one. normalize_qk is True or "layer" for a layer norm, "rms" for an RMS norm, of each head
+    by itself or of the whole width; not qk_norm_shared is for parameters of each head; rotary turns queries and keys
+    by their positions. kv_heads is the key and value head of each query head where, after pruning, the groups are of
+    unequal sizes.
     """
 
     def __init__(

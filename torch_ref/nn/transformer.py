@@ -84,7 +84,8 @@ class TransformerBlock(nn.Module):
             else MixtureOfExperts(features, feedforward_features, **network, **experts)
         )
         self.norm1 = make_norm() if first_norm else nn.Identity()
-        self.norm2 = None if shared_norm else make_norm()
+        self.shared_norm = shared_norm
+        self.norm2 = nn.Identity() if shared_norm else make_norm()
         self.norm3 = make_norm() if cross_attention else None
         sublayers = 3 if cross_attention else 2
         self.norms_after = nn.ModuleList(make_norm() for _ in range(sublayers)) if norm == "sandwich" else None
@@ -124,7 +125,7 @@ class TransformerBlock(nn.Module):
             x = self._after(1, self.norm2, x, y)
             weights = (weights, cross_weights)
 
-        norm = self.norm3 or self.norm2 or self.norm1
+        norm = self.norm1 if self.shared_norm else self.norm3 or self.norm2
         y = self.feed_forward(self._before(norm, before if self.parallel else x))
         x = self._after(-1, norm, x, y)
         return (x, weights) if return_weights else x

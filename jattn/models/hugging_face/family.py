@@ -58,7 +58,10 @@ class Family:
         """Of the model here; ValueError for a setting that is not implemented, or of which nothing is known."""
         _check_settings(config, self.implemented)
         settings = _Noted(config)
-        options = self.options(settings)
+        try:
+            options = self.options(settings)
+        except _MissingSetting as error:
+            raise ValueError(_missing(config, error.args[0])) from None
         known = {*settings.read, *self.implemented, *self.without_effect, *WITHOUT_EFFECT}
         if unknown := {name: x for name, x in config.items() if name not in known and x is not None}:
             told = ", ".join(f"{name}={x!r:.60}" for name, x in sorted(unknown.items()))
@@ -70,6 +73,10 @@ class Family:
         return options
 
 
+class _MissingSetting(KeyError):
+    """A setting that a family's options ask for by ``config[name]``, as those of a user's own may."""
+
+
 class _Noted(Mapping[str, Any]):
     """Settings that note which of them were asked for."""
 
@@ -79,7 +86,10 @@ class _Noted(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
-        return self._config[name]
+        try:
+            return self._config[name]
+        except KeyError:
+            raise _MissingSetting(name) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._config)
@@ -378,8 +388,12 @@ def _check_settings(config: Mapping[str, Any], implemented: Mapping[str, tuple[A
 def _setting(config: Mapping[str, Any], name: str) -> Any:
     """A setting without a default."""
     if config.get(name) is None:
-        raise ValueError(f"config must have {name}. Got the settings {', '.join(sorted(config))}.")
+        raise ValueError(_missing(config, name))
     return config[name]
+
+
+def _missing(config: Mapping[str, Any], name: str) -> str:
+    return f"config must have {name}. Got the settings {', '.join(sorted(config))}."
 
 
 def count_setting(config: Mapping[str, Any], name: str) -> int:
