@@ -17,7 +17,7 @@ from jattn.masks import Mask, all_of, lengths
 from jattn.multi_head import attention
 from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, LinearGeneral, default_bias_init, default_kernel_init
-from jattn.nn.norms import Norm, as_norm, parameters_of_norm
+from jattn.nn.norms import Norm, as_norm, scale_and_bias
 from jattn.nn.rotary_positions import Rotary
 from jattn.nn.weights import as_pair, outputs
 from jattn.scores import Modified
@@ -159,7 +159,7 @@ class MultiHeadAttention(nnx.Module):
             if qk_norm is None:
                 return None
             layer = qk_norm(head if qk_norm_over == "head" else heads * head, **types)
-            for parameter in () if qk_norm_shared else parameters_of_norm(layer):
+            for parameter in () if qk_norm_shared else scale_and_bias(layer):
                 parameter.set_value(jnp.broadcast_to(parameter[...], (heads, head)))
             return layer
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jattn._engine import checks
 from jattn.nn.layers import LayerNorm, RMSNorm
 
-__all__ = ["Norm", "as_norm", "parameters_of_norm"]
+__all__ = ["Norm", "as_norm", "scale_and_bias"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def as_norm(name: str, norm: Any) -> Norm:
     return Norm("layer" if norm == "layer" else "rms")
 
 
-def parameters_of_norm(layer: Any) -> list[nnx.Param]:
+def scale_and_bias(layer: Any) -> list[nnx.Param]:
     """Its scale and its bias, if it has them."""
     found = (getattr(layer, "scale", None), getattr(layer, "bias", None))
     return [parameter for parameter in found if parameter is not None]

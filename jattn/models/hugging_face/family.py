@@ -61,7 +61,7 @@ class Family:
         try:
             options = self.options(settings)
         except _MissingSetting as error:
-            raise ValueError(_missing(config, error.args[0])) from None
+            raise ValueError(_missing_message(config, error.args[0])) from None
         known = {*settings.read, *self.implemented, *self.without_effect, *WITHOUT_EFFECT}
         if unknown := {name: x for name, x in config.items() if name not in known and x is not None}:
             told = ", ".join(f"{name}={x!r:.60}" for name, x in sorted(unknown.items()))
@@ -388,11 +388,11 @@ def _check_settings(config: Mapping[str, Any], implemented: Mapping[str, tuple[A
 def _setting(config: Mapping[str, Any], name: str) -> Any:
     """A setting without a default."""
     if config.get(name) is None:
-        raise ValueError(_missing(config, name))
+        raise ValueError(_missing_message(config, name))
     return config[name]
 
 
-def _missing(config: Mapping[str, Any], name: str) -> str:
+def _missing_message(config: Mapping[str, Any], name: str) -> str:
     return f"config must have {name}. Got the settings {', '.join(sorted(config))}."
 
 
