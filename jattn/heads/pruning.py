@@ -8,6 +8,7 @@ from flax import nnx
 
 from jattn._engine import checks
 from jattn.heads.gates import Model, check_paths, counts, layers
+from jattn.nn.norms import scale_and_bias
 from jattn.nn.torch import MultiheadAttention as TorchMultiheadAttention
 
 __all__ = ["check_can_be_pruned", "number_of_heads", "numbers_of_heads", "prune"]
@@ -134,6 +135,10 @@ def _shrink(layer: Any, kept: np.ndarray) -> None:
         if projection.bias is not None:
             projection.bias.set_value(projection.bias[...][of])
         projection.out_features = (len(of), projection.out_features[1])
+    for norm, of in ((layer.query_ln, kept), (layer.key_ln, used)):
+        for parameter in scale_and_bias(norm):
+            if parameter.ndim == 2:  # of each head its own
+                parameter.set_value(parameter[...][of])
     if layer.sinks is not None:
         layer.sinks.set_value(layer.sinks[...][kept])
     layer.out.kernel.set_value(layer.out.kernel[...][kept])

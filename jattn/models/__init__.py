@@ -2,6 +2,7 @@
 
 from jattn.models.decoding import Beams, Decoded, beam_search, greedy
 from jattn.models.generation import Continuation, greedy_continuation
+from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.audio import log_mel
 from jattn.models.hugging_face.bart import BART
 from jattn.models.hugging_face.bert import Bert
@@ -98,6 +99,7 @@ __all__ = [
     "Whisper",
     "WithHidden",
     "XLMRoberta",
+    "activation_of",
     "beam_search",
     "greedy",
     "greedy_continuation",

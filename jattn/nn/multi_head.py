@@ -19,7 +19,7 @@ from jattn.multi_head import attention
 from jattn.nn.cached import attend_with_cache
 from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, LinearGeneral, default_bias_init, default_kernel_init
-from jattn.nn.norms import Norm, as_norm
+from jattn.nn.norms import Norm, as_norm, scale_and_bias
 from jattn.nn.rotary_positions import Rotary
 from jattn.nn.weights import as_pair, outputs
 from jattn.scores import Modified
@@ -77,6 +77,8 @@ class MultiHeadAttention(nnx.Module):
             ``True`` for Flax's, a layer norm without bias.
         qk_norm_epsilon: of that norm, in place of its own: of ``True`` 1e-6, as in Flax, otherwise the `Norm`'s.
         qk_norm_over: ``"head"``, each head by itself, or ``"width"``, all heads of a token together.
+        qk_norm_shared: whether all heads share that norm's parameters, ``d``; in Cohere and StableLM each has its own,
+            ``h d``.
         rotary: turns queries and keys by their positions.
         rotary_base: short for ``rotary=Rotary(rotary_base)``.
         scale, logits_soft_cap: as in `jattn.attention`.
@@ -114,6 +116,7 @@ class MultiHeadAttention(nnx.Module):
         normalize_qk: bool | str | Norm = False,
         qk_norm_epsilon: float | None = None,
         qk_norm_over: Literal["head", "width"] = "head",
+        qk_norm_shared: bool = True,
         rotary: Rotary | None = None,
         rotary_base: float | None = None,
         scale: float | None = None,
@@ -144,6 +147,8 @@ class MultiHeadAttention(nnx.Module):
             checks.positive("logits_soft_cap", logits_soft_cap)
         biased = _names_of_biased(use_bias)
         checks.one_of("qk_norm_over", qk_norm_over, ("head", "width"))
+        if not checks.flag("qk_norm_shared", qk_norm_shared) and qk_norm_over == "width":
+            raise ValueError('qk_norm_shared must be True where qk_norm_over="width". Got False.')
         qk_norm = _norm_of_heads(normalize_qk, qk_norm_epsilon)
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         inits: dict[str, Any] = dict(kernel_init=kernel_init, bias_init=bias_init)
@@ -153,7 +158,12 @@ class MultiHeadAttention(nnx.Module):
             return LinearGeneral(width, (heads, features), use_bias=name in biased, **inits, **types)
 
         def norm(heads: int) -> nnx.Module | None:
-            return None if qk_norm is None else qk_norm(head if qk_norm_over == "head" else heads * head, **types)
+            if qk_norm is None:
+                return None
+            layer = qk_norm(head if qk_norm_over == "head" else heads * head, **types)
+            for parameter in () if qk_norm_shared else scale_and_bias(layer):
+                parameter.set_value(jnp.broadcast_to(parameter[...], (heads, head)))
+            return layer
 
         self.query = project("query", in_features, num_heads, head)
         self.key = project("key", key_features, num_kv_heads, head)

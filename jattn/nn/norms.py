@@ -3,10 +3,12 @@
 import dataclasses
 from typing import Any, Literal
 
+from flax import nnx
+
 from jattn._engine import checks
 from jattn.nn.layers import LayerNorm, RMSNorm
 
-__all__ = ["Norm", "as_norm"]
+__all__ = ["Norm", "as_norm", "scale_and_bias"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,3 +66,9 @@ def as_norm(name: str, norm: Any) -> Norm:
     if not isinstance(norm, str) or norm not in ("layer", "rms"):
         raise ValueError(f'{name} must be a jattn.nn.Norm, "layer" or "rms". Got {norm!r:.80}.')
     return Norm("layer" if norm == "layer" else "rms")
+
+
+def scale_and_bias(layer: Any) -> list[nnx.Param]:
+    """Its scale and its bias, if it has them."""
+    found = (getattr(layer, "scale", None), getattr(layer, "bias", None))
+    return [parameter for parameter in found if parameter is not None]

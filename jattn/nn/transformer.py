@@ -47,6 +47,8 @@ class TransformerBlock(nnx.Module):
             whose input is normed already.
         parallel: whether attention and network see the same x, ``x + f(norm1(x)) + g(norm2(x))``, as in GPT-NeoX; under
             ``norm="pre"`` and without cross attention.
+        shared_norm: whether such a block has one norm for both, ``x + f(norm1(x)) + g(norm1(x))``, as in Phi, Falcon
+            and Cohere; there is no norm2 then.
         activation, gated: of the `FeedForward`.
         feedforward_bias: whether it has biases.
         experts: further arguments by name of a `MixtureOfExperts`, which then is the feed-forward network.
@@ -85,6 +87,7 @@ class TransformerBlock(nnx.Module):
         norm_kind: Norm | Literal["layer", "rms"] = "layer",
         first_norm: bool = True,
         parallel: bool = False,
+        shared_norm: bool = False,
         activation: Activation = "relu",
         gated: bool | GateFn = False,
         feedforward_bias: bool = True,
@@ -112,6 +115,8 @@ class TransformerBlock(nnx.Module):
         checks.one_of("norm", norm, ("post", "pre", "sandwich", "branch"))
         if checks.flag("parallel", parallel) and (norm != "pre" or cross_attention):
             raise ValueError('parallel must be False unless norm="pre", without cross attention. Got True.')
+        if checks.flag("shared_norm", shared_norm) and not (parallel and first_norm):
+            raise ValueError("shared_norm must be False unless parallel=True, with a first norm. Got True.")
         if not checks.flag("first_norm", first_norm) and norm != "pre":
             raise ValueError(f'first_norm must be True unless norm="pre". Got False, with norm={norm!r}.')
         for name, flag in (("causal", causal), ("cross_attention", cross_attention)):
@@ -167,7 +172,7 @@ class TransformerBlock(nnx.Module):
             else MixtureOfExperts(features, feedforward_features, **network, **experts)
         )
         self.norm1 = make_norm(features, **types) if first_norm else None
-        self.norm2 = make_norm(features, **types)
+        self.norm2 = None if shared_norm else make_norm(features, **types)
         self.norm3 = make_norm(features, **types) if cross_attention else None
         sublayers = 3 if cross_attention else 2
         after = [make_norm(features, **types) for _ in range(sublayers)] if norm == "sandwich" else None
@@ -211,7 +216,7 @@ class TransformerBlock(nnx.Module):
             ``*b t m``; with return_weights an `Outputs` of it and the weights; with a cache a `Cached`.
         """
         x = checks.floating("x", x, "*b t m", 2)
-        checks.width("x", x, self.norm2.num_features)
+        checks.width("x", x, self.attention.query.in_features[0])
         self._check_memory(memory, memory_valid_lens, memory_mask)
         if self.causal:
             mask = all_of(causal_mask(), mask)
@@ -220,8 +225,9 @@ class TransformerBlock(nnx.Module):
         # anew into the operands of each product.
         shape, x = x.shape, x.reshape(-1, x.shape[-1])
 
+        before = self._before(self.norm1, x)
         attended = self.attention(
-            self._before(self.norm1, x).reshape(shape),
+            before.reshape(shape),
             valid_lens=valid_lens,
             mask=mask,
             bias=bias,
@@ -237,7 +243,7 @@ class TransformerBlock(nnx.Module):
             y, cache, weights, _ = attended
         else:
             y, weights = as_pair(attended, return_weights)
-        own = x  # what the network sees, where both are parallel
+        own = x  # what the network's norm sees, where both are parallel
         x = self._after(0, self.norm1, x, y.reshape(x.shape), rngs[1])
 
         if self.cross_attention is not None:
@@ -255,7 +261,9 @@ class TransformerBlock(nnx.Module):
             weights = (weights, cross_weights)
 
         norm = self.norm2 if self.norm3 is None else self.norm3
-        y = self.feed_forward(self._before(norm, own if self.parallel else x), rng=rngs[4])
+        if norm is not None:
+            before = self._before(norm, own if self.parallel else x)
+        y = self.feed_forward(before, rng=rngs[4])
         x = self._after(-1, norm, x, y, rngs[5]).reshape(shape)
         if cache is not None:
             return Cached(x, cache, weights if return_weights else None)

@@ -54,6 +54,11 @@ MULTI_HEAD: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any
     "layer normalised, its own epsilon": ({"normalize_qk": "layer"}, CROSS, {}),
     "layer normalised, with bias": ({"normalize_qk": "layer", "qk_norm_epsilon": 1e-3}, CROSS, {}),
     "normalised over the width": ({"num_heads": 6, "num_kv_heads": 2, "normalize_qk": "rms", **OVER}, CROSS, {}),
+    "normalised, each head by its own": (
+        {"num_heads": 6, "num_kv_heads": 2, "normalize_qk": "layer", "qk_norm_shared": False},
+        CROSS,
+        {},
+    ),
     "some biases": ({"use_bias": ("query", "key", "value")}, CROSS, {}),
     "bias of the output": ({"use_bias": ("out",)}, ALONE, {}),
     "scale, soft cap": ({"scale": 0.7, "logits_soft_cap": 1.5}, CROSS, {"mask": mask}),

@@ -87,6 +87,7 @@ BLOCKS: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]] 
     "pre": ({"norm": "pre"}, ALONE, {}),
     "pre, without the first norm": ({"norm": "pre", "first_norm": False}, ALONE, {}),
     "pre, parallel": ({"norm": "pre", "parallel": True, "causal": True}, ALONE, {}),
+    "pre, parallel, one norm": ({"norm": "pre", "parallel": True, "shared_norm": True}, ALONE, {"valid_lens": lengths}),
     "sandwich, RMS, GeGLU": ({"norm": "sandwich", **RMS, "activation": "gelu_tanh", "gated": True}, ALONE, {}),
     "branch": ({"norm": "branch", **RMS}, ALONE, {"valid_lens": lengths}),
     "pre, SwiGLU, no biases": ({"norm": "pre", "use_bias": False, **SWIGLU}, ALONE, {"mask": mask}),

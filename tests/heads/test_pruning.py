@@ -50,6 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "biases": {"use_bias": True},
     "widths": {"key_features": 10, "value_features": 9, "value_head_features": 5, "out_features": 8, "use_bias": True},
     "norm and rotary": {"normalize_qk": True, "rotary_base": 50.0, "use_bias": True},
+    "norms of its own": {"normalize_qk": "layer", "qk_norm_shared": False},
     "dropout": {"dropout_rate": 0.5},
 }
 

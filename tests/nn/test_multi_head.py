@@ -131,6 +131,10 @@ def test_biases_one_by_one():
         (lambda: layer(use_bias=("q",)), ("use_bias must be True, False or some of", "('q',)")),
         (lambda: layer(normalize_qk="batch"), ("normalize_qk must be a jattn.nn.Norm", "'batch'")),
         (lambda: layer(qk_norm_over="tokens"), ("qk_norm_over must be one of 'head', 'width'",)),
+        (
+            lambda: layer(normalize_qk=True, qk_norm_over="width", qk_norm_shared=False),
+            ('qk_norm_shared must be True where qk_norm_over="width"',),
+        ),
         (lambda: layer(rotary=nn.Rotary(), rotary_base=5.0), ("rotary_base must be None where rotary is given",)),
         (lambda: layer(rotary=10000.0), ("rotary must be a jattn.nn.Rotary", "10000.0")),
         (lambda: layer(use_sinks="yes"), ("use_sinks must be True or False", "'yes'")),
@@ -141,6 +145,11 @@ def test_biases_one_by_one():
         (lambda: nn.FeedForward(4, 8, gated=1, rngs=nnx.Rngs(0)), ("gated must be True or False",)),
         (lambda: block(norm="middle"), ("norm must be one of 'post', 'pre', 'sandwich', 'branch'",)),
         (lambda: block(parallel=True), ('parallel must be False unless norm="pre"',)),
+        (lambda: block(norm="pre", shared_norm=True), ("shared_norm must be False unless parallel=True",)),
+        (
+            lambda: block(norm="pre", parallel=True, shared_norm=True, first_norm=False),
+            ("shared_norm must be False unless parallel=True, with a first norm",),
+        ),
         (lambda: block(norm_kind="batch"), ("norm_kind must be a jattn.nn.Norm",)),
         (lambda: layer()(X, layer().project(X), X), ("value must be None where key holds projected values",)),
         (lambda: layer()(X, layer(num_kv_heads=1).project(X)), ("key must be what this layer's project returned", "1")),

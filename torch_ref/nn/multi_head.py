@@ -11,14 +11,30 @@ from torch_ref.nn.dropout import draw_keep
 from torch_ref.nn.rotary_positions import Rotary
 
 
+class NormOfEachHead(nn.Module):
+    """A layer norm of each head by itself, with parameters "h d" of its own."""
+
+    def __init__(self, heads: int, features: int, epsilon: float, *, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, features))
+        self.bias = nn.Parameter(torch.zeros(heads, features)) if bias else None
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x "*b t h d", in its shape."""
+        y = self.weight * nn.functional.layer_norm(x, x.shape[-1:], eps=self.epsilon)
+        return y if self.bias is None else y + self.bias
+
+
 class MultiHeadAttention(nn.Module):
     """Several attentions side by side (Vaswani et al. 2017), concat_h attention(W_q q, W_k k, W_v v)_h W_out.
 
-    qkv_features is num_heads times the width of a query and key head, value_head_features the width of a
-    value head; key_features and value_features are the widths that key and value come with. use_bias may name those of
-    query, key, value and out that have one. normalize_qk is True or "layer" for a layer norm, "rms" for an RMS norm, of
-    each head by itself or of the whole width; rotary turns queries and keys by their positions. kv_heads is the key
-    and value head of each query head where, after pruning, the groups are of unequal sizes.
+    qkv_features is num_heads times the width of a query and key head, value_head_features the width of a value head;
+    key_features and value_features are the widths that key and value come with. use_bias may name those of query, key,
+    value and out that have one. normalize_qk is True or "layer" for a layer norm, "rms" for an RMS norm, of each head
+    by itself or of the whole width; not qk_norm_shared is for parameters of each head; rotary turns queries and keys
+    by their positions. kv_heads is the key and value head of each query head where, after pruning, the groups are of
+    unequal sizes.
     """
 
     def __init__(
@@ -36,6 +52,7 @@ class MultiHeadAttention(nn.Module):
         normalize_qk: bool | str = False,
         qk_norm_epsilon: float | None = None,
         qk_norm_over: str = "head",
+        qk_norm_shared: bool = True,
         rotary: nn.Module | None = None,
         rotary_base: float | None = None,
         scale: float | None = None,
@@ -62,6 +79,8 @@ class MultiHeadAttention(nn.Module):
                 return nn.RMSNorm(width, eps=qk_norm_epsilon)
             usual = 1e-6 if normalize_qk is True else 1e-5
             epsilon = usual if qk_norm_epsilon is None else qk_norm_epsilon
+            if not qk_norm_shared:
+                return NormOfEachHead(heads, d, epsilon, bias=normalize_qk == "layer")
             return nn.LayerNorm(width, eps=epsilon, bias=normalize_qk == "layer")
 
         if normalize_qk:

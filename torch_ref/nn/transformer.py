@@ -21,7 +21,8 @@ class TransformerBlock(nn.Module):
         norm="branch":    x = x + norm(drop(f(x)))             (OLMo 2)
 
     drop has residual_dropout_rate, and multiplies by residual_scale. With experts, arguments of a MixtureOfExperts,
-    that is the feed-forward network. If parallel, the network sees what attention saw: x + f(norm1(x)) + g(norm2(x)).
+    that is the feed-forward network. If parallel, the network sees what attention saw: x + f(norm1(x)) + g(norm2(x)),
+    where norm2 is norm1 with shared_norm.
     attention_dropout_rate is for the attention weights; norm_kind is "layer" or "rms".
     """
 
@@ -36,6 +37,7 @@ class TransformerBlock(nn.Module):
         norm_epsilon: float | None = None,
         first_norm: bool = True,
         parallel: bool = False,
+        shared_norm: bool = False,
         activation: str = "relu",
         gated: bool = False,
         feedforward_bias: bool = True,
@@ -82,7 +84,8 @@ class TransformerBlock(nn.Module):
             else MixtureOfExperts(features, feedforward_features, **network, **experts)
         )
         self.norm1 = make_norm() if first_norm else nn.Identity()
-        self.norm2 = make_norm()
+        self.shared_norm = shared_norm
+        self.norm2 = nn.Identity() if shared_norm else make_norm()
         self.norm3 = make_norm() if cross_attention else None
         sublayers = 3 if cross_attention else 2
         self.norms_after = nn.ModuleList(make_norm() for _ in range(sublayers)) if norm == "sandwich" else None
@@ -122,7 +125,7 @@ class TransformerBlock(nn.Module):
             x = self._after(1, self.norm2, x, y)
             weights = (weights, cross_weights)
 
-        norm = self.norm2 if self.norm3 is None else self.norm3
+        norm = self.norm1 if self.shared_norm else self.norm3 or self.norm2
         y = self.feed_forward(self._before(norm, before if self.parallel else x))
         x = self._after(-1, norm, x, y)
         return (x, weights) if return_weights else x

@@ -66,7 +66,13 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation_of(config: Mapping[str, Any], name: str, default: str) -> Activation:
-    """The activation here, for the setting of that name."""
+    """The activation here, for the setting of that name.
+
+    Example:
+
+        >>> activation_of({"hidden_act": "gelu_new"}, "hidden_act", "gelu"), activation_of({}, "hidden_act", "gelu")
+        ('gelu_tanh', 'gelu')
+    """
     given = config.get(name, default)
     checks.one_of(f"config's {name}", given, tuple(ACTIVATIONS))
     return ACTIVATIONS[given]

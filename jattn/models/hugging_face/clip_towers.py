@@ -64,7 +64,7 @@ def _tower_options(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _projection(config: Mapping[str, Any]) -> int | None:
+def _projected_features(config: Mapping[str, Any]) -> int | None:
     kind = (config.get("architectures") or [""])[0]
     return count_setting(config, "projection_dim") if kind.endswith("WithProjection") else None
 
@@ -76,7 +76,7 @@ def _text_options(config: Mapping[str, Any]) -> dict[str, Any]:
         vocab_size=count_setting(config, "vocab_size"),
         max_length=count_setting(config, "max_position_embeddings"),
         eos=None if eos == MISTAKEN_EOS else eos,
-        output_features=_projection(config),
+        output_features=_projected_features(config),
         **_tower_options(config),
     )
 
@@ -91,7 +91,7 @@ def _vision_options(config: Mapping[str, Any]) -> dict[str, Any]:
         patch_bias=False,
         embedding_norm=options["norm"],
         norm_over="special",
-        output_features=_projection(config),
+        output_features=_projected_features(config),
         output_bias=False,
         **options,
     )

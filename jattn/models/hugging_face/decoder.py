@@ -46,7 +46,8 @@ class TextDecoder(PretrainedModel):
         padding_idx: the token whose embedding has no gradient from being looked up.
         tied: whether the logits are products with the token embedding, rather than with weights of their own.
         logits_scale: what logits are multiplied by.
-        logits_soft_cap: by which they are capped after that.
+        logits_bias: whether each token has a summand of its logit, after that, as in Phi and GPT-J.
+        logits_soft_cap: by which they are capped in the end.
         dropout_rate: of the embeddings, in training.
         dtype, param_dtype: as in ``flax.nnx.Linear``.
         rngs: for the initial parameters.
@@ -79,6 +80,7 @@ class TextDecoder(PretrainedModel):
         padding_idx: int | None = None,
         tied: bool = True,
         logits_scale: float | None = None,
+        logits_bias: bool = False,
         logits_soft_cap: float | None = None,
         dropout_rate: float = 0.0,
         dtype: Any = None,
@@ -101,6 +103,8 @@ class TextDecoder(PretrainedModel):
         self.blocks = nnx.List(blocks)
         self.norm = None if norm is None else norm(features, **types)
         self.output = None if tied else Linear(narrow, vocab_size, use_bias=False, **types)
+        biased = checks.flag("logits_bias", logits_bias)
+        self.logits_bias = nnx.Param(jnp.zeros(vocab_size, param_dtype)) if biased else None
         self.dropout = Dropout(dropout_rate)
         self.max_length = max_length
         heads = self.blocks[0].attention.query.kernel.shape[1]
@@ -231,5 +235,7 @@ class TextDecoder(PretrainedModel):
         logits = self.embedding.attend(x) if self.output is None else self.output(x)
         if self.logits_scale is not None:
             logits = logits * jnp.asarray(self.logits_scale, logits.dtype)
+        if self.logits_bias is not None:
+            logits = logits + self.logits_bias[...].astype(logits.dtype)
         cap = self.logits_soft_cap
         return logits if cap is None else (cap * jnp.tanh(logits / cap)).astype(logits.dtype)

@@ -60,15 +60,23 @@ class Family:
         implemented = {**PLAIN, **self.implemented}
         _check_settings(config, implemented)
         settings = _Noted(config)
-        options = self.options(settings)
+        try:
+            options = self.options(settings)
+        except _MissingSetting as error:
+            raise ValueError(_missing_message(config, error.args[0])) from None
         known = {*settings.read, *implemented, *self.without_effect, *WITHOUT_EFFECT}
         if unknown := {name: x for name, x in config.items() if name not in known and x is not None}:
             told = ", ".join(f"{name}={x!r:.60}" for name, x in sorted(unknown.items()))
             raise ValueError(
                 f"config must have settings that are known here, as others may change what the model computes. Got "
-                f"{told}. Leave out what has no effect."
+                f"{told}. Leave out what has no effect. In a family of your own, read them in options, or name them in "
+                "implemented or without_effect."
             )
         return options
+
+
+class _MissingSetting(KeyError):
+    """A setting that a family's options ask for by ``config[name]``, as those of a user's own may."""
 
 
 class _Noted(Mapping[str, Any]):
@@ -80,7 +88,10 @@ class _Noted(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
-        return self._config[name]
+        try:
+            return self._config[name]
+        except KeyError:
+            raise _MissingSetting(name) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._config)
@@ -393,13 +404,17 @@ def _check_settings(config: Mapping[str, Any], implemented: Mapping[str, tuple[A
 def _setting(config: Mapping[str, Any], name: str) -> Any:
     """A setting without a default."""
     if config.get(name) is None:
-        raise ValueError(f"config must have {name}. Got the settings {', '.join(sorted(config))}.")
+        raise ValueError(_missing_message(config, name))
     return config[name]
 
 
 def flag_setting(config: Mapping[str, Any], name: str, default: bool) -> bool:
     """One that is True or False."""
     return checks.flag(f"config's {name}", config.get(name, default))
+
+
+def _missing_message(config: Mapping[str, Any], name: str) -> str:
+    return f"config must have {name}. Got the settings {', '.join(sorted(config))}."
 
 
 def count_setting(config: Mapping[str, Any], name: str) -> int:

@@ -22,11 +22,14 @@ _LONGEST = "max_position_embeddings"
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def rotary_of(config: Mapping[str, Any], *, partial: bool = False, base: float = 10000.0) -> Rotary:
+def rotary_of(
+    config: Mapping[str, Any], *, partial: bool = False, interleaved: bool = False, base: float = 10000.0
+) -> Rotary:
     """The rotary positions of a model; newer files have them in ``rope_parameters``, older ones in ``rope_scaling``.
 
     The kinds are those of transformers: default, linear, dynamic, yarn, llama3 and longrope. Only in some families may
-    a part of the features turn (``partial``); ``base`` is that of a model whose settings name none.
+    a part of the features turn (``partial``), or neighbours be paired (``interleaved``); ``base`` is that of a model
+    whose settings name none.
 
     Example:
 
@@ -67,7 +70,7 @@ def rotary_of(config: Mapping[str, Any], *, partial: bool = False, base: float =
     given = {here: settings[name] for name, here in {**needed, **optional}.items() if name in settings}
     given = {here: tuple(value) if isinstance(value, list) else value for here, value in given.items()}
     turning = None if share == 1 else int(head_features_of(config) * share)
-    return Rotary(base, features=turning, scaling=make(**given))
+    return Rotary(base, features=turning, interleaved=interleaved, scaling=make(**given))
 
 
 _Kind = tuple[Callable[..., RotaryScaling | None], dict[str, str], dict[str, str]]

@@ -235,7 +235,7 @@ class SentenceEncoder:
     def _width(self) -> int:
         if self.projections:
             return self.projections[-1].linear.out_features
-        return self.encoder.blocks[-1].norm2.num_features
+        return self.encoder.blocks[-1].attention.query.in_features[0]
 
     def _tokenize(self, sentences: Any) -> list[list[int]]:
         if isinstance(sentences, str):

@@ -1,5 +1,6 @@
 """GPT-2 and Llama: no token sees a later one, and settings and weights that don't fit are refused by name."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,7 @@ LONG = {"short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
 )
 def test_rotary_positions_of_a_configuration(settings: dict[str, Any], expected: nn.Rotary) -> None:
     assert rotary_of(settings) == expected
+    assert rotary_of(settings, interleaved=True) == dataclasses.replace(expected, interleaved=True)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from flax import nnx
 from jattn import heads, masks, models
 from jattn.models.hugging_face.family import FAMILIES
 from jattn.nn import Norm, Rotary
+from jattn.weights import Table
 
 V = 23
 BLOCK: dict[str, Any] = {"num_heads": 2, "feedforward_features": 12, "norm": "pre", "norm_kind": "rms"}
@@ -65,6 +66,17 @@ def test_hidden_states() -> None:
     assert model(jnp.ones((2, 5), int), return_hidden=True).weights is None
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_have_a_summand_after_the_scale_and_before_the_cap(tied: bool) -> None:
+    options: dict[str, Any] = {"layers": [BLOCK], "features": 8, "tied": tied}
+    plain = models.TextDecoder(V, **options, rngs=nnx.Rngs(0))
+    biased = models.TextDecoder(V, **options, logits_scale=0.5, logits_bias=True, logits_soft_cap=2.0, rngs=nnx.Rngs(0))
+    biased.logits_bias[...] = jnp.arange(V, dtype=jnp.float32)
+    tokens = jnp.array([[3, 1, 4]])
+    expected = 2 * np.tanh((0.5 * np.asarray(plain(tokens)) + np.arange(V)) / 2)
+    np.testing.assert_allclose(biased(tokens), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("mask", "phrases"),
     [
@@ -104,6 +116,19 @@ def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(ValueError, match="new_setting=3") as raised:
         arguments({**MISTRAL, "new_setting": 3})
     assert "config must have settings that are known here" in str(raised.value)
+    assert "In a family of your own, read them in options" in str(raised.value)
+
+
+def test_options_of_ones_own_ask_for_settings_as_of_a_dictionary() -> None:
+    family = models.Family(
+        table=lambda model: Table([]),
+        implemented={},
+        options=lambda config: {"layers": config["depth"], "features": config.get("width", 8), "slopes": {}["slopes"]},
+    )
+    with pytest.raises(ValueError, match=r"config must have depth\. Got the settings model_type, width\."):
+        family.arguments({"model_type": "own", "width": 4})
+    with pytest.raises(KeyError, match="slopes"):  # a mistake of theirs is theirs
+        family.arguments({"depth": 2})
 
 
 SIZES = {name: x for name, x in MISTRAL.items() if name not in ("model_type", "sliding_window")}
