@@ -99,7 +99,7 @@ def test_sentences_to_search() -> None:
 
 
 def test_none_is_forgotten() -> None:
-    """The quickstart is run whole by CI, own_family by the parity tests; what is imported by another is none of its own."""
+    """CI runs the quickstart whole, and the parity tests own_family; what another imports is no example of its own."""
     parts = {"__init__", "dates", "options", "own_family", "pairs", "quickstart"}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} - parts == {name.split(",")[0] for name in SHORT}
 
