@@ -53,6 +53,24 @@ def test_every_peer_has_the_same_mask() -> None:
         assert not row["left out"]
 
 
+WHOLE = {
+    "models": (["--width", "64", "--layers", "1", "--lengths", "8", "--batch", "2"], 3),
+    "decoding": (["--sizes", "384 x 6", "--batches", "1", "--prompts", "4", "--new", "1", "3"], 2),
+}
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_models(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="no transformers: whole models were not run beside its own")
+    options, rows = WHOLE[name]
+    results = kept(name, tmp_path, *options, "--rounds", "1", "--turn", "0")
+    assert len(results["rows"]) == rows
+    for row in results["rows"]:
+        assert not row["left out"]
+        assert row["seconds"].keys() == set(results["columns"])
+
+
 def test_attention_is_read_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     attention = importlib.import_module("benchmarks.attention")
     few = ["--cases", "full", "causal", "--columns", "jattn", "PyTorch", "--passes", "forward", "--rounds", "1"]
