@@ -21,9 +21,9 @@ UNUSED = -1  # the position of a slot that holds no token
 
 
 class _Slots(NamedTuple):
-    keys: Array
-    values: Array
-    positions: Array
+    keys: Any
+    values: Any
+    positions: Any
 
 
 class Appended(NamedTuple):
@@ -64,8 +64,8 @@ class Cache(Pytree):
 
     keys: Float[Array, "*b n k d"]
     values: Float[Array, "*b n k e"]
-    positions: Int[Array, "*b n"]
-    length: Int[Array, "*b"]
+    positions: Int[Array | np.ndarray, "*b n"]
+    length: Int[Array | np.ndarray, "*b"]
     ring: bool = False
 
     @classmethod
@@ -98,10 +98,15 @@ class Cache(Pytree):
         return Cache(
             jnp.zeros((*batch, room, num_heads, features), dtype),
             jnp.zeros((*batch, room, num_heads, value_features), dtype),
-            jnp.full((*batch, room), UNUSED, jnp.int32),
-            jnp.zeros(batch, jnp.int32),
+            np.full((*batch, room), UNUSED, np.int32),  # NumPy's, so that it is known to be empty while tracing
+            np.zeros(batch, np.int32),
             bool(ring),
         )
+
+    @property
+    def is_known_empty(self) -> bool:
+        """Whether it is known, also while tracing, that there is no token."""
+        return checks.is_concrete(self.length) and not np.asarray(self.length).any()
 
     @property
     def room(self) -> int:
@@ -162,7 +167,7 @@ class Cache(Pytree):
             raise ValueError("cache must not be a ring to grow. Got one. Make it of its final size.")
         more = checks.number("room", room, f"[{self.room}, inf)", integer=True) - self.room
 
-        def pad(x: Array, fill: int = 0) -> Array:
+        def pad(x: Any, fill: int = 0) -> Array:
             widths = [(0, more if i == self.length.ndim else 0) for i in range(x.ndim)]
             return jnp.pad(x, widths, constant_values=fill)
 
@@ -193,7 +198,7 @@ class Cache(Pytree):
         last = rank[..., -1:]
         return jnp.where(real & (last - rank < self.room), number % self.room, self.room)
 
-    def _replaced(self, slots: "_Slots", length: Array) -> "Cache":
+    def _replaced(self, slots: "_Slots", length: Any) -> "Cache":
         return Cache(*slots, length, self.ring)
 
     def _check(self, keys: Array, values: Array, positions: Any, real: Any) -> int:

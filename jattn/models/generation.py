@@ -107,8 +107,10 @@ def greedy_continuation(
     graphdef, state = nnx.split(model)
     first = ends[0] if ends else 0  # where nothing ends, nothing is padded
     special = jnp.array([first if pad is None else pad, *ends], jnp.int32)
-    lens = jnp.broadcast_to(lens, (b,))
-    return _compiled_continuation(graphdef, state, prompt, lens, special, max_new_tokens, source, source_attention_mask)
+    known = None if prompt_valid_lens is None else jnp.broadcast_to(lens, (b,))
+    return _compiled_continuation(
+        graphdef, state, prompt, known, special, max_new_tokens, source, source_attention_mask
+    )
 
 
 class _Loop(NamedTuple):
@@ -127,7 +129,7 @@ def _compiled_continuation(
     graphdef: Any,
     state: Any,
     prompt: Int[Array, "b t"],
-    prompt_lens: Int[Array, "b"],
+    prompt_lens: Int[Array, "b"] | None,
     special: Int[Array, "_"],
     n: int,
     source: Any,
@@ -163,7 +165,7 @@ def _compiled_continuation(
 
     out = read(prompt, valid_lens=prompt_lens, cache=model.new_cache(b, t + n))
     # XLA leaves out the logits of all but the last token of each prompt, as nothing is made of them.
-    token = best(out.output[jnp.arange(b), prompt_lens - 1])
+    token = best(out.output[:, -1] if prompt_lens is None else out.output[jnp.arange(b), prompt_lens - 1])
     begin = _Loop(jnp.int32(0), token, out.cache, jnp.full((b, n), pad), jnp.zeros(b, jnp.int32), jnp.zeros(b, bool))
     end = jax.lax.while_loop(another, step, added(begin, token, out.cache))
     return Continuation(end.tokens, end.lengths)

@@ -49,6 +49,14 @@ def attend_with_cache(
 ) -> Cached:
     """What a layer gives for tokens that come after those of the cache, and the cache with them."""
     x = checks.floating("query", x, "*b t m", 2)
+    if cache.is_known_empty and positions is None and real is None:  # then masks know which keys are out of reach
+        new = layer.project(x)
+        kept = (
+            y.astype(held.dtype).astype(y.dtype) for y, held in ((new.keys, cache.keys), (new.values, cache.values))
+        )
+        attended = layer(x, type(new)(*kept), mask=mask, return_weights=return_weights, **options)
+        output, weights = as_pair(attended, return_weights)
+        return Cached(output, cache.append(new.keys, new.values).cache, weights)
     if positions is None:
         positions = cache.next_positions(x.shape[-2], real)
     positions = checks.positions("positions", positions, x.shape[:-2], x.shape[-2])

@@ -134,8 +134,8 @@ def next_tokens(
     real: Bool[Array, "b t"] | None,
     valid_lens: int | Int[Array, "b"] | None,
     positions: Int[Array, "b t"] | None,
-) -> tuple[Bool[Array, "b t"] | None, Int[Array, "b t"]]:
-    """Which of the tokens after those of the caches are real, and the positions of all.
+) -> tuple[Bool[Array, "b t"] | None, Int[Array, "b t"] | None]:
+    """Which of the tokens after those of the caches are real, and the positions of all; None are 0 ... t - 1.
 
     Raises:
         ValueError: if there is not one cache for each block, of this batch.
@@ -149,7 +149,9 @@ def next_tokens(
     if valid_lens is not None:
         valid = jnp.arange(shape[1]) < jnp.asarray(valid_lens)[..., None]
         real = valid if real is None else valid & real
-    return real, caches[0].next_positions(shape[1], real) if positions is None else positions
+    if positions is None and not (real is None and caches[0].is_known_empty):
+        positions = caches[0].next_positions(shape[1], real)
+    return real, positions
 
 
 def returned(output: Array, ran: Ran, *, return_weights: bool, return_hidden: bool) -> Any:
