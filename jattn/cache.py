@@ -116,7 +116,7 @@ class Cache(Pytree):
     def next_positions(self, t: int, real: Bool[Array, "*b t"] | None = None) -> Int[Array, "*b t"]:
         """The positions of t tokens that come next, if all positions are counted from 0; of padding that before it."""
         steps = jnp.arange(t) if real is None else jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)
-        return (self.length[..., None] + steps).astype(jnp.int32)
+        return (jnp.asarray(self.length)[..., None] + steps).astype(jnp.int32)
 
     def append(
         self,
@@ -192,7 +192,7 @@ class Cache(Pytree):
     def _slots(self, real: Bool[Array, "*b t"]) -> Int[Array, "*b t"]:
         """Where each new token goes; n, which is nowhere, for padding and for what a later one replaces."""
         rank = jnp.cumsum(real, axis=-1, dtype=jnp.int32) - 1
-        number = self.length[..., None] + rank
+        number = jnp.asarray(self.length)[..., None] + rank
         if not self.ring:
             return jnp.where(real, number, self.room)
         last = rank[..., -1:]
