@@ -102,7 +102,7 @@ class CLIP(PretrainedModel):
         table=_clip_table,
         implemented={"model_type": ("clip",), "architectures": (None, ["CLIPModel"])},
         options=_clip_options,
-        without_effect=CLIP_UNUSED - {"projection_dim"},
+        without_effect=CLIP_UNUSED,
     )
 
     def __init__(

@@ -137,9 +137,7 @@ def _tower_table(tower: Mapping[str, str], prefix: str, projection: str, ours: s
     return Table([prefixed(prefix, optional=True, back=False), *clip_lines(tower, "")])
 
 
-CLIP_UNUSED = frozenset(
-    {"dropout", "initializer_factor", "projection_dim", "tie_word_embeddings"}
-)  # dropout is in the first files, and in no code
+CLIP_UNUSED = frozenset({"dropout", "initializer_factor", "tie_word_embeddings"})  # dropout is in the first files
 
 
 def _tower_family(kind: str, name: str, table: Any, options: Any) -> Family:
@@ -148,7 +146,7 @@ def _tower_family(kind: str, name: str, table: Any, options: Any) -> Family:
         table=table,
         implemented={"model_type": (kind,), "architectures": architectures},
         options=options,
-        without_effect=CLIP_UNUSED,
+        without_effect=CLIP_UNUSED | {"projection_dim"},  # of a tower without a projection
     )
 
 

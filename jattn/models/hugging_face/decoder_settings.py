@@ -18,6 +18,7 @@ __all__ = [
     "heads_of",
     "llama_like",
     "llama_table",
+    "num_heads_of",
     "output_line",
     "packed_lines",
     "padding_of",
@@ -25,13 +26,24 @@ __all__ = [
 ]
 
 
-def heads_of(config: Mapping[str, Any], *, head_features: int | None = None) -> dict[str, Any]:
-    """A block's numbers of heads, and of their features where those are not m / h."""
+def num_heads_of(config: Mapping[str, Any]) -> int:
+    """How many heads there are, in a family whose heads together are as wide as the model."""
     features, heads = count_setting(config, "hidden_size"), count_setting(config, "num_attention_heads")
+    checks.divides("config's num_attention_heads", heads, "hidden_size", features)
+    return heads
+
+
+def heads_of(config: Mapping[str, Any], *, head_features: int | None = None, grouped: bool = True) -> dict[str, Any]:
+    """A block's numbers of heads, and of their features where those are not m / h.
+
+    Args:
+        config: the settings.
+        head_features: d where no setting says it; m / h by default.
+        grouped: whether the family may have fewer key and value heads than query heads.
+    """
     d = optional_count_setting(config, "head_dim") or head_features
-    if d is None:
-        checks.divides("config's num_attention_heads", heads, "hidden_size", features)
-    groups = optional_count_setting(config, "num_key_value_heads")
+    heads = num_heads_of(config) if d is None else count_setting(config, "num_attention_heads")
+    groups = optional_count_setting(config, "num_key_value_heads") if grouped else None
     return dict(
         num_heads=heads, num_kv_heads=groups, attention_options={} if d is None else {"qkv_features": heads * d}
     )

@@ -115,7 +115,7 @@ class Gemma(TextDecoder):
         table=llama_table,
         implemented={"model_type": ("gemma",), **_GEMMA_PLAIN},
         options=_gemma_options,
-        without_effect=frozenset({"hidden_activation", "max_position_embeddings"}),
+        without_effect=frozenset({"hidden_activation"}),
         any_head_features=True,
     )
 
@@ -130,7 +130,7 @@ class Gemma2(TextDecoder):
         table=lambda model: llama_table(model, {**LLAMA_LAYER, **_GEMMA_AFTER}),
         implemented={"model_type": ("gemma2",), **_GEMMA_PLAIN},
         options=_gemma2_options,
-        without_effect=frozenset({"hidden_act", "max_position_embeddings", "sliding_window_size"}),
+        without_effect=frozenset({"hidden_act", "sliding_window_size"}),
         any_head_features=True,
     )
 
@@ -145,6 +145,6 @@ class Gemma3(TextDecoder):
         table=lambda model: llama_table(model, {**LLAMA_LAYER, **_GEMMA_AFTER, **_GEMMA_NORMED}),
         implemented={"model_type": ("gemma3_text",), "attn_logit_softcapping": (None,), **_GEMMA_PLAIN},
         options=_gemma3_options,
-        without_effect=frozenset({"hidden_act", "max_position_embeddings", "_sliding_window_pattern"}),
+        without_effect=frozenset({"hidden_act", "_sliding_window_pattern"}),
         any_head_features=True,
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import activation_of, heads_of, output_line, packed_lines
+from jattn.models.hugging_face.decoder_settings import activation_of, num_heads_of, output_line, packed_lines
 from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
@@ -32,7 +32,7 @@ def _gpt_neox_options(config: Mapping[str, Any]) -> dict[str, Any]:
         residual_dropout_rate=dropout,
         attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
         rotary=rotary_of({**older, **given}, partial=True),
-        **heads_of(config),
+        num_heads=num_heads_of(config),
     )
     return dict(
         vocab_size=count_setting(config, "vocab_size"),

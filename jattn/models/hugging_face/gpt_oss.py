@@ -93,7 +93,6 @@ class GptOss(TextDecoder):
             {
                 "experts_per_token",  # beside num_experts_per_tok, which is read
                 "initial_context_length",
-                "max_position_embeddings",
                 "output_router_logits",
                 "router_aux_loss_coef",
             }

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import gated_block, heads_of, llama_like, llama_table
+from jattn.models.hugging_face.decoder_settings import activation_of, gated_block, heads_of, llama_like, llama_table
 from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
@@ -23,7 +23,7 @@ def _granite_options(config: Mapping[str, Any]) -> dict[str, Any]:
     block = gated_block(
         config,
         norm_kind=norm,
-        activation="silu",
+        activation=activation_of(config, "hidden_act", "silu"),
         use_bias=flag_setting(config, "attention_bias", False),
         feedforward_bias=flag_setting(config, "mlp_bias", False),
         residual_scale=factors["residual"],
@@ -44,8 +44,7 @@ class Granite(TextDecoder):
 
     hugging_face = Family(
         table=llama_table,
-        implemented={"model_type": ("granite",), "hidden_act": ("silu",)},
+        implemented={"model_type": ("granite",)},
         options=_granite_options,
-        without_effect=frozenset({"max_position_embeddings"}),
         any_head_features=True,
     )

@@ -8,10 +8,11 @@ from flax import nnx
 
 from jattn._engine import checks
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import llama_table, padding_of
+from jattn.models.hugging_face.decoder_settings import activation_of, llama_table, padding_of
 from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm, Rotary
+from jattn.nn.feed_forward import Activation
 
 __all__ = ["LLAMA_FAMILY", "Llama"]
 
@@ -50,6 +51,7 @@ def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
         use_bias=flag_setting(config, "attention_bias", False),
         feedforward_bias=flag_setting(config, "mlp_bias", False),
         padding_idx=padding_of(config),
+        activation=activation_of(config, "hidden_act", "silu"),
     )
 
 
@@ -57,11 +59,10 @@ LLAMA_FAMILY = Family(
     table=llama_table,
     implemented={
         "model_type": ("llama",),
-        "hidden_act": ("silu",),
         "rope_interleaved": (False,),
     },
     options=_llama_options,
-    without_effect=frozenset({"is_llama_config", "max_position_embeddings", "max_sequence_length", "pretraining_tp"}),
+    without_effect=frozenset({"is_llama_config", "max_sequence_length", "pretraining_tp"}),
     any_head_features=True,
 )
 
@@ -81,6 +82,7 @@ class Llama(TextDecoder):
         rotary_base: short for ``rotary=Rotary(rotary_base)``; 10,000 where neither is given.
         tied: whether the logits are products with the token embedding, rather than with weights of their own.
         attention_dropout_rate: of the attention weights, in training.
+        activation: of the gates.
         norm_epsilon: of the norms.
         use_bias, feedforward_bias: whether attention and the network have biases.
         padding_idx: the token whose embedding has no gradient from being looked up.
@@ -114,6 +116,7 @@ class Llama(TextDecoder):
         rotary_base: float | None = None,
         tied: bool = False,
         attention_dropout_rate: float = 0.0,
+        activation: Activation = "silu",
         norm_epsilon: float = 1e-6,
         use_bias: bool = False,
         feedforward_bias: bool = False,
@@ -129,7 +132,7 @@ class Llama(TextDecoder):
             feedforward_features=feedforward_features,
             norm="pre",
             norm_kind=norm,
-            activation="silu",
+            activation=activation,
             gated=True,
             feedforward_bias=feedforward_bias,
             use_bias=use_bias,

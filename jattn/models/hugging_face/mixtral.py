@@ -6,6 +6,7 @@ from typing import Any
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import (
     LLAMA_LAYER,
+    activation_of,
     experts_of,
     gated_block,
     heads_of,
@@ -25,7 +26,7 @@ def _mixtral_options(config: Mapping[str, Any]) -> dict[str, Any]:
     block = gated_block(
         config,
         norm_kind=norm,
-        activation="silu",
+        activation=activation_of(config, "hidden_act", "silu"),
         rotary=rotary_of(config, base=1e6),
         experts=experts_of(config, per_token=2, number=8),
         **heads_of(config),
@@ -71,10 +72,9 @@ class Mixtral(TextDecoder):
         table=_mixtral_table,
         implemented={
             "model_type": ("mixtral",),
-            "hidden_act": ("silu",),
             "router_jitter_noise": (0.0,),
         },
         options=_mixtral_options,
-        without_effect=frozenset({"max_position_embeddings", "output_router_logits", "router_aux_loss_coef"}),
+        without_effect=frozenset({"output_router_logits", "router_aux_loss_coef"}),
         any_head_features=True,
     )

@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import LLAMA_LAYER, gated_block, heads_of, llama_like, llama_table
+from jattn.models.hugging_face.decoder_settings import (
+    LLAMA_LAYER,
+    activation_of,
+    gated_block,
+    heads_of,
+    llama_like,
+    llama_table,
+)
 from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
@@ -18,7 +25,7 @@ def _olmo2_options(config: Mapping[str, Any]) -> dict[str, Any]:
         config,
         norm="branch",
         norm_kind=norm,
-        activation="silu",
+        activation=activation_of(config, "hidden_act", "silu"),
         use_bias=flag_setting(config, "attention_bias", False),
         normalize_qk=norm,
         rotary=rotary_of(config),
@@ -44,8 +51,7 @@ class OLMo2(TextDecoder):
 
     hugging_face = Family(
         table=lambda model: llama_table(model, _OLMO2_LAYER),
-        implemented={"model_type": ("olmo2",), "hidden_act": ("silu",)},
+        implemented={"model_type": ("olmo2",)},
         options=_olmo2_options,
-        without_effect=frozenset({"max_position_embeddings"}),
         any_head_features=True,
     )

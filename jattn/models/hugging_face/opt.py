@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import activation_of, heads_of, output_line, padding_of
+from jattn.models.hugging_face.decoder_settings import activation_of, num_heads_of, output_line, padding_of
 from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, rename
@@ -27,7 +27,7 @@ def _opt_options(config: Mapping[str, Any]) -> dict[str, Any]:
         feedforward_bias=biased,
         residual_dropout_rate=real_setting(config, "dropout", "[0, 1)", 0.1),
         attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
-        **heads_of(config),
+        num_heads=num_heads_of(config),
     )
     return dict(
         vocab_size=count_setting(config, "vocab_size"),

@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import LLAMA_LAYER, gated_block, heads_of, llama_like, llama_table
+from jattn.models.hugging_face.decoder_settings import (
+    LLAMA_LAYER,
+    activation_of,
+    gated_block,
+    heads_of,
+    llama_like,
+    llama_table,
+)
 from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.nn import Norm
@@ -19,7 +26,7 @@ def _phi3_options(config: Mapping[str, Any]) -> dict[str, Any]:
     block = gated_block(
         config,
         norm_kind=norm,
-        activation="silu",
+        activation=activation_of(config, "hidden_act", "silu"),
         rotary=rotary_of(ChainMap(_older_kinds(config), config), partial=True),  # type: ignore[arg-type]  # which is only read
         residual_dropout_rate=real_setting(config, "resid_pdrop", "[0, 1)", 0.0),
         **heads_of(config),
@@ -66,11 +73,10 @@ class Phi3(TextDecoder):
         table=_phi3_table,
         implemented={
             "model_type": ("phi3",),
-            "hidden_act": ("silu",),
             **dict.fromkeys(("attention_bias", "mlp_bias", "lm_head_bias"), (False,)),
             **dict.fromkeys(("full_attn_mod", "interpolate_factor"), (1,)),
         },
         options=_phi3_options,
-        without_effect=frozenset({"max_position_embeddings", "embd_pdrop"}),
+        without_effect=frozenset({"embd_pdrop"}),
         any_head_features=True,
     )

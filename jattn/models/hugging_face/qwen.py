@@ -7,6 +7,7 @@ from jattn._engine import checks
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import (
     LLAMA_LAYER,
+    activation_of,
     gated_block,
     heads_of,
     llama_like,
@@ -19,12 +20,15 @@ from jattn.nn import Norm
 
 __all__ = ["Qwen2", "Qwen3"]
 
-_SLIDING = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types", "max_position_embeddings")
+# Where use_sliding_window is False; they are read where it is True.
+_SLIDING = frozenset({"sliding_window", "max_window_layers"})
 
 
 def _qwen2_options(config: Mapping[str, Any], *, head_features: int | None = None, **changed: Any) -> dict[str, Any]:
     norm = Norm("rms", epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-6))
-    options = dict(norm_kind=norm, activation="silu", rotary=rotary_of(config), **changed)
+    options = dict(
+        norm_kind=norm, activation=activation_of(config, "hidden_act", "silu"), rotary=rotary_of(config), **changed
+    )
     block = gated_block(config, **options, **heads_of(config, head_features=head_features))
     layers = [{**block, "window": window} for window in _qwen2_windows(config)]
     return llama_like(config, norm=norm, layers=layers)
@@ -33,6 +37,11 @@ def _qwen2_options(config: Mapping[str, Any], *, head_features: int | None = Non
 def _qwen2_windows(config: Mapping[str, Any]) -> list[int | None]:
     n = count_setting(config, "num_hidden_layers")
     if not flag_setting(config, "use_sliding_window", False):
+        if set(kinds := config.get("layer_types") or ()) - {"full_attention"}:  # of which transformers makes no mask
+            raise ValueError(
+                "config's layer_types must have full_attention alone, as there is no window without "
+                f"use_sliding_window. Got {list(kinds)}."
+            )
         return [None] * n
     first = checks.number("config's max_window_layers", config.get("max_window_layers", 28), integer=True)
     return windows_of(config, ["full_attention" if i < first else "sliding_attention" for i in range(n)], window=4096)
@@ -57,9 +66,9 @@ class Qwen2(TextDecoder):
 
     hugging_face = Family(
         table=llama_table,
-        implemented={"model_type": ("qwen2",), "hidden_act": ("silu",), "use_mrope": (False,)},
+        implemented={"model_type": ("qwen2",), "use_mrope": (False,)},
         options=lambda config: _qwen2_options(config, use_bias=("query", "key", "value")),
-        without_effect=frozenset(_SLIDING),
+        without_effect=_SLIDING,
         any_head_features=True,
     )
 
@@ -72,8 +81,8 @@ class Qwen3(TextDecoder):
 
     hugging_face = Family(
         table=_qwen3_table,
-        implemented={"model_type": ("qwen3",), "hidden_act": ("silu",)},
+        implemented={"model_type": ("qwen3",)},
         options=_qwen3_options,
-        without_effect=frozenset(_SLIDING),
+        without_effect=_SLIDING,
         any_head_features=True,
     )

@@ -26,7 +26,7 @@ def _vit_options(config: Mapping[str, Any]) -> dict[str, Any]:
         use_bias=True if flag_setting(config, "qkv_bias", True) else ("out",),
         residual_dropout_rate=dropout_rate,
         attention_dropout_rate=real_setting(config, "attention_probs_dropout_prob", "[0, 1)", 0.0),
-        **heads_of(config),
+        **heads_of(config, grouped=False),
     )
     kind = _architecture(config)
     pooler_features = optional_count_setting(config, "pooler_output_size") or features
