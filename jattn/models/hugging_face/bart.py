@@ -5,9 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from jattn.models.hugging_face.decoder_settings import activation_of, output_line, padding_of
+from jattn.models.hugging_face.activations import activation_of
+from jattn.models.hugging_face.decoder_settings import output_line
 from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import (
+    count_setting,
+    flag_setting,
+    optional_count_setting,
+    padding_of,
+    real_setting,
+)
 from jattn.nn import Norm
 from jattn.weights import Table, convert, dropped, rename, tied, to_numpy
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import packed_lines
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import count_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, prefixed, rename, tied
 

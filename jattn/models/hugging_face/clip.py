@@ -18,7 +18,8 @@ from jattn.models.hugging_face.clip_towers import (
     CLIPVision,
     clip_lines,
 )
-from jattn.models.hugging_face.family import Family, PretrainedModel, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, PretrainedModel
+from jattn.models.hugging_face.settings import count_setting, real_setting
 from jattn.models.hugging_face.stack import WithHidden
 from jattn.nn import Outputs
 from jattn.nn.dropout import split

@@ -13,7 +13,8 @@ from jattn._engine import checks
 from jattn.masks import Mask
 from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import count_setting, real_setting
 from jattn.models.hugging_face.stack import real_tokens, returned
 from jattn.models.hugging_face.vision import VisionEncoder
 from jattn.nn import Linear, Norm

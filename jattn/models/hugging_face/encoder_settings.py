@@ -5,9 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jattn.models.hugging_face.decoder_settings import activation_of
+from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.encoder_heads import EncoderHead, TaskHead, tied_lines
-from jattn.models.hugging_face.family import count_setting, flag_setting, real_setting
+from jattn.models.hugging_face.settings import count_setting, flag_setting, labels_of, real_setting
 from jattn.nn import Norm
 from jattn.weights import dropped, rename, tied
 
@@ -20,7 +20,6 @@ __all__ = [
     "bert_sizes",
     "first_token_head",
     "head_dropout",
-    "labels_of",
     "lines_of",
     "masked_head",
     "post_norm_block",
@@ -104,16 +103,6 @@ def bert_lines(encoder: Any, layer: Mapping[str, str] = _BERT_LAYER) -> list[Any
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Heads.
-
-
-def labels_of(config: Mapping[str, Any]) -> int:
-    """How many classes there are."""
-    if names := config.get("id2label"):
-        if not isinstance(names, Mapping | Sequence):
-            raise ValueError(f"config's id2label must be a dict. Got {names!r:.80}.")
-        return len(names)
-    given = next((name for name in ("num_labels", "_num_labels") if config.get(name) is not None), None)
-    return 2 if given is None else count_setting(config, given)
 
 
 def head_dropout(config: Mapping[str, Any]) -> float:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import count_setting, optional_count_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, dropped, prefixed, rename, split, tied, transposed
 

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import activation_of, num_heads_of, output_line, packed_lines
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
+from jattn.models.hugging_face.decoder_settings import output_line, packed_lines
+from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.rotary import rotary_of
+from jattn.models.hugging_face.settings import count_setting, flag_setting, num_heads_of, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, dropped, rename
 

@@ -6,11 +6,20 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jattn._engine import checks
+from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import activation_of, llama_table, padding_of
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.decoder_settings import llama_table
+from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.rotary import rotary_of
+from jattn.models.hugging_face.settings import (
+    count_setting,
+    flag_setting,
+    head_features_of,
+    heads_of,
+    optional_count_setting,
+    padding_of,
+    real_setting,
+)
 from jattn.nn import Norm, Rotary
 from jattn.nn.feed_forward import Activation
 
@@ -24,24 +33,18 @@ def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
             "config must have no sliding_window: of a Llama, transformers cuts only the cache of generate to it, so "
             f"that generate differs from the model. Got {config['sliding_window']!r}."
         )
-    features, heads, head_features = (
-        count_setting(config, "hidden_size"),
-        count_setting(config, "num_attention_heads"),
-        optional_count_setting(config, "head_dim"),
-    )
-    if head_features is None:
-        checks.divides("config's num_attention_heads", heads, "hidden_size", features)
-    if (d := head_features or features // heads) % 2:
+    heads = heads_of(config)
+    if (d := head_features_of(config)) % 2:
         raise ValueError(
             "config's head_dim, hidden_size / num_attention_heads by default, must be even, as rotary positions turn "
             f"pairs of features. Got {d}."
         )
     return dict(
         vocab_size=count_setting(config, "vocab_size"),
-        features=features,
-        num_heads=heads,
-        num_kv_heads=optional_count_setting(config, "num_key_value_heads"),
-        head_features=head_features,
+        features=count_setting(config, "hidden_size"),
+        num_heads=heads["num_heads"],
+        num_kv_heads=heads["num_kv_heads"],
+        head_features=optional_count_setting(config, "head_dim"),
         num_layers=count_setting(config, "num_hidden_layers"),
         feedforward_features=count_setting(config, "intermediate_size"),
         rotary=rotary_of(config),

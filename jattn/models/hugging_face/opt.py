@@ -3,9 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import activation_of, num_heads_of, output_line, padding_of
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.decoder_settings import output_line
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import (
+    count_setting,
+    flag_setting,
+    num_heads_of,
+    optional_count_setting,
+    padding_of,
+    real_setting,
+)
 from jattn.nn import Norm
 from jattn.weights import Table, rename
 

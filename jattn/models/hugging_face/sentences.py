@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from jattn._engine import checks
 from jattn.models.hugging_face.encoder import TextEncoder
-from jattn.models.hugging_face.family import count_setting, read_json
+from jattn.models.hugging_face.family import read_json
+from jattn.models.hugging_face.settings import count_setting
 from jattn.nn import Linear
 from jattn.weights import files, load_state_dict
 

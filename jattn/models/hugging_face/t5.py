@@ -7,9 +7,11 @@ import numpy as np
 from flax import nnx
 
 from jattn._engine import checks
-from jattn.models.hugging_face.decoder_settings import ACTIVATIONS, activation_of, output_line
+from jattn.models.hugging_face.activations import ACTIVATIONS, activation_of
+from jattn.models.hugging_face.decoder_settings import output_line
 from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
-from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import count_setting, optional_count_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, dropped, rename, tied, to_numpy
 

@@ -4,9 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.activations import activation_of
-from jattn.models.hugging_face.decoder_settings import heads_of
-from jattn.models.hugging_face.encoder_settings import labels_of
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import (
+    count_setting,
+    flag_setting,
+    heads_of,
+    labels_of,
+    optional_count_setting,
+    real_setting,
+)
 from jattn.models.hugging_face.vision import VisionEncoder
 from jattn.nn import Norm
 from jattn.weights import Table, convert, prefixed, rename

@@ -217,7 +217,7 @@ def test_layers_with_a_window_where_the_settings_say_that_there_is_none(kind: st
     """`transformers` makes no mask for them."""
     arguments, config = FAMILIES[kind].hugging_face.arguments, {"model_type": kind, **SIZES, "sliding_window": 4}
     assert arguments({**config, "layer_types": ["full_attention"]}) == arguments(config)
-    with pytest.raises(ValueError, match="config's layer_types must have full_attention alone"):
+    with pytest.raises(ValueError, match="config's layer_types must have full_attention for each of 1 layers"):
         arguments({**config, "layer_types": ["sliding_attention"]})
     given = arguments({**config, "layer_types": ["sliding_attention"], "use_sliding_window": True})
     assert given["layers"][0]["window"] == 4
