@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jattn.models.hugging_face.activations import activation_of
-from jattn.models.hugging_face.decoder_settings import output_line
+from jattn.models.hugging_face.decoder_settings import ROWS_BEFORE, output_line
 from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.settings import (
@@ -20,8 +20,6 @@ from jattn.nn import Norm
 from jattn.weights import Table, convert, dropped, rename, tied, to_numpy
 
 __all__ = ["BART", "bart_layers", "bart_lines"]
-
-ROWS_BEFORE = 2  # rows of the table of positions that come before that of the first token
 
 
 def bart_layers(config: Mapping[str, Any], side: str, *, dropout: float = 0.1, **changed: Any) -> list[dict[str, Any]]:
@@ -131,7 +129,7 @@ class BART(EncoderDecoder):
     )
 
     @classmethod
-    def _settled(
+    def _reconciled(
         cls, config: Mapping[str, Any], state_dict: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """A bare model under the names of the whole one, and a bias of zeros where a file has none."""

@@ -167,10 +167,8 @@ class CLIP(PretrainedModel):
         """The vectors ``i c`` of images; ``options`` are those of `CLIPVision`."""
         return _of_length_one(self.vision(images, **options))
 
-    def _check_heads(self) -> None:
-        """Of each tower by itself."""
-        for tower in (self.text, self.vision):
-            tower._check_heads()
+    def _stacks_of_equal_heads(self) -> list[nnx.Module]:
+        return [self.text, self.vision]
 
 
 def _of_length_one(result: Any) -> Any:

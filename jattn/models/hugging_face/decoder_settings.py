@@ -21,6 +21,7 @@ __all__ = [
     "LLAMA_NETWORK",
     "LLAMA_NORMS",
     "QK_NORMS",
+    "ROWS_BEFORE",
     "experts_of",
     "layers_of",
     "llama_options",
@@ -114,6 +115,8 @@ def experts_of(config: Mapping[str, Any], *, number: int, per_token: int) -> dic
     )
 
 
+# Of OPT's and BART's tables of positions, the rows before that of the first token.
+ROWS_BEFORE = 2
 # From a layer of Llama to a block here.
 LLAMA_ATTENTION = {
     "self_attn.q_proj": "attention.query",

@@ -127,7 +127,7 @@ class PretrainedModel(nnx.Module):
         Raises:
             ValueError: if a setting is not implemented here, or the state dict doesn't fit the settings.
         """
-        config, state_dict = cls._settled(config, state_dict)
+        config, state_dict = cls._reconciled(config, state_dict)
         model = cls._blank(config)
         family = model._family()
         if param_dtype is not None:
@@ -182,7 +182,7 @@ class PretrainedModel(nnx.Module):
         (Path(path) / "config.json").write_text(text, encoding="utf-8")
 
     @classmethod
-    def _settled(
+    def _reconciled(
         cls, config: Mapping[str, Any], state_dict: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Both, where weights decide what the settings leave open."""
@@ -212,10 +212,10 @@ class PretrainedModel(nnx.Module):
         return self.hugging_face
 
     def _check_heads(self) -> None:
-        for stack in self._alike():
+        for stack in self._stacks_of_equal_heads():
             self._check_heads_of(stack)
 
-    def _alike(self) -> list[nnx.Module]:
+    def _stacks_of_equal_heads(self) -> list[nnx.Module]:
         """Each part of which the settings say one number of heads."""
         return [self]
 

@@ -23,7 +23,7 @@ from jattn.models.hugging_face.settings import (
 from jattn.nn import Norm, Rotary
 from jattn.nn.feed_forward import Activation
 
-__all__ = ["LLAMA_FAMILY", "Llama"]
+__all__ = ["Llama"]
 
 
 def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,18 +56,6 @@ def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
         padding_idx=padding_of(config),
         activation=activation_of(config, "hidden_act", "silu"),
     )
-
-
-LLAMA_FAMILY = Family(
-    table=llama_table,
-    implemented={
-        "model_type": ("llama",),
-        "rope_interleaved": (False,),
-    },
-    options=_llama_options,
-    without_effect=frozenset({"is_llama_config", "max_sequence_length", "pretraining_tp"}),
-    any_head_features=True,
-)
 
 
 class Llama(TextDecoder):
@@ -103,7 +91,16 @@ class Llama(TextDecoder):
         ((2, 5, 50), 2, (2, 4, 5, 5))
     """
 
-    hugging_face = LLAMA_FAMILY
+    hugging_face = Family(
+        table=llama_table,
+        implemented={
+            "model_type": ("llama",),
+            "rope_interleaved": (False,),
+        },
+        options=_llama_options,
+        without_effect=frozenset({"is_llama_config", "max_sequence_length", "pretraining_tp"}),
+        any_head_features=True,
+    )
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from jattn._engine import checks
 from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder_settings import layers_of
 from jattn.models.hugging_face.encoder import TextEncoder
-from jattn.models.hugging_face.encoder_heads import EncoderFamily, EncoderHead, TaskHead, tied_lines
+from jattn.models.hugging_face.encoder_heads import EncoderFamily, EncoderHead, TaskHead
 from jattn.models.hugging_face.encoder_settings import ENCODERS, IGNORED, lines_of
 from jattn.models.hugging_face.rotary import rotary_by_kind
 from jattn.models.hugging_face.settings import (
@@ -19,7 +19,7 @@ from jattn.models.hugging_face.settings import (
     real_setting,
 )
 from jattn.nn import Norm
-from jattn.weights import rename, split
+from jattn.weights import rename, split, tied
 
 __all__ = ["ModernBert"]
 
@@ -100,7 +100,7 @@ def _masked_lines(head: EncoderHead) -> list[Any]:
     if head.output is not None:
         return [rename("decoder", "head.output")]
     biased = [] if head.bias is None else [rename("decoder.bias", "head.bias")]
-    return [*tied_lines(head, "decoder", "model.embeddings.tok_embeddings"), *biased]
+    return [tied("decoder.weight", "model.embeddings.tok_embeddings.weight"), *biased]
 
 
 def _classes(config: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import output_line
+from jattn.models.hugging_face.decoder_settings import ROWS_BEFORE, output_line
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.settings import (
     count_setting,
@@ -19,8 +19,6 @@ from jattn.nn import Norm
 from jattn.weights import Table, rename
 
 __all__ = ["OPT"]
-
-FIRST = 2  # rows of the table of positions that come before that of the first token
 
 
 def _opt_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +42,7 @@ def _opt_options(config: Mapping[str, Any]) -> dict[str, Any]:
         layers=[block] * count_setting(config, "num_hidden_layers"),
         norm=norm if before else None,
         max_length=count_setting(config, "max_position_embeddings"),
-        first_position=FIRST,
+        first_position=ROWS_BEFORE,
         embedding_features=None if narrow in (None, features) else narrow,
         padding_idx=padding_of(config, 1),
         tied=flag_setting(config, "tie_word_embeddings", True),

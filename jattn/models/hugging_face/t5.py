@@ -124,7 +124,7 @@ class T5(EncoderDecoder):
     )
 
     @classmethod
-    def _settled(
+    def _reconciled(
         cls, config: Mapping[str, Any], state_dict: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Newer settings say that the logits are tied, older ones that they are not, and the weights know."""
@@ -135,5 +135,5 @@ class T5(EncoderDecoder):
         scaled = config.get("scale_decoder_outputs", says_tied)
         return {**config, "tie_word_embeddings": is_tied, "scale_decoder_outputs": scaled}, state_dict
 
-    def _alike(self) -> list[nnx.Module]:
+    def _stacks_of_equal_heads(self) -> list[nnx.Module]:
         return [self]
