@@ -128,6 +128,7 @@ class BlockStack(nnx.Module):
         """Vectors with their positions, normed."""
         if self.positions is not None:
             if positions is None:
+                assert self.max_length is not None
                 checks.at_most("target" if self.decodes else "source", x.shape[1], "max_length", self.max_length)
             if positions is None and real is not None:
                 positions = positions_of(real)

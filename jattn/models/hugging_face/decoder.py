@@ -223,6 +223,7 @@ class TextDecoder(PretrainedModel):
             x = self.project_in(x)
         if self.positions is not None:
             if positions is None:
+                assert self.max_length is not None
                 checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)
             if positions is None and real is not None:
                 positions = positions_of(real)

@@ -240,6 +240,18 @@ def test_heads_as_no_model_of_the_family_has_them(kind: str, name: str) -> None:
         arguments({**config, name: 2})
 
 
+def test_rotary_positions_of_each_kind_of_layer_in_older_files() -> None:
+    """Of Gemma 3, those without a window are scaled."""
+    arguments, config = models.Gemma3.hugging_face.arguments, {"model_type": "gemma3_text", **SIZES}
+    scaled = {"rope_type": "linear", "factor": 8.0}
+    kinds = {"sliding_attention": {"rope_theta": 50.0}, "full_attention": {"rope_theta": 500.0, **scaled}}
+    for layer in kinds:
+        config["layer_types"] = [layer]
+        older = {**config, "rope_theta": 500.0, "rope_local_base_freq": 50.0, "rope_scaling": scaled}
+        assert arguments(older) == arguments({**config, "rope_parameters": kinds})
+        assert arguments(older) != arguments(config)
+
+
 @pytest.mark.parametrize("older", ["su", "yarn"])
 def test_longrope_by_its_older_names(older: str) -> None:
     factors = {"short_factor": [1.0, 1.1], "long_factor": [1.5, 2.0], "original_max_position_embeddings": 8}
