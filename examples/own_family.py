@@ -66,7 +66,6 @@ class StarCoder2(models.TextDecoder):
         table=table,
         implemented={"model_type": ("starcoder2",), "hidden_act": ("gelu_pytorch_tanh",)},
         options=options,
-        without_effect=frozenset({"max_position_embeddings"}),
     )
 
 

@@ -141,7 +141,7 @@ class TransformerBlock(nnx.Module):
         own = {"rotary", "rotary_base", *heads, *inits, *types, "num_heads", "in_features"}
         further, across = dict(attention_options or {}), dict(cross_attention_options or {})
         for name, options in (("attention_options", further), ("cross_attention_options", across)):
-            _check_options(name, options, own)
+            _check_options(name, options, own, " (of an attention's dropout_rate, attention_dropout_rate)")
         if across and not cross_attention:
             raise ValueError("cross_attention_options must be None for a block with cross_attention=False. Got some.")
         self.norm_place, self.parallel, self.causal = norm, parallel, causal
@@ -298,9 +298,9 @@ class TransformerBlock(nnx.Module):
             raise ValueError("memory_valid_lens and memory_mask must be None without a memory. Got at least one.")
 
 
-def _check_options(name: str, options: Mapping[str, Any] | None, own: Collection[str]) -> None:
+def _check_options(name: str, options: Mapping[str, Any] | None, own: Collection[str], note: str = "") -> None:
     if twice := sorted(set(options or ()) & set(own)):
         raise ValueError(
-            f"{name} must hold what the block has no argument for. Its own are {', '.join(twice)} "
-            f"(of an attention's dropout_rate, attention_dropout_rate). Got {options!r:.200}."
+            f"{name} must hold what the block has no argument for. Its own are {', '.join(twice)}{note}. "
+            f"Got {options!r:.200}."
         )

@@ -13,7 +13,6 @@ import torch
 from flax import nnx
 
 from jattn import models, parity
-from jattn.models.hugging_face.llama import LLAMA_FAMILY
 from jattn.parity.sides import Forward, arguments, run_torch, torch_copy
 from jattn.parity.widen import float64_throughout, narrow_buffers
 from parity_tests.nn import randomised
@@ -233,7 +232,7 @@ def test_training_in_float64() -> None:
         torch_optimizer=functools.partial(torch.optim.SGD, lr=0.1),
         steps=1,
         load=False,
-        rename=LLAMA_FAMILY.table(ported()),
+        rename=models.Llama.hugging_face.table(ported()),
     )
     report.assert_equal()
 

@@ -88,3 +88,4 @@ def test_errors_of_the_block() -> None:
     with pytest.raises(ValueError, match="experts must hold what the block has no argument for") as raised:
         nn.TransformerBlock(2, 6, 10, experts={"gated": True, "num_experts": 2}, rngs=nnx.Rngs(0))
     assert "Got {'gated': True" in str(raised.value)
+    assert "attention" not in str(raised.value)

@@ -1,5 +1,6 @@
 """The activations that `transformers` names, for models of all kinds."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +12,18 @@ from jaxtyping import Array
 from jattn._engine import checks
 from jattn.nn.feed_forward import Activation
 
-__all__ = ["ACTIVATIONS", "activation_of"]
+__all__ = ["ACTIVATIONS", "TanhGelu", "activation_of"]
 
 
-def _fast_gelu(x: Array) -> Array:
-    """The tanh approximation, with ten digits of sqrt(2 / pi)."""
-    return 0.5 * x * (1 + jnp.tanh(0.7978845608 * x * (1 + 0.044715 * x * x)))
+@dataclasses.dataclass(frozen=True)
+class TanhGelu:
+    """GELU's tanh approximation with sqrt(2 / pi) in as many digits as a model's code has."""
+
+    factor: float
+
+    def __call__(self, x: Array) -> Array:
+        """Of each x."""
+        return 0.5 * x * (1 + jnp.tanh(self.factor * x * (1 + 0.044715 * x * x)))
 
 
 def _quick_gelu(x: Array) -> Array:
@@ -44,7 +51,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_10": _clipped_gelu,
     "gelu_accurate": "gelu_tanh",
-    "gelu_fast": _fast_gelu,
+    "gelu_fast": TanhGelu(0.7978845608),
     "gelu_new": "gelu_tanh",
     "gelu_python": "gelu",
     "gelu_python_tanh": "gelu_tanh",

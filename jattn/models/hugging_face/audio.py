@@ -1,4 +1,4 @@
-"""Sound as Whisper takes it: log-mel features, the convolutions that read them, and its fixed positions."""
+"""Sound as Whisper takes it: log-mel features, and the convolutions that read them."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32
 from jattn.nn import Conv
 
-__all__ = ["FrameEmbedding", "fixed_sinusoids", "log_mel"]
+__all__ = ["FrameEmbedding", "log_mel"]
 
 SAMPLES_PER_SECOND = 16000
 WINDOW, HOP = 400, 160  # samples: of 25 ms each, every 10 ms
@@ -80,14 +80,6 @@ def _mel(hertz: float) -> float:
 
 def _hertz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
-
-
-def fixed_sinusoids(_: Any, shape: tuple[int, int], dtype: Any = jnp.float32) -> Float[Array, "t m"]:
-    """Whisper's positions, as an initializer: sines in the first half of the columns, cosines in the second."""
-    t, features = shape
-    half = features // 2
-    angles = np.arange(t)[:, None] * 10000.0 ** (-np.arange(half) / max(half - 1, 1))
-    return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], -1), dtype)
 
 
 class FrameEmbedding(nnx.Module):

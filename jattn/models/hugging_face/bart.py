@@ -5,15 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from jattn.models.hugging_face.decoder_settings import activation_of, output_line, padding_of
+from jattn.models.hugging_face.activations import activation_of
+from jattn.models.hugging_face.decoder_settings import ROWS_BEFORE, output_line
 from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import (
+    count_setting,
+    flag_setting,
+    optional_count_setting,
+    padding_of,
+    real_setting,
+)
 from jattn.nn import Norm
 from jattn.weights import Table, convert, dropped, rename, tied, to_numpy
 
 __all__ = ["BART", "bart_layers", "bart_lines"]
-
-ROWS_BEFORE = 2  # rows of the table of positions that come before that of the first token
 
 
 def bart_layers(config: Mapping[str, Any], side: str, *, dropout: float = 0.1, **changed: Any) -> list[dict[str, Any]]:
@@ -123,7 +129,7 @@ class BART(EncoderDecoder):
     )
 
     @classmethod
-    def _settled(
+    def _reconciled(
         cls, config: Mapping[str, Any], state_dict: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """A bare model under the names of the whole one, and a bias of zeros where a file has none."""

@@ -6,13 +6,14 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jattn.models.hugging_face.decoder_settings import activation_of, padding_of
+from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.encoder_heads import EncoderFamily
 from jattn.models.hugging_face.encoder_settings import (
     ENCODERS,
     IGNORED,
     OLDER,
+    bert_embedding_sizes,
     bert_lines,
     bert_sizes,
     first_token_head,
@@ -21,58 +22,28 @@ from jattn.models.hugging_face.encoder_settings import (
     post_norm_block,
     token_head,
 )
-from jattn.models.hugging_face.family import count_setting, real_setting
+from jattn.models.hugging_face.settings import count_setting, padding_of, real_setting
 from jattn.nn import Norm
 from jattn.nn.feed_forward import Activation
 from jattn.weights import dropped
 
-__all__ = ["BERT_FAMILY", "Bert"]
+__all__ = ["Bert"]
 
 
 def _bert_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Bert` for the settings of a ``BertModel``."""
     return dict(
-        vocab_size=count_setting(config, "vocab_size"),
-        features=count_setting(config, "hidden_size"),
         num_layers=count_setting(config, "num_hidden_layers"),
-        max_length=count_setting(config, "max_position_embeddings"),
         num_token_types=count_setting(config, "type_vocab_size"),
         norm_epsilon=real_setting(config, "layer_norm_eps", "[0, inf)", 1e-12),
-        dropout_rate=real_setting(config, "hidden_dropout_prob", "[0, 1)", 0.1),
         padding_idx=padding_of(config, 0),
+        **bert_embedding_sizes(config),
         **bert_sizes(config),
     )
 
 
 _POOLER = {"directionality", "pooler_type", "pooler_fc_size", "pooler_size_per_head"}
 _POOLER |= {"pooler_num_attention_heads", "pooler_num_fc_layers"}
-
-BERT_FAMILY = EncoderFamily(
-    implemented={"model_type": ("bert",), **ENCODERS},
-    options=_bert_options,
-    without_effect=IGNORED | _POOLER,
-    bare="BertModel",
-    heads={
-        "BertForMaskedLM": masked_head(
-            "bert.embeddings.word_embeddings",
-            dense="cls.predictions.transform.dense",
-            norm="cls.predictions.transform.LayerNorm",
-            output="cls.predictions.decoder",
-            bias="cls.predictions.bias",
-            activation=lambda config: activation_of(config, "hidden_act", "gelu"),
-            # The official files say that they have this head alone, and have that of the next sentence too.
-            further=[dropped(r"^cls\.seq_relationship\.", optional=True)],
-        ),
-        "BertForSequenceClassification": first_token_head("bert.pooler.dense", "classifier", first=False),
-        "BertForTokenClassification": token_head("classifier", head_dropout),
-        "BertForQuestionAnswering": token_head("qa_outputs"),
-    },
-    others=("BertForPreTraining", "BertForNextSentencePrediction", "BertForMultipleChoice"),
-    prefix="bert.",
-    lines=bert_lines,
-    beside=r"^(pooler|cls|classifier|qa_outputs)\.",
-    older=OLDER,
-)
 
 
 class Bert(TextEncoder):
@@ -108,7 +79,32 @@ class Bert(TextEncoder):
         ((2, 5, 12), 2, (2, 3, 5, 5))
     """
 
-    hugging_face = BERT_FAMILY
+    hugging_face = EncoderFamily(
+        implemented={"model_type": ("bert",), **ENCODERS},
+        options=_bert_options,
+        without_effect=IGNORED | _POOLER,
+        bare="BertModel",
+        heads={
+            "BertForMaskedLM": masked_head(
+                "bert.embeddings.word_embeddings",
+                dense="cls.predictions.transform.dense",
+                norm="cls.predictions.transform.LayerNorm",
+                output="cls.predictions.decoder",
+                bias="cls.predictions.bias",
+                activation=lambda config: activation_of(config, "hidden_act", "gelu"),
+                # The official files say that they have this head alone, and have that of the next sentence too.
+                further=[dropped(r"^cls\.seq_relationship\.", optional=True)],
+            ),
+            "BertForSequenceClassification": first_token_head("bert.pooler.dense", "classifier", first=False),
+            "BertForTokenClassification": token_head("classifier", head_dropout),
+            "BertForQuestionAnswering": token_head("qa_outputs"),
+        },
+        others=("BertForPreTraining", "BertForNextSentencePrediction", "BertForMultipleChoice"),
+        prefix="bert.",
+        lines=bert_lines,
+        beside=r"^(pooler|cls|classifier|qa_outputs)\.",
+        older=OLDER,
+    )
 
     def __init__(
         self,

@@ -5,14 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn import biases
 from jattn._engine import checks
 from jattn.cache import Cache
-from jattn.models.hugging_face.audio import fixed_sinusoids
-from jattn.models.hugging_face.stack import Ran, blocks_of, next_tokens, positions_of, run_blocks
+from jattn.models.hugging_face.stack import StackOutput, blocks_of, next_tokens, positions_of, run_blocks
 from jattn.nn import LearnedPositions, Norm
 from jattn.nn.dropout import Dropout, split
 
@@ -60,7 +60,7 @@ class BlockStack(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         types: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        init: dict[str, Any] = {"embedding_init": fixed_sinusoids} if fixed_positions else {}
+        init: dict[str, Any] = {"embedding_init": _whisper_sinusoids} if fixed_positions else {}
         self.positions = (
             None
             if max_length is None
@@ -91,7 +91,7 @@ class BlockStack(nnx.Module):
         caches: Sequence[Cache] | None = None,
         rng: PRNGKeyArray | None,
         **options: Any,
-    ) -> Ran:
+    ) -> StackOutput:
         """What the blocks give, ``x`` normed; the other arguments as in `run_blocks`."""
         if caches is not None:
             real, positions = next_tokens(caches, self.blocks, x.shape[:2], real, valid_lens, positions)
@@ -127,7 +127,8 @@ class BlockStack(nnx.Module):
     def _placed(self, x: Array, real: Array | None, positions: Array | None) -> Array:
         """Vectors with their positions, normed."""
         if self.positions is not None:
-            if positions is None and self.max_length is not None:
+            if positions is None:
+                assert self.max_length is not None
                 checks.at_most("target" if self.decodes else "source", x.shape[1], "max_length", self.max_length)
             if positions is None and real is not None:
                 positions = positions_of(real)
@@ -136,3 +137,11 @@ class BlockStack(nnx.Module):
             else:
                 x = self.positions(x, positions)
         return x if self.embedding_norm is None else self.embedding_norm(x)
+
+
+def _whisper_sinusoids(_: Any, shape: tuple[int, int], dtype: Any = jnp.float32) -> Float[Array, "t m"]:
+    """Whisper's positions, as an initializer: sines in the first half of the columns, cosines in the second."""
+    t, features = shape
+    half = features // 2
+    angles = np.arange(t)[:, None] * 10000.0 ** (-np.arange(half) / max(half - 1, 1))
+    return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], -1), dtype)

@@ -3,20 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
+from jattn.models.hugging_face.activations import TanhGelu
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import packed_lines
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import count_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, prefixed, rename, tied
 
 __all__ = ["Bloom"]
-
-
-def _bloom_gelu(x: Any) -> Any:
-    """The tanh approximation, with the digits of sqrt(2 / pi) that BLOOM's code has."""
-    return x * 0.5 * (1 + jnp.tanh(0.79788456 * x * (1 + 0.044715 * x * x)))
 
 
 def _bloom_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +22,7 @@ def _bloom_options(config: Mapping[str, Any]) -> dict[str, Any]:
         norm_kind=norm,
         num_heads=count_setting(config, "n_head" if "n_head" in config else "num_attention_heads"),
         feedforward_features=4 * features,
-        activation=_bloom_gelu,
+        activation=TanhGelu(0.79788456),
         residual_dropout_rate=real_setting(config, "hidden_dropout", "[0, 1)", 0.0),
         attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
     )

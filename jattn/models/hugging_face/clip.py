@@ -18,7 +18,8 @@ from jattn.models.hugging_face.clip_towers import (
     CLIPVision,
     clip_lines,
 )
-from jattn.models.hugging_face.family import Family, PretrainedModel, count_setting, real_setting
+from jattn.models.hugging_face.family import Family, PretrainedModel
+from jattn.models.hugging_face.settings import count_setting, real_setting
 from jattn.models.hugging_face.stack import WithHidden
 from jattn.nn import Outputs
 from jattn.nn.dropout import split
@@ -102,7 +103,7 @@ class CLIP(PretrainedModel):
         table=_clip_table,
         implemented={"model_type": ("clip",), "architectures": (None, ["CLIPModel"])},
         options=_clip_options,
-        without_effect=CLIP_UNUSED - {"projection_dim"},
+        without_effect=CLIP_UNUSED,
     )
 
     def __init__(
@@ -166,10 +167,8 @@ class CLIP(PretrainedModel):
         """The vectors ``i c`` of images; ``options`` are those of `CLIPVision`."""
         return _of_length_one(self.vision(images, **options))
 
-    def _check_heads(self) -> None:
-        """Of each tower by itself."""
-        for tower in (self.text, self.vision):
-            tower._check_heads()
+    def _stacks_of_equal_heads(self) -> list[nnx.Module]:
+        return [self.text, self.vision]
 
 
 def _of_length_one(result: Any) -> Any:

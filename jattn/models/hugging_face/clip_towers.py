@@ -13,7 +13,8 @@ from jattn._engine import checks
 from jattn.masks import Mask
 from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.family import Family, count_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import count_setting, real_setting
 from jattn.models.hugging_face.stack import real_tokens, returned
 from jattn.models.hugging_face.vision import VisionEncoder
 from jattn.nn import Linear, Norm
@@ -137,9 +138,7 @@ def _tower_table(tower: Mapping[str, str], prefix: str, projection: str, ours: s
     return Table([prefixed(prefix, optional=True, back=False), *clip_lines(tower, "")])
 
 
-CLIP_UNUSED = frozenset(
-    {"dropout", "initializer_factor", "projection_dim", "tie_word_embeddings"}
-)  # dropout is in the first files, and in no code
+CLIP_UNUSED = frozenset({"dropout", "initializer_factor", "tie_word_embeddings"})  # dropout is in the first files
 
 
 def _tower_family(kind: str, name: str, table: Any, options: Any) -> Family:
@@ -148,7 +147,7 @@ def _tower_family(kind: str, name: str, table: Any, options: Any) -> Family:
         table=table,
         implemented={"model_type": (kind,), "architectures": architectures},
         options=options,
-        without_effect=CLIP_UNUSED,
+        without_effect=CLIP_UNUSED | {"projection_dim"},  # of a tower without a projection
     )
 
 

@@ -13,7 +13,7 @@ from jattn.cache import Cache
 from jattn.masks import Mask
 from jattn.models.hugging_face.family import PretrainedModel
 from jattn.models.hugging_face.stack import (
-    Ran,
+    StackOutput,
     blocks_of,
     caches_of,
     next_tokens,
@@ -170,7 +170,7 @@ class TextDecoder(PretrainedModel):
         cache: Any = None,
         return_weights: bool,
         rng: PRNGKeyArray | None,
-    ) -> Ran:
+    ) -> StackOutput:
         """What the blocks give, x as the logits are made of it."""
         tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
         valid_lens = checks.example_lengths("valid_lens", valid_lens, tokens.shape[:1])
@@ -222,7 +222,8 @@ class TextDecoder(PretrainedModel):
         if self.project_in is not None:
             x = self.project_in(x)
         if self.positions is not None:
-            if positions is None and self.max_length is not None:
+            if positions is None:
+                assert self.max_length is not None
                 checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)
             if positions is None and real is not None:
                 positions = positions_of(real)

@@ -3,38 +3,107 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jattn._engine import checks
-from jattn.models.hugging_face.activations import ACTIVATIONS, activation_of
-from jattn.models.hugging_face.family import count_setting, flag_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.activations import activation_of
+from jattn.models.hugging_face.rotary import rotary_of
+from jattn.models.hugging_face.settings import (
+    count_setting,
+    flag_setting,
+    heads_of,
+    optional_count_setting,
+    padding_of,
+    real_setting,
+)
+from jattn.nn import Norm
 from jattn.weights import Table, dropped, rename, split, tied
 
 __all__ = [
-    "ACTIVATIONS",
-    "LLAMA_LAYER",
-    "activation_of",
+    "LLAMA_ATTENTION",
+    "LLAMA_NETWORK",
+    "LLAMA_NORMS",
+    "QK_NORMS",
+    "ROWS_BEFORE",
     "experts_of",
-    "gated_block",
-    "head_features_of",
-    "heads_of",
-    "llama_like",
+    "layers_of",
+    "llama_options",
     "llama_table",
     "output_line",
     "packed_lines",
-    "padding_of",
-    "windows_of",
+    "rms_norm_of",
+    "windows_by_kind",
 ]
 
 
-def heads_of(config: Mapping[str, Any], *, head_features: int | None = None) -> dict[str, Any]:
-    """A block's numbers of heads, and of their features where those are not m / h."""
-    features, heads = count_setting(config, "hidden_size"), count_setting(config, "num_attention_heads")
-    d = optional_count_setting(config, "head_dim") or head_features
-    if d is None:
-        checks.divides("config's num_attention_heads", heads, "hidden_size", features)
-    groups = optional_count_setting(config, "num_key_value_heads")
-    return dict(
-        num_heads=heads, num_kv_heads=groups, attention_options={} if d is None else {"qkv_features": heads * d}
+def rms_norm_of(config: Mapping[str, Any], epsilon: float, **options: Any) -> Norm:
+    """The norm of families after Llama; ``epsilon`` where no setting says it."""
+    return Norm("rms", epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", epsilon), **options)
+
+
+def llama_options(
+    config: Mapping[str, Any],
+    *,
+    norm_kind: Norm,
+    head_features: int | None = None,
+    attention_options: Mapping[str, Any] | None = None,
+    layers: Sequence[Mapping[str, Any]] | None = None,
+    padding: int | None = None,
+    tied: bool = False,
+    **block: Any,
+) -> dict[str, Any]:
+    """The arguments of a `TextDecoder` as families after Llama have them: gated networks, rotary positions, no biases.
+
+    Args:
+        config: the settings.
+        norm_kind: of all norms.
+        head_features: d where no setting says it; m / h by default.
+        attention_options: of each block, beside the width of a head.
+        layers: what differs from block to block, such as `layers_of` finds; nothing by default.
+        padding: as the default of `padding_of`.
+        tied: whether the logits are tied where no setting says it.
+        block: what else is not as in Llama, in each block.
+    """
+    heads = heads_of(config, head_features=head_features)
+    heads["attention_options"] |= attention_options or {}
+    if "rotary" not in block:
+        block["rotary"] = rotary_of(config)
+    if "activation" not in block:
+        block["activation"] = activation_of(config, "hidden_act", "silu")
+    common = dict(
+        norm="pre",
+        norm_kind=norm_kind,
+        feedforward_features=count_setting(config, "intermediate_size"),
+        gated=True,
+        feedforward_bias=False,
+        use_bias=False,
+        attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
     )
+    return dict(
+        vocab_size=count_setting(config, "vocab_size"),
+        features=count_setting(config, "hidden_size"),
+        layers=[
+            {**common, **heads, **block, **layer}
+            for layer in ([{}] * count_setting(config, "num_hidden_layers") if layers is None else layers)
+        ],
+        norm=norm_kind,
+        padding_idx=padding_of(config, padding),
+        tied=flag_setting(config, "tie_word_embeddings", tied),
+    )
+
+
+def layers_of(
+    config: Mapping[str, Any], default: Sequence[str], by_kind: Mapping[str, Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """What differs in each layer, by its kind; ``layer_types`` says that of newer files, the default of older ones."""
+    n = count_setting(config, "num_hidden_layers")
+    kinds = list(config.get("layer_types") or default)
+    if len(kinds) != n or set(kinds) - by_kind.keys():
+        raise ValueError(f"config's layer_types must have {' or '.join(by_kind)} for each of {n} layers. Got {kinds}.")
+    return [by_kind[kind] for kind in kinds]
+
+
+def windows_by_kind(config: Mapping[str, Any], window: int) -> dict[str, dict[str, Any]]:
+    """How many tokens a layer of each kind sees; ``window`` where no setting says it."""
+    own = optional_count_setting(config, "sliding_window", window)
+    return {"sliding_attention": {"window": own}, "full_attention": {"window": None}}
 
 
 def experts_of(config: Mapping[str, Any], *, number: int, per_token: int) -> dict[str, Any]:
@@ -46,47 +115,23 @@ def experts_of(config: Mapping[str, Any], *, number: int, per_token: int) -> dic
     )
 
 
-def head_features_of(config: Mapping[str, Any]) -> int:
-    """d, the width of a head."""
-    given = optional_count_setting(config, "head_dim")
-    return given or count_setting(config, "hidden_size") // count_setting(config, "num_attention_heads")
-
-
-def padding_of(config: Mapping[str, Any], default: int | None = None) -> int | None:
-    """The token of padding, whose embedding is not trained by being looked up; the default where no setting says."""
-    given = config.get("pad_token_id", default)
-    if given is not None:
-        checks.number("config's pad_token_id", given, "(-inf, inf)", integer=True)  # some files have -1 for none
-    return given if given is not None and 0 <= given < count_setting(config, "vocab_size") else None
-
-
-def windows_of(config: Mapping[str, Any], default: Sequence[str], *, window: int) -> list[int | None]:
-    """How many tokens each layer sees; ``layer_types`` says it of the newer files, the default of older ones.
-
-    The window is that of a model whose settings have none.
-    """
-    n = count_setting(config, "num_hidden_layers")
-    kinds = list(config.get("layer_types") or default)
-    if len(kinds) != n or set(kinds) - {"sliding_attention", "full_attention"}:
-        raise ValueError(
-            f"config's layer_types must have sliding_attention or full_attention for each of {n} layers. Got {kinds}."
-        )
-    own = optional_count_setting(config, "sliding_window", window) if "sliding_attention" in kinds else None
-    return [own if kind == "sliding_attention" else None for kind in kinds]
-
-
+# Of OPT's and BART's tables of positions, the rows before that of the first token.
+ROWS_BEFORE = 2
 # From a layer of Llama to a block here.
-LLAMA_LAYER = {
-    "input_layernorm": "norm1",
+LLAMA_ATTENTION = {
     "self_attn.q_proj": "attention.query",
     "self_attn.k_proj": "attention.key",
     "self_attn.v_proj": "attention.value",
     "self_attn.o_proj": "attention.out",
-    "post_attention_layernorm": "norm2",
+}
+LLAMA_NORMS = {"input_layernorm": "norm1", "post_attention_layernorm": "norm2"}
+LLAMA_NETWORK = {
     "mlp.gate_proj": "feed_forward.gate",
     "mlp.up_proj": "feed_forward.linear1",
     "mlp.down_proj": "feed_forward.linear2",
 }
+# Of families that norm queries and keys.
+QK_NORMS = {"self_attn.q_norm": "attention.query_ln", "self_attn.k_norm": "attention.key_ln"}
 
 
 def output_line(model: Any, theirs: str, embedding: str) -> Any:
@@ -108,8 +153,15 @@ def packed_lines(model: Any, layer: str, attention: str) -> list[Any]:
     ]
 
 
-def llama_table(model: Any, layer: Mapping[str, str] = LLAMA_LAYER, further: Sequence[Any] = ()) -> Table:
-    """From names as Llama has them; the oldest files hold the frequencies of the rotary positions too."""
+def llama_table(model: Any, layer: Mapping[str, str] | None = None, further: Sequence[Any] = ()) -> Table:
+    """From names as Llama has them; the oldest files hold the frequencies of the rotary positions too.
+
+    Args:
+        model: the model here.
+        layer: from names in a layer to those in a block; those of Llama by default.
+        further: lines that go before the layer's.
+    """
+    layer = {**LLAMA_ATTENTION, **LLAMA_NORMS, **LLAMA_NETWORK} if layer is None else layer
     return Table(
         [
             dropped(r"\.rotary_emb\.inv_freq$", optional=True),
@@ -119,33 +171,4 @@ def llama_table(model: Any, layer: Mapping[str, str] = LLAMA_LAYER, further: Seq
             *(rename(f"model.layers.#.{theirs}", f"blocks.#.{ours}") for theirs, ours in layer.items()),
             rename("model.norm", "norm"),
         ]
-    )
-
-
-def llama_like(
-    config: Mapping[str, Any], *, norm: Any, layers: Sequence[Mapping[str, Any]], padding: int | None = None
-) -> dict[str, Any]:
-    """The arguments of a `TextDecoder` that are named alike in most families; ``padding`` as in `padding_of`."""
-    return dict(
-        vocab_size=count_setting(config, "vocab_size"),
-        features=count_setting(config, "hidden_size"),
-        layers=layers,
-        norm=norm,
-        padding_idx=padding_of(config, padding),
-        tied=flag_setting(config, "tie_word_embeddings", False),
-    )
-
-
-def gated_block(config: Mapping[str, Any], **changed: Any) -> dict[str, Any]:
-    """A block with a gated network and no biases."""
-    return (
-        dict(
-            norm="pre",
-            feedforward_features=count_setting(config, "intermediate_size"),
-            gated=True,
-            feedforward_bias=False,
-            use_bias=False,
-            attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
-        )
-        | changed
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jattn.models.hugging_face.decoder_settings import activation_of, padding_of
+from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.encoder_heads import EncoderFamily
 from jattn.models.hugging_face.encoder_settings import (
@@ -15,7 +15,7 @@ from jattn.models.hugging_face.encoder_settings import (
     post_norm_block,
     token_head,
 )
-from jattn.models.hugging_face.family import count_setting, real_setting
+from jattn.models.hugging_face.settings import count_setting, padding_of, real_setting
 from jattn.nn import Norm
 
 __all__ = ["DistilBert"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jattn.models.hugging_face.decoder_settings import activation_of, padding_of
+from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.encoder_heads import EncoderFamily, TaskHead
 from jattn.models.hugging_face.encoder_settings import (
@@ -17,7 +17,7 @@ from jattn.models.hugging_face.encoder_settings import (
     masked_head,
     token_head,
 )
-from jattn.models.hugging_face.family import count_setting, optional_count_setting
+from jattn.models.hugging_face.settings import count_setting, optional_count_setting, padding_of
 from jattn.weights import rename
 
 __all__ = ["Electra"]

@@ -13,7 +13,7 @@ from jattn.masks import Mask, all_of, dense
 from jattn.models.hugging_face.audio import FrameEmbedding
 from jattn.models.hugging_face.block_stack import BlockStack
 from jattn.models.hugging_face.family import PretrainedModel
-from jattn.models.hugging_face.stack import Ran, WithHidden, caches_of, real_tokens, returned
+from jattn.models.hugging_face.stack import StackOutput, WithHidden, caches_of, real_tokens, returned
 from jattn.nn import Embed, Linear
 from jattn.nn.dropout import split
 from jattn.nn.multi_head import KeysAndValues
@@ -247,7 +247,7 @@ class EncoderDecoder(PretrainedModel):
 
     def _encoded(
         self, source: Any, attention_mask: Any, lens: Any, positions: Any, mask: Any, return_weights: bool, rng: Any
-    ) -> Ran:
+    ) -> StackOutput:
         if isinstance(self.source_embedding, FrameEmbedding):
             x = self.source_embedding(source)
         else:
@@ -274,7 +274,7 @@ class EncoderDecoder(PretrainedModel):
         prefix: str = "",
         *,
         cache: Any = None,
-    ) -> tuple[Array, Ran]:
+    ) -> tuple[Array, StackOutput]:
         """The logits, and the run of the decoder; prefix is that of the names of the target's arguments."""
         target = checks.tokens("target", target, self.embedding.num_embeddings, "b t", 2)
         (attention_mask, lens, positions, mask), (memory_attention, memory_lens, memory_mask) = of_target, of_memory
@@ -312,14 +312,14 @@ class EncoderDecoder(PretrainedModel):
         logits = self.embedding.attend(x) if self.output is None else self.output(x)
         return logits if self.logits_bias is None else logits + self.logits_bias[...].astype(logits.dtype)
 
-    def _alike(self) -> list[nnx.Module]:
+    def _stacks_of_equal_heads(self) -> list[nnx.Module]:
         return [self.encoder, self.decoder]
 
 
-def _weights_of(encoder: Any, decoded: Ran) -> EncoderDecoderWeights:
+def _weights_of(encoder: Any, decoded: StackOutput) -> EncoderDecoderWeights:
     own, across = zip(*decoded.weights, strict=True)
     return EncoderDecoderWeights(encoder, list(own), list(across))
 
 
-def _hidden_of(ran: Ran) -> list[Array]:
+def _hidden_of(ran: StackOutput) -> list[Array]:
     return [*ran.hidden[:-1], ran.x]

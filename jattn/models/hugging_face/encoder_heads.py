@@ -17,9 +17,9 @@ from jattn.models.hugging_face.stack import real_tokens
 from jattn.nn import Embed, Linear, Norm
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.feed_forward import Activation, activation_function
-from jattn.weights import Table, dropped, prefixed, tied
+from jattn.weights import Table, dropped, prefixed
 
-__all__ = ["EncoderFamily", "EncoderHead", "EncoderWithHead", "TaskHead", "tied_lines"]
+__all__ = ["EncoderFamily", "EncoderHead", "EncoderWithHead", "TaskHead"]
 
 
 class EncoderHead(nnx.Module):
@@ -297,8 +297,3 @@ class EncoderWithHead(PretrainedModel):
             without_effect=family.without_effect,
             any_head_features=family.any_head_features,
         )
-
-
-def tied_lines(head: EncoderHead, output: str, embedding: str) -> list[Any]:
-    """Of a last layer whose weights are a copy of the embedding, if they are."""
-    return [tied(f"{output}.weight", f"{embedding}.weight")] if head.output is None else []

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jattn.models.hugging_face.decoder_settings import activation_of
-from jattn.models.hugging_face.encoder_heads import EncoderHead, TaskHead, tied_lines
-from jattn.models.hugging_face.family import count_setting, flag_setting, real_setting
+from jattn.models.hugging_face.activations import activation_of
+from jattn.models.hugging_face.encoder_heads import EncoderHead, TaskHead
+from jattn.models.hugging_face.settings import count_setting, flag_setting, labels_of, real_setting
 from jattn.nn import Norm
 from jattn.weights import dropped, rename, tied
 
@@ -16,11 +16,11 @@ __all__ = [
     "IGNORED",
     "OLDER",
     "bert_embedding",
+    "bert_embedding_sizes",
     "bert_lines",
     "bert_sizes",
     "first_token_head",
     "head_dropout",
-    "labels_of",
     "lines_of",
     "masked_head",
     "post_norm_block",
@@ -53,22 +53,22 @@ def post_norm_block(norm: Norm, dropout_rate: float | tuple[float, float], **siz
     return dict(norm="post", norm_kind=norm, residual_dropout_rate=dropout_rate, **sizes)
 
 
+def bert_embedding_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An encoder's sizes, and the rate of its dropout."""
+    return dict(
+        vocab_size=count_setting(config, "vocab_size"),
+        features=count_setting(config, "hidden_size"),
+        max_length=count_setting(config, "max_position_embeddings"),
+        dropout_rate=real_setting(config, "hidden_dropout_prob", "[0, 1)", 0.1),
+    )
+
+
 def bert_embedding(config: Mapping[str, Any], **changed: Any) -> dict[str, Any]:
     """The arguments of a `TextEncoder` with BERT's embeddings and blocks."""
     norm = Norm("layer", epsilon=real_setting(config, "layer_norm_eps", "[0, inf)", 1e-12))
-    dropout_rate = real_setting(config, "hidden_dropout_prob", "[0, 1)", 0.1)
-    block = post_norm_block(norm, dropout_rate, **bert_sizes(config))
-    return (
-        dict(
-            vocab_size=count_setting(config, "vocab_size"),
-            features=count_setting(config, "hidden_size"),
-            layers=[block] * count_setting(config, "num_hidden_layers"),
-            max_length=count_setting(config, "max_position_embeddings"),
-            norm=norm,
-            dropout_rate=dropout_rate,
-        )
-        | changed
-    )
+    sizes = bert_embedding_sizes(config)
+    block = post_norm_block(norm, sizes["dropout_rate"], **bert_sizes(config))
+    return {**sizes, "layers": [block] * count_setting(config, "num_hidden_layers"), "norm": norm, **changed}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -104,16 +104,6 @@ def bert_lines(encoder: Any, layer: Mapping[str, str] = _BERT_LAYER) -> list[Any
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Heads.
-
-
-def labels_of(config: Mapping[str, Any]) -> int:
-    """How many classes there are."""
-    if names := config.get("id2label"):
-        if not isinstance(names, Mapping | Sequence):
-            raise ValueError(f"config's id2label must be a dict. Got {names!r:.80}.")
-        return len(names)
-    given = next((name for name in ("num_labels", "_num_labels") if config.get(name) is not None), None)
-    return 2 if given is None else count_setting(config, given)
 
 
 def head_dropout(config: Mapping[str, Any]) -> float:
@@ -190,6 +180,6 @@ def masked_head(
             return [rename(output, "head.output"), *named]
         own = f"{output}.bias" if bias is None else bias
         copies = [] if bias is None else [tied(f"{output}.bias", bias)]
-        return [*tied_lines(head, output, embedding), *copies, rename(own, "head.bias"), *named]
+        return [tied(f"{output}.weight", f"{embedding}.weight"), *copies, rename(own, "head.bias"), *named]
 
     return TaskHead(options, lines)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -13,7 +13,14 @@ import numpy as np
 from flax import nnx
 
 from jattn import weights
-from jattn._engine import checks
+from jattn.models.hugging_face.settings import (
+    PLAIN,
+    WITHOUT_EFFECT,
+    MissingSetting,
+    NotedSettings,
+    check_settings,
+    missing_message,
+)
 from jattn.nn import MultiHeadAttention
 
 if TYPE_CHECKING:
@@ -23,12 +30,8 @@ __all__ = [
     "FAMILIES",
     "Family",
     "PretrainedModel",
-    "count_setting",
     "family_of",
-    "flag_setting",
-    "optional_count_setting",
     "read_json",
-    "real_setting",
 ]
 
 M = TypeVar("M", bound="PretrainedModel")
@@ -58,12 +61,12 @@ class Family:
     def arguments(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Of the model here; ValueError for a setting that is not implemented, or of which nothing is known."""
         implemented = {**PLAIN, **self.implemented}
-        _check_settings(config, implemented)
-        settings = _Noted(config)
+        check_settings(config, implemented)
+        settings = NotedSettings(config)
         try:
             options = self.options(settings)
-        except _MissingSetting as error:
-            raise ValueError(_missing_message(config, error.args[0])) from None
+        except MissingSetting as error:
+            raise ValueError(missing_message(config, error.args[0])) from None
         known = {*settings.read, *implemented, *self.without_effect, *WITHOUT_EFFECT}
         if unknown := {name: x for name, x in config.items() if name not in known and x is not None}:
             told = ", ".join(f"{name}={x!r:.60}" for name, x in sorted(unknown.items()))
@@ -73,115 +76,6 @@ class Family:
                 "implemented or without_effect."
             )
         return options
-
-
-class _MissingSetting(KeyError):
-    """A setting that a family's options ask for by ``config[name]``, as those of a user's own may."""
-
-
-class _Noted(Mapping[str, Any]):
-    """Settings that note which of them were asked for."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
-        self.read = set[str]()
-
-    def __getitem__(self, name: str) -> Any:
-        self.read.add(name)
-        try:
-            return self._config[name]
-        except KeyError:
-            raise _MissingSetting(name) from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._config)
-
-    def __len__(self) -> int:
-        return len(self._config)
-
-
-# What older files have in the settings of any model, and what it must be unless a family says otherwise.
-PLAIN: Mapping[str, tuple[Any, ...]] = {
-    "add_cross_attention": (False,),
-    "is_decoder": (False,),
-    "pruned_heads": ({}, None),
-    "quantization_config": (None,),
-    "tie_encoder_decoder": (False,),
-}
-# What is in the settings of any model, for how it is made, trained, stored or asked for text.
-WITHOUT_EFFECT = frozenset(
-    {
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_commit_hash",
-        "_experts_implementation",
-        "_name_or_path",
-        "_num_labels",
-        "architectures",
-        "attn_implementation",
-        "auto_map",
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "bos_token_id",
-        "cache_implementation",
-        "chunk_size_feed_forward",
-        "classifier_dropout",
-        "cross_attention_hidden_size",
-        "custom_pipelines",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "dtype",
-        "early_stopping",
-        "encoder_no_repeat_ngram_size",
-        "eos_token_id",
-        "experts_implementation",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "gradient_checkpointing",
-        "id2label",
-        "initializer_range",
-        "is_encoder_decoder",
-        "label2id",
-        "length_penalty",
-        "max_length",
-        "min_length",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "output_attentions",
-        "output_hidden_states",
-        "output_past",
-        "output_scores",
-        "pad_token_id",
-        "prefix",
-        "problem_type",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "return_dict",
-        "return_dict_in_generate",
-        "sentence_transformers",
-        "sep_token_id",
-        "suppress_tokens",
-        "task_specific_params",
-        "temperature",
-        "tf_legacy_loss",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torch_dtype",
-        "torchscript",
-        "transformers.js_config",
-        "transformers_version",
-        "typical_p",
-        "unk_token_id",
-        "use_bfloat16",
-        "use_cache",
-    }
-)
 
 
 # By the ``model_type`` of a configuration; `loading.py` says which.
@@ -233,7 +127,7 @@ class PretrainedModel(nnx.Module):
         Raises:
             ValueError: if a setting is not implemented here, or the state dict doesn't fit the settings.
         """
-        config, state_dict = cls._settled(config, state_dict)
+        config, state_dict = cls._reconciled(config, state_dict)
         model = cls._blank(config)
         family = model._family()
         if param_dtype is not None:
@@ -288,7 +182,7 @@ class PretrainedModel(nnx.Module):
         (Path(path) / "config.json").write_text(text, encoding="utf-8")
 
     @classmethod
-    def _settled(
+    def _reconciled(
         cls, config: Mapping[str, Any], state_dict: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Both, where weights decide what the settings leave open."""
@@ -318,10 +212,10 @@ class PretrainedModel(nnx.Module):
         return self.hugging_face
 
     def _check_heads(self) -> None:
-        for stack in self._alike():
+        for stack in self._stacks_of_equal_heads():
             self._check_heads_of(stack)
 
-    def _alike(self) -> list[nnx.Module]:
+    def _stacks_of_equal_heads(self) -> list[nnx.Module]:
         """Each part of which the settings say one number of heads."""
         return [self]
 
@@ -388,48 +282,3 @@ def read_json(folder: Path, name: str, kind: type = dict, *, default: Any = None
     if not isinstance(content, kind):
         raise ValueError(f"{path} must hold a {kind.__name__}. Got a {type(content).__name__}.")
     return content
-
-
-def _check_settings(config: Mapping[str, Any], implemented: Mapping[str, tuple[Any, ...]]) -> None:
-    """One error that names every setting with a value that is not implemented; the first one is the default."""
-    problems = [
-        f"{name} must be {' or '.join(map(repr, values))}. Got {config.get(name, values[0])!r}."
-        for name, values in implemented.items()
-        if config.get(name, values[0]) not in values
-    ]
-    if problems:
-        raise ValueError("\n  ".join(["config must have settings that are implemented here.", *problems]))
-
-
-def _setting(config: Mapping[str, Any], name: str) -> Any:
-    """A setting without a default."""
-    if config.get(name) is None:
-        raise ValueError(_missing_message(config, name))
-    return config[name]
-
-
-def flag_setting(config: Mapping[str, Any], name: str, default: bool) -> bool:
-    """One that is True or False."""
-    return checks.flag(f"config's {name}", config.get(name, default))
-
-
-def _missing_message(config: Mapping[str, Any], name: str) -> str:
-    return f"config must have {name}. Got the settings {', '.join(sorted(config))}."
-
-
-def count_setting(config: Mapping[str, Any], name: str) -> int:
-    """A setting without a default that is a positive integer."""
-    return checks.number(f"config's {name}", _setting(config, name), "[1, inf)", integer=True)
-
-
-def optional_count_setting(config: Mapping[str, Any], name: str, default: int | None = None) -> int | None:
-    """One that may be None, or left out for the default."""
-    if name not in config:
-        return default
-    return None if config.get(name) is None else count_setting(config, name)
-
-
-def real_setting(config: Mapping[str, Any], name: str, interval: str, default: float | None = None) -> float:
-    """A setting that is a number in an interval."""
-    value = _setting(config, name) if default is None else config.get(name, default)
-    return float(checks.number(f"config's {name}", value, interval))

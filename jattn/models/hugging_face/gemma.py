@@ -3,105 +3,91 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import (
-    LLAMA_LAYER,
-    activation_of,
-    gated_block,
-    heads_of,
-    llama_like,
+    LLAMA_ATTENTION,
+    LLAMA_NETWORK,
+    LLAMA_NORMS,
+    QK_NORMS,
+    layers_of,
+    llama_options,
     llama_table,
-    windows_of,
+    rms_norm_of,
+    windows_by_kind,
 )
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
-from jattn.models.hugging_face.rotary import rotary_of
-from jattn.nn import Norm, Rotary
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.rotary import rotary_by_kind
+from jattn.models.hugging_face.settings import count_setting, flag_setting, real_setting
+from jattn.nn import Norm
 
 __all__ = ["Gemma", "Gemma2", "Gemma3"]
 
 
 def _gemma_norm(config: Mapping[str, Any]) -> Norm:
-    return Norm("rms", epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-6), scale_offset=1.0)
-
-
-def _gemma_decoder(config: Mapping[str, Any], layers: list[dict[str, Any]]) -> dict[str, Any]:
-    scale = count_setting(config, "hidden_size") ** 0.5
-    given = {**llama_like(config, norm=_gemma_norm(config), layers=layers, padding=0), "embedding_scale": scale}
-    return given | {"tied": flag_setting(config, "tie_word_embeddings", True)}
-
-
-def _gemma_block(config: Mapping[str, Any], activation: Any, **changed: Any) -> dict[str, Any]:
-    heads = heads_of(config, head_features=256)
-    heads["attention_options"] |= changed.pop("attention_options", {})
-    use_bias = flag_setting(config, "attention_bias", False)
-    block = gated_block(config, norm_kind=_gemma_norm(config), activation=activation, use_bias=use_bias)
-    return block | heads | changed
+    return rms_norm_of(config, 1e-6, scale_offset=1.0)
 
 
 def _gemma_options(config: Mapping[str, Any]) -> dict[str, Any]:
     # Its first files say gelu, and mean the approximation.
     activation = "gelu_tanh" if config.get("hidden_act") == "gelu" else activation_of(config, "hidden_act", "gelu_new")
-    block = _gemma_block(config, activation, rotary=rotary_of(config))
-    return _gemma_decoder(config, [block] * count_setting(config, "num_hidden_layers"))
+    return _any_gemma(config, activation=activation)
 
 
-def _gemma_attention(config: Mapping[str, Any], *, cap: float | None) -> dict[str, Any]:
-    """The scale is that of another width, and logits are capped; by ``cap`` where the settings don't say."""
-    cap = config.get("attn_logit_softcapping", cap)
-    return {"scale": real_setting(config, "query_pre_attn_scalar", "(0, inf)", 256.0) ** -0.5, "logits_soft_cap": cap}
+def _any_gemma(config: Mapping[str, Any], **changed: Any) -> dict[str, Any]:
+    """What all three have in common."""
+    return llama_options(
+        config,
+        norm_kind=_gemma_norm(config),
+        head_features=256,
+        use_bias=flag_setting(config, "attention_bias", False),
+        padding=0,
+        tied=True,
+        **changed,
+    ) | {"embedding_scale": count_setting(config, "hidden_size") ** 0.5}
+
+
+def _newer_gemma(config: Mapping[str, Any], *, cap: float | None, **changed: Any) -> dict[str, Any]:
+    """What Gemma 2 and 3 have in common: a scale that is that of another width, and logits that may be capped.
+
+    ``cap`` is that of the attention's where the settings don't say it.
+    """
+    scale = real_setting(config, "query_pre_attn_scalar", "(0, inf)", 256.0) ** -0.5
+    return _any_gemma(
+        config,
+        norm="sandwich",
+        activation=activation_of(config, "hidden_activation", "gelu_pytorch_tanh"),
+        attention_options={"scale": scale, "logits_soft_cap": config.get("attn_logit_softcapping", cap)},
+        **changed,
+    )
 
 
 def _gemma2_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    activation = activation_of(config, "hidden_activation", "gelu_pytorch_tanh")
-    block = _gemma_block(
-        config,
-        activation,
-        norm="sandwich",
-        rotary=rotary_of(config),
-        attention_options=_gemma_attention(config, cap=50.0),
-    )
     n = count_setting(config, "num_hidden_layers")
-    windows = windows_of(config, ["full_attention" if i % 2 else "sliding_attention" for i in range(n)], window=4096)
-    layers = [{**block, "window": window} for window in windows]
-    return {**_gemma_decoder(config, layers), "logits_soft_cap": config.get("final_logit_softcapping", 30.0)}
+    kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(n)]
+    options = _newer_gemma(config, cap=50.0, layers=layers_of(config, kinds, windows_by_kind(config, 4096)))
+    return options | {"logits_soft_cap": config.get("final_logit_softcapping", 30.0)}
 
 
 def _gemma3_options(config: Mapping[str, Any]) -> dict[str, Any]:
     n, period = count_setting(config, "num_hidden_layers"), config.get("sliding_window_pattern", 6)
     kinds = ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(n)]
-    windows = windows_of(config, kinds, window=4096)
-    near, far = _gemma3_rotary(config)
-    common = dict(
-        norm="sandwich", normalize_qk=_gemma_norm(config), attention_options=_gemma_attention(config, cap=None)
+    # Of older files, the layers without a window alone are scaled.
+    bases = {"sliding_attention": ("rope_local_base_freq", 1e4), "full_attention": ("rope_theta", 1e6)}
+    rotary = rotary_by_kind(config, bases, scaled=("full_attention",))
+    by_kind = {kind: {**layer, "rotary": rotary[kind]} for kind, layer in windows_by_kind(config, 4096).items()}
+    options = _newer_gemma(
+        config, cap=None, layers=layers_of(config, kinds, by_kind), rotary=None, normalize_qk=_gemma_norm(config)
     )
-    block = _gemma_block(config, activation_of(config, "hidden_activation", "gelu_pytorch_tanh"), **common)
-    kinds = config.get("layer_types") or kinds
-    rotary = {"sliding_attention": near, "full_attention": far}
-    layers = [{**block, "window": w, "rotary": rotary[kind]} for w, kind in zip(windows, kinds, strict=True)]
-    return {**_gemma_decoder(config, layers), "logits_soft_cap": config.get("final_logit_softcapping")}
+    return options | {"logits_soft_cap": config.get("final_logit_softcapping")}
 
 
-def _gemma3_rotary(config: Mapping[str, Any]) -> tuple[Rotary, Rotary]:
-    """Of the layers with a window, and of the others, which alone are scaled."""
-    given = config.get("rope_parameters") or {}
-    if "full_attention" in given or "sliding_attention" in given:
-        longest = {"max_position_embeddings": config.get("max_position_embeddings")}
-        bases = {"sliding_attention": 1e4, "full_attention": 1e6}
-        near, far = (
-            rotary_of({**longest, "rope_parameters": {"rope_theta": base, **(given.get(kind) or {})}})
-            for kind, base in bases.items()
-        )
-        return near, far
-    base = real_setting(config, "rope_local_base_freq", "(0, inf)", 1e4)
-    return Rotary(base), rotary_of({"rope_theta": 1e6, **{name: config[name] for name in config if "rope" in name}})
-
-
-_GEMMA_AFTER = {
+_GEMMA_NORMS = {
+    **LLAMA_NORMS,
     "post_attention_layernorm": "norms_after.0",
     "pre_feedforward_layernorm": "norm2",
     "post_feedforward_layernorm": "norms_after.1",
 }
-_GEMMA_NORMED = {"self_attn.q_norm": "attention.query_ln", "self_attn.k_norm": "attention.key_ln"}
 _GEMMA_PLAIN = {"use_bidirectional_attention": (None, False)}
 
 
@@ -115,7 +101,7 @@ class Gemma(TextDecoder):
         table=llama_table,
         implemented={"model_type": ("gemma",), **_GEMMA_PLAIN},
         options=_gemma_options,
-        without_effect=frozenset({"hidden_activation", "max_position_embeddings"}),
+        without_effect=frozenset({"hidden_activation"}),
         any_head_features=True,
     )
 
@@ -127,10 +113,10 @@ class Gemma2(TextDecoder):
     """
 
     hugging_face = Family(
-        table=lambda model: llama_table(model, {**LLAMA_LAYER, **_GEMMA_AFTER}),
+        table=lambda model: llama_table(model, {**LLAMA_ATTENTION, **_GEMMA_NORMS, **LLAMA_NETWORK}),
         implemented={"model_type": ("gemma2",), **_GEMMA_PLAIN},
         options=_gemma2_options,
-        without_effect=frozenset({"hidden_act", "max_position_embeddings", "sliding_window_size"}),
+        without_effect=frozenset({"hidden_act", "sliding_window_size"}),
         any_head_features=True,
     )
 
@@ -142,9 +128,9 @@ class Gemma3(TextDecoder):
     """
 
     hugging_face = Family(
-        table=lambda model: llama_table(model, {**LLAMA_LAYER, **_GEMMA_AFTER, **_GEMMA_NORMED}),
+        table=lambda model: llama_table(model, {**LLAMA_ATTENTION, **QK_NORMS, **_GEMMA_NORMS, **LLAMA_NETWORK}),
         implemented={"model_type": ("gemma3_text",), "attn_logit_softcapping": (None,), **_GEMMA_PLAIN},
         options=_gemma3_options,
-        without_effect=frozenset({"hidden_act", "max_position_embeddings", "_sliding_window_pattern"}),
+        without_effect=frozenset({"hidden_act", "_sliding_window_pattern"}),
         any_head_features=True,
     )

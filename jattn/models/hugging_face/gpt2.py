@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import count_setting, optional_count_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, dropped, prefixed, rename, split, tied, transposed
 
-__all__ = ["GPT2", "GPT2_FAMILY"]
+__all__ = ["GPT2"]
 
 
 def _gpt2_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,28 +58,6 @@ def _gpt2_table(model: Any) -> Table:
     )
 
 
-GPT2_FAMILY = Family(
-    table=_gpt2_table,
-    implemented={
-        "model_type": ("gpt2",),
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "tie_word_embeddings": (True,),
-    },
-    options=_gpt2_options,
-    without_effect=frozenset(
-        {
-            "n_ctx",
-            "n_special",
-            "predict_special_tokens",
-            "reorder_and_upcast_attn",
-            *(f"summary_{of}" for of in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")),
-        }
-    ),
-)
-
-
 class GPT2(TextDecoder):
     """Token and position embeddings, pre-norm blocks, a norm, and logits by the token embedding, which is tied.
 
@@ -106,7 +85,26 @@ class GPT2(TextDecoder):
         ((2, 5, 50), 2, (2, 3, 5, 5))
     """
 
-    hugging_face = GPT2_FAMILY
+    hugging_face = Family(
+        table=_gpt2_table,
+        implemented={
+            "model_type": ("gpt2",),
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+            "tie_word_embeddings": (True,),
+        },
+        options=_gpt2_options,
+        without_effect=frozenset(
+            {
+                "n_ctx",
+                "n_special",
+                "predict_special_tokens",
+                "reorder_and_upcast_attn",
+                *(f"summary_{of}" for of in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")),
+            }
+        ),
+    )
 
     def __init__(
         self,

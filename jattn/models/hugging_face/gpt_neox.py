@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import activation_of, heads_of, output_line, packed_lines
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
+from jattn.models.hugging_face.decoder_settings import output_line, packed_lines
+from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.rotary import rotary_of
+from jattn.models.hugging_face.settings import count_setting, flag_setting, num_heads_of, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, dropped, rename
 
@@ -32,7 +34,7 @@ def _gpt_neox_options(config: Mapping[str, Any]) -> dict[str, Any]:
         residual_dropout_rate=dropout,
         attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
         rotary=rotary_of({**older, **given}, partial=True),
-        **heads_of(config),
+        num_heads=num_heads_of(config),
     )
     return dict(
         vocab_size=count_setting(config, "vocab_size"),

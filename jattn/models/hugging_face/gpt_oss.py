@@ -10,17 +10,18 @@ from jaxtyping import Array, Float
 
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import (
-    LLAMA_LAYER,
+    LLAMA_ATTENTION,
+    LLAMA_NORMS,
     experts_of,
-    gated_block,
-    heads_of,
-    llama_like,
+    layers_of,
+    llama_options,
     llama_table,
-    windows_of,
+    rms_norm_of,
+    windows_by_kind,
 )
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
+from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.rotary import rotary_of
-from jattn.nn import Norm
+from jattn.models.hugging_face.settings import count_setting, flag_setting, real_setting
 from jattn.weights import Table, rename, split, transposed, unstack
 
 __all__ = ["ClippedSwish", "GptOss"]
@@ -39,23 +40,21 @@ class ClippedSwish:
 
 
 def _gpt_oss_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    norm = Norm("rms", epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-5))
-    n = count_setting(config, "num_hidden_layers")
     slope = real_setting(config, "swiglu_alpha", "(-inf, inf)", 1.702)
-    heads = heads_of(config, head_features=64)
-    heads["attention_options"] |= {"use_sinks": True}
-    block = gated_block(
+    n = count_setting(config, "num_hidden_layers")
+    kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(n)]
+    return llama_options(
         config,
-        norm_kind=norm,
+        norm_kind=rms_norm_of(config, 1e-5),
+        head_features=64,
+        attention_options={"use_sinks": True},
+        layers=layers_of(config, kinds, windows_by_kind(config, 128)),
         gated=ClippedSwish(slope, real_setting(config, "swiglu_limit", "(0, inf)", 7.0)),
         feedforward_bias=True,
         use_bias=flag_setting(config, "attention_bias", True),
         rotary=rotary_of(config, base=150000.0),
         experts={**experts_of(config, per_token=4, number=128), "router_bias": True},
-        **heads,
     )
-    windows = windows_of(config, ["full_attention" if i % 2 else "sliding_attention" for i in range(n)], window=128)
-    return llama_like(config, norm=norm, layers=[{**block, "window": window} for window in windows])
 
 
 def _gpt_oss_table(model: Any) -> Table:
@@ -68,7 +67,6 @@ def _gpt_oss_table(model: Any) -> Table:
         for end, kind in (("", "weight"), ("_bias", "bias"))
     ]
     parts = [f"{network}.experts.#.{part}" for part in ("gate", "linear1")]
-    own = {name: ours for name, ours in LLAMA_LAYER.items() if not name.startswith("mlp.")}
     further = [
         *stacked,
         *(transposed(f"{network}.experts.#.{part}", f"{network}.experts.#.{part}") for part in ("gate_up", "linear2")),
@@ -76,7 +74,7 @@ def _gpt_oss_table(model: Any) -> Table:
         rename(f"{layer}.router", f"{network}.router"),
         rename("model.layers.#.self_attn.sinks", "blocks.#.attention.sinks"),
     ]
-    return llama_table(model, own, further)
+    return llama_table(model, {**LLAMA_ATTENTION, **LLAMA_NORMS}, further)
 
 
 class GptOss(TextDecoder):
@@ -93,7 +91,6 @@ class GptOss(TextDecoder):
             {
                 "experts_per_token",  # beside num_experts_per_tok, which is read
                 "initial_context_length",
-                "max_position_embeddings",
                 "output_router_logits",
                 "router_aux_loss_coef",
             }

@@ -4,33 +4,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import gated_block, heads_of, llama_like, llama_table
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
-from jattn.models.hugging_face.rotary import rotary_of
-from jattn.nn import Norm
+from jattn.models.hugging_face.decoder_settings import llama_options, llama_table, rms_norm_of
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import flag_setting, real_setting
 
 __all__ = ["Granite"]
 
 
 def _granite_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    norm = Norm("rms", epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-6))
     factors = {
         name: real_setting(config, f"{name}_multiplier", "(-inf, inf)", 1.0)
         for name in ("embedding", "residual", "attention")
     }
-    heads = heads_of(config)
-    heads["attention_options"] |= {"scale": factors["attention"]}
-    block = gated_block(
+    return llama_options(
         config,
-        norm_kind=norm,
-        activation="silu",
+        norm_kind=rms_norm_of(config, 1e-6),
+        attention_options={"scale": factors["attention"]},
         use_bias=flag_setting(config, "attention_bias", False),
         feedforward_bias=flag_setting(config, "mlp_bias", False),
         residual_scale=factors["residual"],
-        rotary=rotary_of(config),
-        **heads,
-    )
-    return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers")) | {
+    ) | {
         "embedding_scale": factors["embedding"],
         "logits_scale": 1 / real_setting(config, "logits_scaling", "(0, inf)", 1.0),
     }
@@ -44,8 +37,7 @@ class Granite(TextDecoder):
 
     hugging_face = Family(
         table=llama_table,
-        implemented={"model_type": ("granite",), "hidden_act": ("silu",)},
+        implemented={"model_type": ("granite",)},
         options=_granite_options,
-        without_effect=frozenset({"max_position_embeddings"}),
         any_head_features=True,
     )

@@ -6,14 +6,24 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jattn._engine import checks
+from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import llama_table, padding_of
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.decoder_settings import llama_table
+from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.rotary import rotary_of
+from jattn.models.hugging_face.settings import (
+    count_setting,
+    flag_setting,
+    head_features_of,
+    heads_of,
+    optional_count_setting,
+    padding_of,
+    real_setting,
+)
 from jattn.nn import Norm, Rotary
+from jattn.nn.feed_forward import Activation
 
-__all__ = ["LLAMA_FAMILY", "Llama"]
+__all__ = ["Llama"]
 
 
 def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,24 +33,18 @@ def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
             "config must have no sliding_window: of a Llama, transformers cuts only the cache of generate to it, so "
             f"that generate differs from the model. Got {config['sliding_window']!r}."
         )
-    features, heads, head_features = (
-        count_setting(config, "hidden_size"),
-        count_setting(config, "num_attention_heads"),
-        optional_count_setting(config, "head_dim"),
-    )
-    if head_features is None:
-        checks.divides("config's num_attention_heads", heads, "hidden_size", features)
-    if (d := head_features or features // heads) % 2:
+    heads = heads_of(config)
+    if (d := head_features_of(config)) % 2:
         raise ValueError(
             "config's head_dim, hidden_size / num_attention_heads by default, must be even, as rotary positions turn "
             f"pairs of features. Got {d}."
         )
     return dict(
         vocab_size=count_setting(config, "vocab_size"),
-        features=features,
-        num_heads=heads,
-        num_kv_heads=optional_count_setting(config, "num_key_value_heads"),
-        head_features=head_features,
+        features=count_setting(config, "hidden_size"),
+        num_heads=heads["num_heads"],
+        num_kv_heads=heads["num_kv_heads"],
+        head_features=optional_count_setting(config, "head_dim"),
         num_layers=count_setting(config, "num_hidden_layers"),
         feedforward_features=count_setting(config, "intermediate_size"),
         rotary=rotary_of(config),
@@ -50,20 +54,8 @@ def _llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
         use_bias=flag_setting(config, "attention_bias", False),
         feedforward_bias=flag_setting(config, "mlp_bias", False),
         padding_idx=padding_of(config),
+        activation=activation_of(config, "hidden_act", "silu"),
     )
-
-
-LLAMA_FAMILY = Family(
-    table=llama_table,
-    implemented={
-        "model_type": ("llama",),
-        "hidden_act": ("silu",),
-        "rope_interleaved": (False,),
-    },
-    options=_llama_options,
-    without_effect=frozenset({"is_llama_config", "max_position_embeddings", "max_sequence_length", "pretraining_tp"}),
-    any_head_features=True,
-)
 
 
 class Llama(TextDecoder):
@@ -81,6 +73,7 @@ class Llama(TextDecoder):
         rotary_base: short for ``rotary=Rotary(rotary_base)``; 10,000 where neither is given.
         tied: whether the logits are products with the token embedding, rather than with weights of their own.
         attention_dropout_rate: of the attention weights, in training.
+        activation: of the gates.
         norm_epsilon: of the norms.
         use_bias, feedforward_bias: whether attention and the network have biases.
         padding_idx: the token whose embedding has no gradient from being looked up.
@@ -98,7 +91,16 @@ class Llama(TextDecoder):
         ((2, 5, 50), 2, (2, 4, 5, 5))
     """
 
-    hugging_face = LLAMA_FAMILY
+    hugging_face = Family(
+        table=llama_table,
+        implemented={
+            "model_type": ("llama",),
+            "rope_interleaved": (False,),
+        },
+        options=_llama_options,
+        without_effect=frozenset({"is_llama_config", "max_sequence_length", "pretraining_tp"}),
+        any_head_features=True,
+    )
 
     def __init__(
         self,
@@ -114,6 +116,7 @@ class Llama(TextDecoder):
         rotary_base: float | None = None,
         tied: bool = False,
         attention_dropout_rate: float = 0.0,
+        activation: Activation = "silu",
         norm_epsilon: float = 1e-6,
         use_bias: bool = False,
         feedforward_bias: bool = False,
@@ -129,7 +132,7 @@ class Llama(TextDecoder):
             feedforward_features=feedforward_features,
             norm="pre",
             norm_kind=norm,
-            activation="silu",
+            activation=activation,
             gated=True,
             feedforward_bias=feedforward_bias,
             use_bias=use_bias,

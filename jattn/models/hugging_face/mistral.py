@@ -4,19 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import gated_block, heads_of, llama_like, llama_table
-from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
-from jattn.models.hugging_face.rotary import rotary_of
-from jattn.nn import Norm
+from jattn.models.hugging_face.decoder_settings import llama_options, llama_table, rms_norm_of
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import optional_count_setting
 
 __all__ = ["Mistral"]
 
 
 def _mistral_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    norm = Norm("rms", epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-6))
-    block = gated_block(config, norm_kind=norm, activation="silu", rotary=rotary_of(config), **heads_of(config))
-    block["window"] = optional_count_setting(config, "sliding_window", 4096)
-    return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers"))
+    window = optional_count_setting(config, "sliding_window", 4096)
+    return llama_options(config, norm_kind=rms_norm_of(config, 1e-6), window=window)
 
 
 class Mistral(TextDecoder):
@@ -27,8 +24,7 @@ class Mistral(TextDecoder):
 
     hugging_face = Family(
         table=llama_table,
-        implemented={"model_type": ("mistral",), "hidden_act": ("silu",)},
+        implemented={"model_type": ("mistral",)},
         options=_mistral_options,
-        without_effect=frozenset({"max_position_embeddings"}),
         any_head_features=True,
     )

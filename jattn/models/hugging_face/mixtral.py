@@ -5,33 +5,29 @@ from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import (
-    LLAMA_LAYER,
+    LLAMA_ATTENTION,
+    LLAMA_NORMS,
     experts_of,
-    gated_block,
-    heads_of,
-    llama_like,
+    llama_options,
     llama_table,
+    rms_norm_of,
 )
-from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.rotary import rotary_of
-from jattn.nn import Norm
+from jattn.models.hugging_face.settings import optional_count_setting
 from jattn.weights import Table, rename, split, unstack
 
 __all__ = ["Mixtral"]
 
 
 def _mixtral_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    norm = Norm("rms", epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-5))
-    block = gated_block(
+    return llama_options(
         config,
-        norm_kind=norm,
-        activation="silu",
+        norm_kind=rms_norm_of(config, 1e-5),
         rotary=rotary_of(config, base=1e6),
         experts=experts_of(config, per_token=2, number=8),
-        **heads_of(config),
+        window=optional_count_setting(config, "sliding_window"),
     )
-    block["window"] = optional_count_setting(config, "sliding_window")
-    return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers"))
 
 
 def _mixtral_table(model: Any) -> Table:
@@ -39,7 +35,6 @@ def _mixtral_table(model: Any) -> Table:
     layer, network = "model.layers.#.block_sparse_moe", "blocks.#.feed_forward"
     experts = range(model.blocks[0].feed_forward.linear1.kernel.shape[0])
     in_memory = {"gate_up_proj": "gate_up", "down_proj": "w2"}
-    own = {name: ours for name, ours in LLAMA_LAYER.items() if not name.startswith("mlp.")}
     of_expert = {"w1": "gate", "w2": "linear2", "w3": "linear1"}
     further = [
         rename("model.layers.#.mlp", layer, optional=True, back=False),
@@ -58,7 +53,7 @@ def _mixtral_table(model: Any) -> Table:
         rename(f"{layer}.gate", f"{network}.router"),
         *(rename(f"{layer}.experts.#.{w}", f"{network}.experts.#.{ours}") for w, ours in of_expert.items()),
     ]
-    return llama_table(model, own, further)
+    return llama_table(model, {**LLAMA_ATTENTION, **LLAMA_NORMS}, further)
 
 
 class Mixtral(TextDecoder):
@@ -71,10 +66,9 @@ class Mixtral(TextDecoder):
         table=_mixtral_table,
         implemented={
             "model_type": ("mixtral",),
-            "hidden_act": ("silu",),
             "router_jitter_noise": (0.0,),
         },
         options=_mixtral_options,
-        without_effect=frozenset({"max_position_embeddings", "output_router_logits", "router_aux_loss_coef"}),
+        without_effect=frozenset({"output_router_logits", "router_aux_loss_coef"}),
         any_head_features=True,
     )

@@ -4,14 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn._engine import checks
-from jattn.models.hugging_face.decoder_settings import activation_of, padding_of
+from jattn.models.hugging_face.activations import activation_of
+from jattn.models.hugging_face.decoder_settings import layers_of
 from jattn.models.hugging_face.encoder import TextEncoder
-from jattn.models.hugging_face.encoder_heads import EncoderFamily, EncoderHead, TaskHead, tied_lines
-from jattn.models.hugging_face.encoder_settings import ENCODERS, IGNORED, labels_of, lines_of
-from jattn.models.hugging_face.family import count_setting, flag_setting, optional_count_setting, real_setting
-from jattn.models.hugging_face.rotary import rotary_of
-from jattn.nn import Norm, Rotary
-from jattn.weights import rename, split
+from jattn.models.hugging_face.encoder_heads import EncoderFamily, EncoderHead, TaskHead
+from jattn.models.hugging_face.encoder_settings import ENCODERS, IGNORED, lines_of
+from jattn.models.hugging_face.rotary import rotary_by_kind
+from jattn.models.hugging_face.settings import (
+    count_setting,
+    flag_setting,
+    labels_of,
+    optional_count_setting,
+    padding_of,
+    real_setting,
+)
+from jattn.nn import Norm
+from jattn.weights import rename, split, tied
 
 __all__ = ["ModernBert"]
 
@@ -21,27 +29,6 @@ _BASES = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention
 def _modernbert_norm(config: Mapping[str, Any]) -> Norm:
     epsilon = real_setting(config, "norm_eps", "[0, inf)", 1e-5)
     return Norm("layer", epsilon=epsilon, use_bias=flag_setting(config, "norm_bias", False))
-
-
-def _kinds(config: Mapping[str, Any]) -> list[str]:
-    """Which layers see all tokens; ``layer_types`` says it of the newer files."""
-    n = count_setting(config, "num_hidden_layers")
-    every = optional_count_setting(config, "global_attn_every_n_layers") or 3
-    period = ["sliding_attention" if i % every else "full_attention" for i in range(n)]
-    kinds = list(config.get("layer_types") or period)
-    if len(kinds) != n or set(kinds) - _BASES.keys():
-        raise ValueError(
-            f"config's layer_types must have sliding_attention or full_attention for each of {n} layers. Got {kinds}."
-        )
-    return kinds
-
-
-def _modernbert_rotary(config: Mapping[str, Any], kind: str) -> Rotary:
-    name, default = _BASES[kind]
-    base = {"rope_theta": real_setting(config, name, "(0, inf)", default)}
-    given = {**(config.get("rope_scaling") or {}), **((config.get("rope_parameters") or {}).get(kind) or {})}
-    sizes = {name: config.get(name) for name in ("max_position_embeddings", "hidden_size", "num_attention_heads")}
-    return rotary_of({**sizes, "rope_parameters": {**base, **given}})
 
 
 def _modernbert_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,15 +47,15 @@ def _modernbert_options(config: Mapping[str, Any]) -> dict[str, Any]:
         attention_dropout_rate=attention_dropout_rate,
         residual_dropout_rate=(attention_dropout_rate, 0.0),
     )
-    rotary = {kind: _modernbert_rotary(config, kind) for kind in _BASES}
-    windows = {"full_attention": None, "sliding_attention": to_either_side + 1}
+    n, every = count_setting(config, "num_hidden_layers"), optional_count_setting(config, "global_attn_every_n_layers")
+    kinds = ["sliding_attention" if i % (every or 3) else "full_attention" for i in range(n)]
+    rotary = rotary_by_kind(config, _BASES, scaled=_BASES)
+    windows = {"sliding_attention": to_either_side + 1, "full_attention": None}
+    by_kind = {kind: {"window": window, "rotary": rotary[kind]} for kind, window in windows.items()}
     return dict(
         vocab_size=count_setting(config, "vocab_size"),
         features=count_setting(config, "hidden_size"),
-        layers=[
-            {**block, "first_norm": i > 0, "rotary": rotary[kind], "window": windows[kind]}
-            for i, kind in enumerate(_kinds(config))
-        ],
+        layers=[{**block, "first_norm": i > 0, **layer} for i, layer in enumerate(layers_of(config, kinds, by_kind))],
         max_length=optional_count_setting(config, "max_position_embeddings") or 8192,
         learned_positions=False,
         norm=norm,
@@ -113,7 +100,7 @@ def _masked_lines(head: EncoderHead) -> list[Any]:
     if head.output is not None:
         return [rename("decoder", "head.output")]
     biased = [] if head.bias is None else [rename("decoder.bias", "head.bias")]
-    return [*tied_lines(head, "decoder", "model.embeddings.tok_embeddings"), *biased]
+    return [tied("decoder.weight", "model.embeddings.tok_embeddings.weight"), *biased]
 
 
 def _classes(config: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jattn.models.hugging_face.encoder_settings import (
     masked_head,
     token_head,
 )
-from jattn.models.hugging_face.family import count_setting, real_setting
+from jattn.models.hugging_face.settings import count_setting, real_setting
 from jattn.weights import rename
 
 __all__ = ["MPNet"]

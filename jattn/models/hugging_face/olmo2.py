@@ -4,36 +4,34 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import LLAMA_LAYER, gated_block, heads_of, llama_like, llama_table
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
-from jattn.models.hugging_face.rotary import rotary_of
-from jattn.nn import Norm
+from jattn.models.hugging_face.decoder_settings import (
+    LLAMA_ATTENTION,
+    LLAMA_NETWORK,
+    QK_NORMS,
+    llama_options,
+    llama_table,
+    rms_norm_of,
+)
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import flag_setting
 
 __all__ = ["OLMo2"]
 
 
 def _olmo2_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    norm = Norm("rms", epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-5))
-    block = gated_block(
+    norm = rms_norm_of(config, 1e-5)
+    return llama_options(
         config,
-        norm="branch",
         norm_kind=norm,
-        activation="silu",
-        use_bias=flag_setting(config, "attention_bias", False),
+        norm="branch",
         normalize_qk=norm,
-        rotary=rotary_of(config),
+        attention_options={"qk_norm_over": "width"},
+        use_bias=flag_setting(config, "attention_bias", False),
+        padding=1,
     )
-    block |= heads_of(config)
-    block["attention_options"] |= {"qk_norm_over": "width"}
-    return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers"), padding=1)
 
 
-_OLMO2_LAYER = {name: ours for name, ours in LLAMA_LAYER.items() if "layernorm" not in name} | {
-    "self_attn.q_norm": "attention.query_ln",
-    "self_attn.k_norm": "attention.key_ln",
-    "post_attention_layernorm": "norm1",
-    "post_feedforward_layernorm": "norm2",
-}
+_OLMO2_NORMS = {"post_attention_layernorm": "norm1", "post_feedforward_layernorm": "norm2"}
 
 
 class OLMo2(TextDecoder):
@@ -43,9 +41,8 @@ class OLMo2(TextDecoder):
     """
 
     hugging_face = Family(
-        table=lambda model: llama_table(model, _OLMO2_LAYER),
-        implemented={"model_type": ("olmo2",), "hidden_act": ("silu",)},
+        table=lambda model: llama_table(model, {**LLAMA_ATTENTION, **QK_NORMS, **LLAMA_NETWORK, **_OLMO2_NORMS}),
+        implemented={"model_type": ("olmo2",)},
         options=_olmo2_options,
-        without_effect=frozenset({"max_position_embeddings"}),
         any_head_features=True,
     )

@@ -3,15 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import activation_of, heads_of, output_line, padding_of
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.decoder_settings import ROWS_BEFORE, output_line
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import (
+    count_setting,
+    flag_setting,
+    num_heads_of,
+    optional_count_setting,
+    padding_of,
+    real_setting,
+)
 from jattn.nn import Norm
 from jattn.weights import Table, rename
 
 __all__ = ["OPT"]
-
-FIRST = 2  # rows of the table of positions that come before that of the first token
 
 
 def _opt_options(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +34,7 @@ def _opt_options(config: Mapping[str, Any]) -> dict[str, Any]:
         feedforward_bias=biased,
         residual_dropout_rate=real_setting(config, "dropout", "[0, 1)", 0.1),
         attention_dropout_rate=real_setting(config, "attention_dropout", "[0, 1)", 0.0),
-        **heads_of(config),
+        num_heads=num_heads_of(config),
     )
     return dict(
         vocab_size=count_setting(config, "vocab_size"),
@@ -35,7 +42,7 @@ def _opt_options(config: Mapping[str, Any]) -> dict[str, Any]:
         layers=[block] * count_setting(config, "num_hidden_layers"),
         norm=norm if before else None,
         max_length=count_setting(config, "max_position_embeddings"),
-        first_position=FIRST,
+        first_position=ROWS_BEFORE,
         embedding_features=None if narrow in (None, features) else narrow,
         padding_idx=padding_of(config, 1),
         tied=flag_setting(config, "tie_word_embeddings", True),

@@ -5,27 +5,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.decoder import TextDecoder
-from jattn.models.hugging_face.decoder_settings import LLAMA_LAYER, gated_block, heads_of, llama_like, llama_table
-from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.decoder_settings import LLAMA_NORMS, llama_options, llama_table, rms_norm_of
+from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.rotary import rotary_of
-from jattn.nn import Norm
+from jattn.models.hugging_face.settings import optional_count_setting, real_setting
 from jattn.weights import Table, split
 
 __all__ = ["Phi3"]
 
 
 def _phi3_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    norm = Norm("rms", epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-5))
-    block = gated_block(
+    return llama_options(
         config,
-        norm_kind=norm,
-        activation="silu",
+        norm_kind=rms_norm_of(config, 1e-5),
         rotary=rotary_of(ChainMap(_older_kinds(config), config), partial=True),  # type: ignore[arg-type]  # which is only read
         residual_dropout_rate=real_setting(config, "resid_pdrop", "[0, 1)", 0.0),
-        **heads_of(config),
+        window=optional_count_setting(config, "sliding_window"),
+        padding=32000,
     )
-    block["window"] = optional_count_setting(config, "sliding_window")
-    return llama_like(config, norm=norm, layers=[block] * count_setting(config, "num_hidden_layers"), padding=32000)
 
 
 def _older_kinds(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,13 +44,11 @@ def _phi3_table(model: Any) -> Table:
         split("model.layers.#.self_attn.qkv_proj", qkv, sizes=(h, k, k)),
         split("model.layers.#.mlp.gate_up_proj", network),
     ]
-    return llama_table(model, {name: ours for name, ours in LLAMA_LAYER.items() if ours not in _PHI3_PACKED}, packed)
+    return llama_table(model, {**_PHI3_LAYER, **LLAMA_NORMS}, packed)
 
 
-_PHI3_PACKED = (
-    *(f"attention.{part}" for part in ("query", "key", "value")),
-    *(f"feed_forward.{part}" for part in ("gate", "linear1")),
-)
+# What is not packed.
+_PHI3_LAYER = {"self_attn.o_proj": "attention.out", "mlp.down_proj": "feed_forward.linear2"}
 
 
 class Phi3(TextDecoder):
@@ -66,11 +61,10 @@ class Phi3(TextDecoder):
         table=_phi3_table,
         implemented={
             "model_type": ("phi3",),
-            "hidden_act": ("silu",),
             **dict.fromkeys(("attention_bias", "mlp_bias", "lm_head_bias"), (False,)),
             **dict.fromkeys(("full_attn_mod", "interpolate_factor"), (1,)),
         },
         options=_phi3_options,
-        without_effect=frozenset({"max_position_embeddings", "embd_pdrop"}),
+        without_effect=frozenset({"embd_pdrop"}),
         any_head_features=True,
     )

@@ -6,47 +6,45 @@ from typing import Any
 from jattn._engine import checks
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.decoder_settings import (
-    LLAMA_LAYER,
-    gated_block,
-    heads_of,
-    llama_like,
+    LLAMA_ATTENTION,
+    LLAMA_NETWORK,
+    LLAMA_NORMS,
+    QK_NORMS,
+    layers_of,
+    llama_options,
     llama_table,
-    windows_of,
+    rms_norm_of,
+    windows_by_kind,
 )
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
-from jattn.models.hugging_face.rotary import rotary_of
-from jattn.nn import Norm
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import count_setting, flag_setting
 
 __all__ = ["Qwen2", "Qwen3"]
 
-_SLIDING = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types", "max_position_embeddings")
+# Where use_sliding_window is False; they are read where it is True.
+_SLIDING = frozenset({"sliding_window", "max_window_layers"})
 
 
-def _qwen2_options(config: Mapping[str, Any], *, head_features: int | None = None, **changed: Any) -> dict[str, Any]:
-    norm = Norm("rms", epsilon=real_setting(config, "rms_norm_eps", "[0, inf)", 1e-6))
-    options = dict(norm_kind=norm, activation="silu", rotary=rotary_of(config), **changed)
-    block = gated_block(config, **options, **heads_of(config, head_features=head_features))
-    layers = [{**block, "window": window} for window in _qwen2_windows(config)]
-    return llama_like(config, norm=norm, layers=layers)
+def _qwen2_options(config: Mapping[str, Any], **changed: Any) -> dict[str, Any]:
+    return llama_options(config, norm_kind=rms_norm_of(config, 1e-6), layers=_qwen2_layers(config), **changed)
 
 
-def _qwen2_windows(config: Mapping[str, Any]) -> list[int | None]:
+def _qwen2_layers(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     n = count_setting(config, "num_hidden_layers")
-    if not flag_setting(config, "use_sliding_window", False):
-        return [None] * n
+    if not flag_setting(config, "use_sliding_window", False):  # then transformers makes no mask for layers with one
+        return layers_of(config, ["full_attention"] * n, {"full_attention": {"window": None}})
     first = checks.number("config's max_window_layers", config.get("max_window_layers", 28), integer=True)
-    return windows_of(config, ["full_attention" if i < first else "sliding_attention" for i in range(n)], window=4096)
+    kinds = ["full_attention" if i < first else "sliding_attention" for i in range(n)]
+    return layers_of(config, kinds, windows_by_kind(config, 4096))
 
 
 def _qwen3_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    epsilon = real_setting(config, "rms_norm_eps", "[0, inf)", 1e-6)
     use_bias = flag_setting(config, "attention_bias", False)
-    return _qwen2_options(config, head_features=128, normalize_qk=Norm("rms", epsilon=epsilon), use_bias=use_bias)
+    return _qwen2_options(config, head_features=128, normalize_qk=rms_norm_of(config, 1e-6), use_bias=use_bias)
 
 
 def _qwen3_table(model: Any) -> Any:
-    norms = {"self_attn.q_norm": "attention.query_ln", "self_attn.k_norm": "attention.key_ln"}
-    return llama_table(model, {**LLAMA_LAYER, **norms})
+    return llama_table(model, {**LLAMA_ATTENTION, **QK_NORMS, **LLAMA_NORMS, **LLAMA_NETWORK})
 
 
 class Qwen2(TextDecoder):
@@ -57,9 +55,9 @@ class Qwen2(TextDecoder):
 
     hugging_face = Family(
         table=llama_table,
-        implemented={"model_type": ("qwen2",), "hidden_act": ("silu",), "use_mrope": (False,)},
+        implemented={"model_type": ("qwen2",), "use_mrope": (False,)},
         options=lambda config: _qwen2_options(config, use_bias=("query", "key", "value")),
-        without_effect=frozenset(_SLIDING),
+        without_effect=_SLIDING,
         any_head_features=True,
     )
 
@@ -72,8 +70,8 @@ class Qwen3(TextDecoder):
 
     hugging_face = Family(
         table=_qwen3_table,
-        implemented={"model_type": ("qwen3",), "hidden_act": ("silu",)},
+        implemented={"model_type": ("qwen3",)},
         options=_qwen3_options,
-        without_effect=frozenset(_SLIDING),
+        without_effect=_SLIDING,
         any_head_features=True,
     )

@@ -17,7 +17,7 @@ from jattn.models.hugging_face.encoder_settings import (
     masked_head,
     token_head,
 )
-from jattn.models.hugging_face.family import count_setting
+from jattn.models.hugging_face.settings import count_setting
 
 __all__ = ["Camembert", "Roberta", "XLMRoberta"]
 

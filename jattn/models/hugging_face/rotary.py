@@ -1,10 +1,9 @@
 """Rotary positions as Hugging Face's configurations have them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from jattn.models.hugging_face.decoder_settings import head_features_of
-from jattn.models.hugging_face.family import real_setting
+from jattn.models.hugging_face.settings import head_features_of, real_setting
 from jattn.nn.rotary_positions import Rotary
 from jattn.nn.rotary_scaling import (
     DynamicNTKScaling,
@@ -15,7 +14,7 @@ from jattn.nn.rotary_scaling import (
     YaRNScaling,
 )
 
-__all__ = ["rotary_of"]
+__all__ = ["rotary_by_kind", "rotary_of"]
 
 _SHARE = "partial_rotary_factor"
 _LONGEST = "max_position_embeddings"
@@ -71,6 +70,36 @@ def rotary_of(
     given = {here: tuple(value) if isinstance(value, list) else value for here, value in given.items()}
     turning = None if share == 1 else int(head_features_of(config) * share)
     return Rotary(base, features=turning, interleaved=interleaved, scaling=make(**given))
+
+
+def rotary_by_kind(
+    config: Mapping[str, Any], bases: Mapping[str, tuple[str, float]], *, scaled: Collection[str]
+) -> dict[str, Rotary]:
+    """The rotary positions of each kind of layer, of which newer files have settings each in ``rope_parameters``.
+
+    Args:
+        config: the settings.
+        bases: of each kind, the name that older files have for the base, and what it is where they have none.
+        scaled: the kinds that are scaled as older files' settings for all say.
+    """
+    given, of_all = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    for name, settings in (("rope_parameters", given), ("rope_scaling", of_all)):
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"config's {name} must be a dict. Got {settings!r:.80}.")
+    if not given.keys() & bases.keys():
+        given, of_all = {}, {**of_all, **given}
+    sizes = {name: config.get(name) for name in (_LONGEST, _ORIGINAL)}
+    return {
+        kind: rotary_of(
+            {
+                **sizes,
+                "rope_theta": real_setting(config, name, "(0, inf)", base),
+                "rope_scaling": of_all if kind in scaled else None,
+                "rope_parameters": given.get(kind),
+            }
+        )
+        for kind, (name, base) in bases.items()
+    }
 
 
 _Kind = tuple[Callable[..., RotaryScaling | None], dict[str, str], dict[str, str]]

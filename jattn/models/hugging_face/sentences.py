@@ -16,9 +16,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jattn._engine import checks
+from jattn.models.hugging_face.activations import ACTIVATIONS
 from jattn.models.hugging_face.encoder import TextEncoder
-from jattn.models.hugging_face.family import count_setting, read_json
+from jattn.models.hugging_face.family import read_json
+from jattn.models.hugging_face.settings import count_setting
 from jattn.nn import Linear
+from jattn.nn.feed_forward import activation_function
 from jattn.weights import files, load_state_dict
 
 __all__ = ["TOKENS_PER_BATCH", "Batch", "Projection", "SentenceEncoder", "bucket", "plan_batches", "pool"]
@@ -27,12 +30,8 @@ Pooling = Literal["mean", "cls", "max", "mean_sqrt_len", "weightedmean", "lastto
 POOLINGS = get_args(Pooling)
 # Of a `Projection`, by the names of PyTorch's classes in small letters.
 PROJECTION_ACTIVATIONS: dict[str | None, Any] = {
-    None: lambda x: x,
-    "tanh": jnp.tanh,
-    "relu": jax.nn.relu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "silu": jax.nn.silu,
-    "sigmoid": jax.nn.sigmoid,
+    None: ACTIVATIONS["linear"],
+    **{name: ACTIVATIONS[name] for name in ("tanh", "relu", "gelu", "silu", "sigmoid")},
 }
 # More in one batch gains nothing on a CPU, and one batch too large is padding.
 TOKENS_PER_BATCH = 512
@@ -107,7 +106,7 @@ class Projection(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Float[Array, "... m"]) -> Float[Array, "... n"]:
-        return PROJECTION_ACTIVATIONS[self.activation](self.linear(x))
+        return activation_function(PROJECTION_ACTIVATIONS[self.activation])(self.linear(x))
 
 
 class SentenceEncoder:

@@ -15,7 +15,7 @@ from jattn.nn import TransformerBlock, new_cache
 from jattn.nn.weights import Cached, as_pair, outputs
 
 __all__ = [
-    "Ran",
+    "StackOutput",
     "WithHidden",
     "blocks_of",
     "caches_of",
@@ -37,7 +37,7 @@ class WithHidden(NamedTuple):
     hidden: Any
 
 
-class Ran(NamedTuple):
+class StackOutput(NamedTuple):
     """What `run_blocks` returns."""
 
     x: Array  # b t m
@@ -68,7 +68,7 @@ def run_blocks(
     rngs: Sequence[PRNGKeyArray | None],
     return_weights: bool,
     **options: Any,
-) -> Ran:
+) -> StackOutput:
     """One block after the other; each sees real tokens alone, and those in its window.
 
     Args:
@@ -113,7 +113,7 @@ def run_blocks(
             x, of_block = as_pair(result, return_weights)
         hidden.append(x)
         weights.append(of_block)
-    return Ran(x, weights, hidden, None if caches is None else tuple(after))
+    return StackOutput(x, weights, hidden, None if caches is None else tuple(after))
 
 
 def caches_of(
@@ -154,7 +154,7 @@ def next_tokens(
     return real, positions
 
 
-def returned(output: Array, ran: Ran, *, return_weights: bool, return_hidden: bool) -> Any:
+def returned(output: Array, ran: StackOutput, *, return_weights: bool, return_hidden: bool) -> Any:
     """What a model returns that was asked for this; ``ran.x`` stands for what the last block gave."""
     weights, hidden = ran.weights if return_weights else None, [*ran.hidden[:-1], ran.x]
     if ran.caches is not None:

@@ -7,9 +7,11 @@ import numpy as np
 from flax import nnx
 
 from jattn._engine import checks
-from jattn.models.hugging_face.decoder_settings import ACTIVATIONS, activation_of, output_line
+from jattn.models.hugging_face.activations import ACTIVATIONS, activation_of
+from jattn.models.hugging_face.decoder_settings import output_line
 from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
-from jattn.models.hugging_face.family import Family, count_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import count_setting, optional_count_setting, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, dropped, rename, tied, to_numpy
 
@@ -122,7 +124,7 @@ class T5(EncoderDecoder):
     )
 
     @classmethod
-    def _settled(
+    def _reconciled(
         cls, config: Mapping[str, Any], state_dict: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """Newer settings say that the logits are tied, older ones that they are not, and the weights know."""
@@ -133,5 +135,5 @@ class T5(EncoderDecoder):
         scaled = config.get("scale_decoder_outputs", says_tied)
         return {**config, "tie_word_embeddings": is_tied, "scale_decoder_outputs": scaled}, state_dict
 
-    def _alike(self) -> list[nnx.Module]:
+    def _stacks_of_equal_heads(self) -> list[nnx.Module]:
         return [self]

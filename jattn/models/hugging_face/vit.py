@@ -4,9 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.activations import activation_of
-from jattn.models.hugging_face.decoder_settings import heads_of
-from jattn.models.hugging_face.encoder_settings import labels_of
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, optional_count_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import (
+    count_setting,
+    flag_setting,
+    heads_of,
+    labels_of,
+    optional_count_setting,
+    real_setting,
+)
 from jattn.models.hugging_face.vision import VisionEncoder
 from jattn.nn import Norm
 from jattn.weights import Table, convert, prefixed, rename
@@ -26,7 +32,7 @@ def _vit_options(config: Mapping[str, Any]) -> dict[str, Any]:
         use_bias=True if flag_setting(config, "qkv_bias", True) else ("out",),
         residual_dropout_rate=dropout_rate,
         attention_dropout_rate=real_setting(config, "attention_probs_dropout_prob", "[0, 1)", 0.0),
-        **heads_of(config),
+        **heads_of(config, grouped=False),
     )
     kind = _architecture(config)
     pooler_features = optional_count_setting(config, "pooler_output_size") or features

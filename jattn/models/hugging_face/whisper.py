@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jattn.models.hugging_face.bart import bart_layers, bart_lines
-from jattn.models.hugging_face.decoder_settings import output_line, padding_of
+from jattn.models.hugging_face.decoder_settings import output_line
 from jattn.models.hugging_face.encoder_decoder import EncoderDecoder
-from jattn.models.hugging_face.family import Family, count_setting, flag_setting, real_setting
+from jattn.models.hugging_face.family import Family
+from jattn.models.hugging_face.settings import count_setting, flag_setting, padding_of, real_setting
 from jattn.nn import Norm
 from jattn.weights import Table, rename
 

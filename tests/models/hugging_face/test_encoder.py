@@ -13,7 +13,6 @@ import pytest
 from flax import nnx
 
 from jattn.models import Bert, SentenceEncoder, TextEncoder, pool
-from jattn.models.hugging_face.bert import BERT_FAMILY
 from jattn.models.hugging_face.sentences import TOKENS_PER_BATCH, bucket, plan_batches
 from jattn.weights import files
 
@@ -60,7 +59,7 @@ def encoder() -> Bert:
 
 
 def model(**options: Any) -> Bert:
-    encoder = Bert(**{**BERT_FAMILY.arguments(CONFIG), **options}, rngs=nnx.Rngs(0))
+    encoder = Bert(**{**Bert.hugging_face.arguments(CONFIG), **options}, rngs=nnx.Rngs(0))
     encoder.eval()
     return encoder
 

@@ -202,6 +202,56 @@ def test_what_a_file_leaves_out_is_as_transformers_has_it(kind: str, more: Any, 
     assert arguments(config) != arguments({**config, name: None})
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "mixtral", "granite", "olmo2", "phi3", "qwen2", "qwen3"])
+def test_the_activation_is_that_of_the_settings(kind: str) -> None:
+    arguments, config = FAMILIES[kind].hugging_face.arguments, {"model_type": kind, **SIZES}
+    assert arguments(config) == arguments({**config, "hidden_act": "swish"})
+    given = arguments({**config, "hidden_act": "gelu_new"})
+    assert given.get("activation", given.get("layers", [{}])[0].get("activation")) == "gelu_tanh"
+    with pytest.raises(ValueError, match="config's hidden_act must be one of"):
+        arguments({**config, "hidden_act": "xielu"})
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_layers_with_a_window_where_the_settings_say_that_there_is_none(kind: str) -> None:
+    """`transformers` makes no mask for them."""
+    arguments, config = FAMILIES[kind].hugging_face.arguments, {"model_type": kind, **SIZES, "sliding_window": 4}
+    assert arguments({**config, "layer_types": ["full_attention"]}) == arguments(config)
+    with pytest.raises(ValueError, match="config's layer_types must have full_attention for each of 1 layers"):
+        arguments({**config, "layer_types": ["sliding_attention"]})
+    given = arguments({**config, "layer_types": ["sliding_attention"], "use_sliding_window": True})
+    assert given["layers"][0]["window"] == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind in ("opt", "gpt_neox") for name in ("num_key_value_heads", "head_dim")]
+    + [("vit", "num_key_value_heads")],
+)
+def test_heads_as_no_model_of_the_family_has_them(kind: str, name: str) -> None:
+    sizes = {**SIZES, "hidden_size": 16, "ffn_dim": 12, "max_position_embeddings": 8}
+    del sizes["intermediate_size" if kind == "opt" else "ffn_dim"]
+    for of_texts in ("vocab_size", "max_position_embeddings") if kind == "vit" else ():
+        del sizes[of_texts]
+    config = {"model_type": kind, **sizes}
+    arguments = FAMILIES[kind].hugging_face.arguments
+    assert arguments(config)["features"] == 16
+    with pytest.raises(ValueError, match=f"{name}=2"):
+        arguments({**config, name: 2})
+
+
+def test_rotary_positions_of_each_kind_of_layer_in_older_files() -> None:
+    """Of Gemma 3, those without a window are scaled."""
+    arguments, config = models.Gemma3.hugging_face.arguments, {"model_type": "gemma3_text", **SIZES}
+    scaled = {"rope_type": "linear", "factor": 8.0}
+    kinds = {"sliding_attention": {"rope_theta": 50.0}, "full_attention": {"rope_theta": 500.0, **scaled}}
+    for layer in kinds:
+        config["layer_types"] = [layer]
+        older = {**config, "rope_theta": 500.0, "rope_local_base_freq": 50.0, "rope_scaling": scaled}
+        assert arguments(older) == arguments({**config, "rope_parameters": kinds})
+        assert arguments(older) != arguments(config)
+
+
 @pytest.mark.parametrize("older", ["su", "yarn"])
 def test_longrope_by_its_older_names(older: str) -> None:
     factors = {"short_factor": [1.0, 1.1], "long_factor": [1.5, 2.0], "original_max_position_embeddings": 8}
