@@ -59,9 +59,11 @@ def rotary_of(
         raise ValueError(f"config's {place} must have settings of {kind!r} positions alone. Got {', '.join(unknown)}.")
     # Lengths may stand outside of it, and there go before those inside.
     longest = config.get(_LONGEST)
-    settings[_LONGEST], settings[_ORIGINAL] = longest, config.get(_ORIGINAL) or settings.get(_ORIGINAL, longest)
+    outside = config.get(_ORIGINAL)
+    settings[_LONGEST], settings[_ORIGINAL] = longest, settings.get(_ORIGINAL, longest) if outside is None else outside
     if kind in ("yarn", "longrope") and longest is not None:
-        settings.setdefault("factor", longest / settings[_ORIGINAL])
+        lengths = [real_setting(settings, name, "[1, inf)") for name in (_LONGEST, _ORIGINAL)]
+        settings.setdefault("factor", lengths[0] / lengths[1])
     if missing := [name for name in needed if settings.get(name) is None]:
         raise ValueError(
             f"config's {place} must have {', '.join(missing)} for {kind!r} positions. "

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jattn._engine import checks
 from jattn.models.hugging_face.encoder import TextEncoder
-from jattn.models.hugging_face.family import count_setting, read_json
+from jattn.models.hugging_face.family import count_setting, folder_of, read_json
 from jattn.nn import Linear
 from jattn.weights import files, load_state_dict
 
@@ -170,7 +170,7 @@ class SentenceEncoder:
         """
         from tokenizers import Tokenizer
 
-        folder = Path(path)
+        folder = folder_of(path)
         parts = read_json(folder, "modules.json", list)
         try:
             modules = [(part["type"].split(".")[-1], folder / part["path"]) for part in parts]
