@@ -92,6 +92,11 @@ def _gemma3_rotary(config: Mapping[str, Any]) -> tuple[Rotary, Rotary]:
             for kind, base in bases.items()
         )
         return near, far
+    if given:
+        raise ValueError(
+            "config's rope_parameters must have full_attention or sliding_attention, as each kind of layers has its "
+            f"own. Got {given!r:.80}."
+        )
     base = real_setting(config, "rope_local_base_freq", "(0, inf)", 1e4)
     return Rotary(base), rotary_of({"rope_theta": 1e6, **{name: config[name] for name in config if "rope" in name}})
 

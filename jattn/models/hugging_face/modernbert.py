@@ -39,7 +39,7 @@ def _kinds(config: Mapping[str, Any]) -> list[str]:
 def _modernbert_rotary(config: Mapping[str, Any], kind: str) -> Rotary:
     name, default = _BASES[kind]
     base = {"rope_theta": real_setting(config, name, "(0, inf)", default)}
-    given = {**(config.get("rope_scaling") or {}), **((config.get("rope_parameters") or {}).get(kind) or {})}
+    given = {**((config.get("rope_parameters") or {}).get(kind) or {}), **(config.get("rope_scaling") or {})}
     sizes = {name: config.get(name) for name in ("max_position_embeddings", "hidden_size", "num_attention_heads")}
     return rotary_of({**sizes, "rope_parameters": {**base, **given}})
 

@@ -27,6 +27,7 @@ def rotary_of(
 ) -> Rotary:
     """The rotary positions of a model; newer files have them in ``rope_parameters``, older ones in ``rope_scaling``.
 
+    Where both say something, ``rope_scaling`` alone counts, as in transformers.
     The kinds are those of transformers: default, linear, dynamic, yarn, llama3 and longrope. Only in some families may
     a part of the features turn (``partial``), or neighbours be paired (``interleaved``); ``base`` is that of a model
     whose settings name none.
@@ -39,13 +40,11 @@ def rotary_of(
     settings: dict[str, Any] = {"rope_theta": config.get("rope_theta", base)}
     if partial and config.get(_SHARE) is not None:
         settings[_SHARE] = config[_SHARE]
-    place = "rope_parameters"
-    for name in ("rope_scaling", "rope_parameters"):
-        given = config.get(name) or {}
-        if not isinstance(given, Mapping):
-            raise ValueError(f"config's {name} must be a dict. Got {given!r:.80}.")
-        place = name if given else place
-        settings.update({key: value for key, value in given.items() if value is not None})
+    older_given, newer_given = config.get("rope_scaling"), config.get("rope_parameters")
+    place, given = ("rope_scaling", older_given) if older_given else ("rope_parameters", newer_given or {})
+    if not isinstance(given, Mapping):
+        raise ValueError(f"config's {place} must be a dict. Got {given!r:.80}.")
+    settings.update({key: value for key, value in given.items() if value is not None})
     older = settings.pop("type", "default")
     kind = settings.pop("rope_type", older)
     if kind not in _KINDS:

@@ -9,7 +9,7 @@ from flax import nnx
 from jattn import models
 from jattn.models.hugging_face.family import FAMILIES
 from jattn.models.hugging_face.rotary import rotary_of
-from jattn.nn import Rotary, YaRNScaling
+from jattn.nn import LinearScaling, Rotary, YaRNScaling
 from tests.errors import raises
 
 GPT2: dict[str, Any] = {"vocab_size": 19, "n_positions": 8, "n_embd": 12, "n_head": 2, "n_layer": 1}
@@ -48,6 +48,34 @@ def test_gpt2_has_a_rate_for_the_embeddings_and_one_for_the_blocks() -> None:
 def test_gpt_oss_has_scaled_positions_where_its_settings_name_none(more: dict[str, Any], expected: Rotary) -> None:
     options = arguments("gpt_oss", {**LLAMA, **more})
     assert options["layers"][0]["rotary"] == expected
+
+
+def test_where_both_names_of_the_positions_are_given_the_older_one_counts() -> None:
+    older, newer = {"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 3.0, "rope_theta": 77.0}
+    options = arguments("llama", {**LLAMA, "rope_theta": 50.0, "rope_scaling": older, "rope_parameters": newer})
+    assert options["rotary"] == Rotary(50.0, scaling=LinearScaling(2.0))
+    nested = {"full_attention": {"factor": 3.0, "rope_theta": 77.0}, "sliding_attention": {"rope_theta": 7.0}}
+    config = {**LLAMA, "max_position_embeddings": 24, "rope_scaling": older, "rope_parameters": nested}
+    rotary = [layer["rotary"] for layer in arguments("modernbert", {**config, "num_hidden_layers": 2})["layers"]]
+    assert rotary == [Rotary(base, scaling=LinearScaling(2.0)) for base in (77.0, 7.0)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "phrase"),
+    [
+        ("gpt_neox", {"rope_theta": 50.0}, "config's rope_theta must be rotary_emb_base, 10000.0"),
+        ("gpt_neox", {"rotary_emb_base": 40, "rope_theta": 50}, "config's rope_theta must be rotary_emb_base, 40"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "config's rope_parameters must have full_attention or sliding_attention",
+        ),
+    ],
+)
+@pytest.mark.every_case
+def test_positions_that_transformers_would_not_read_are_refused(kind: str, more: dict[str, Any], phrase: str) -> None:
+    with raises(phrase):
+        arguments(kind, {**LLAMA, "head_dim": 8, "max_position_embeddings": 24, **more})
 
 
 @pytest.mark.every_case
