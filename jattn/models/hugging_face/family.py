@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "Family",
     "PretrainedModel",
     "family_of",
+    "folder_of",
     "read_json",
 ]
 
@@ -107,7 +109,7 @@ class PretrainedModel(nnx.Module):
             ValueError: if the folder lacks a file, a setting is not implemented here, or the weights don't fit the
                 settings.
         """
-        config, state_dict = read_json(Path(path), "config.json"), weights.files.load(path)
+        config, state_dict = read_json(folder_of(path), "config.json"), weights.files.load(path)
         return cls.from_hugging_face(config, state_dict, param_dtype=param_dtype)
 
     @classmethod
@@ -127,13 +129,15 @@ class PretrainedModel(nnx.Module):
         Raises:
             ValueError: if a setting is not implemented here, or the state dict doesn't fit the settings.
         """
+        if param_dtype is not None:
+            param_dtype = _floating_dtype("param_dtype", param_dtype)
         config, state_dict = cls._reconciled(config, state_dict)
         model = cls._blank(config)
         family = model._family()
         if param_dtype is not None:
             arrays = weights.files.to_arrays("state_dict", state_dict)
             floating = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-            state_dict = {**arrays, **{name: x.astype(jnp.dtype(param_dtype)) for name, x in floating.items()}}
+            state_dict = {**arrays, **{name: x.astype(param_dtype) for name, x in floating.items()}}
         for part, pattern in family.optional_parts.items():
             if not any(re.search(pattern, name) for name in state_dict):
                 setattr(model, part, None)
@@ -268,6 +272,24 @@ def _as_json(config: Mapping[str, Any]) -> str:
 
 def _shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
     return {".".join(map(str, path)): x.shape for path, x in nnx.to_flat_state(nnx.state(model))}
+
+
+def _floating_dtype(name: str, given: Any) -> Any:
+    """The dtype that is meant, of floating-point numbers."""
+    try:
+        dtype = jnp.dtype(given)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating-point dtype, such as jnp.bfloat16. Got {given!r:.80}.")
+    return dtype
+
+
+def folder_of(path: Any) -> Path:
+    """The folder that a caller names."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"path must be a model's folder, a str or a Path. Got {path!r:.80}.")
+    return Path(path)
 
 
 def read_json(folder: Path, name: str, kind: type = dict, *, default: Any = None) -> Any:

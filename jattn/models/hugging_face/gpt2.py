@@ -18,11 +18,6 @@ __all__ = ["GPT2"]
 def _gpt2_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `GPT2` for the settings of a ``GPT2LMHeadModel``."""
     rates = {name: real_setting(config, name, "[0, 1)", 0.1) for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop")}
-    if rates["embd_pdrop"] != rates["resid_pdrop"]:
-        raise ValueError(
-            "config must have an embd_pdrop equal to resid_pdrop, as the model has one rate for both. "
-            f"Got {rates['embd_pdrop']} and {rates['resid_pdrop']}. Set them alike: in eval mode neither matters."
-        )
     return dict(
         vocab_size=count_setting(config, "vocab_size"),
         max_length=count_setting(config, "n_positions"),
@@ -30,7 +25,8 @@ def _gpt2_options(config: Mapping[str, Any]) -> dict[str, Any]:
         num_heads=count_setting(config, "n_head"),
         num_layers=count_setting(config, "n_layer"),
         feedforward_features=optional_count_setting(config, "n_inner"),
-        dropout_rate=rates["resid_pdrop"],
+        dropout_rate=rates["embd_pdrop"],
+        residual_dropout_rate=rates["resid_pdrop"],
         attention_dropout_rate=rates["attn_pdrop"],
         norm_epsilon=real_setting(config, "layer_norm_epsilon", "[0, inf)", 1e-5),
     )
@@ -68,7 +64,8 @@ class GPT2(TextDecoder):
         num_heads: heads in each block.
         num_layers: how many blocks.
         feedforward_features: the feed-forward network's inner width; 4 m by default.
-        dropout_rate: in training, of the embeddings and of what each block adds.
+        dropout_rate: in training, of the embeddings.
+        residual_dropout_rate: of what each block adds; dropout_rate by default.
         attention_dropout_rate: of the attention weights; dropout_rate by default.
         norm_epsilon: of the layer norms.
         dtype, param_dtype: as in ``flax.nnx.Linear``.
@@ -116,6 +113,7 @@ class GPT2(TextDecoder):
         num_layers: int = 12,
         feedforward_features: int | None = None,
         dropout_rate: float = 0.1,
+        residual_dropout_rate: float | None = None,
         attention_dropout_rate: float | None = None,
         norm_epsilon: float = 1e-5,
         dtype: Any = None,
@@ -129,7 +127,7 @@ class GPT2(TextDecoder):
             norm="pre",
             norm_kind=norm,
             activation="gelu_tanh",
-            residual_dropout_rate=dropout_rate,
+            residual_dropout_rate=dropout_rate if residual_dropout_rate is None else residual_dropout_rate,
             attention_dropout_rate=dropout_rate if attention_dropout_rate is None else attention_dropout_rate,
         )
         super().__init__(

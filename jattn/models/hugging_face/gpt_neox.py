@@ -18,8 +18,14 @@ __all__ = ["GPTNeoX"]
 def _gpt_neox_options(config: Mapping[str, Any]) -> dict[str, Any]:
     norm = Norm("layer", epsilon=real_setting(config, "layer_norm_eps", "[0, inf)", 1e-5))
     dropout = real_setting(config, "hidden_dropout", "[0, 1)", 0.0)
+    base = config.get("rotary_emb_base", 10000.0)
+    if config.get("rope_theta", base) != base:
+        raise ValueError(
+            f"config's rope_theta must be rotary_emb_base, {base}, as transformers reads the latter. Got "
+            f"{config['rope_theta']!r:.80}."
+        )
     older = {
-        "rope_theta": config.get("rotary_emb_base", config.get("rope_theta", 10000.0)),
+        "rope_theta": base,
         "partial_rotary_factor": config.get("rotary_pct", 0.25),
     }
     named = ("rope_scaling", "rope_parameters", "hidden_size", "num_attention_heads", "max_position_embeddings")

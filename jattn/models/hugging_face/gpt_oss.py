@@ -1,6 +1,7 @@
 """gpt-oss: sinks, every other layer with a window, and experts whose gates are clipped."""
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from jattn.models.hugging_face.decoder_settings import (
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.rotary import rotary_of
 from jattn.models.hugging_face.settings import count_setting, flag_setting, real_setting
+from jattn.nn import Rotary
 from jattn.weights import Table, rename, split, transposed, unstack
 
 __all__ = ["ClippedSwish", "GptOss"]
@@ -39,6 +41,18 @@ class ClippedSwish:
         return gate * jax.nn.sigmoid(self.slope * gate) * (1 + x)
 
 
+def _rotary_of(config: Mapping[str, Any]) -> Rotary:
+    """With YaRN where no setting says which positions there are."""
+    plain = {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "truncate": False,
+    }
+    unsaid = config.get("rope_parameters") is None and not config.get("rope_scaling")
+    return rotary_of(ChainMap({"rope_parameters": plain}, config) if unsaid else config, base=150000.0)  # type: ignore[arg-type]
+
+
 def _gpt_oss_options(config: Mapping[str, Any]) -> dict[str, Any]:
     slope = real_setting(config, "swiglu_alpha", "(-inf, inf)", 1.702)
     n = count_setting(config, "num_hidden_layers")
@@ -52,7 +66,7 @@ def _gpt_oss_options(config: Mapping[str, Any]) -> dict[str, Any]:
         gated=ClippedSwish(slope, real_setting(config, "swiglu_limit", "(0, inf)", 7.0)),
         feedforward_bias=True,
         use_bias=flag_setting(config, "attention_bias", True),
-        rotary=rotary_of(config, base=150000.0),
+        rotary=_rotary_of(config),
         experts={**experts_of(config, per_token=4, number=128), "router_bias": True},
     )
 

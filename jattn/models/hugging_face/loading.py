@@ -11,7 +11,7 @@ from jattn.models.hugging_face.clip_towers import CLIPText, CLIPVision
 from jattn.models.hugging_face.distilbert import DistilBert
 from jattn.models.hugging_face.electra import Electra
 from jattn.models.hugging_face.encoder_heads import EncoderFamily, EncoderWithHead
-from jattn.models.hugging_face.family import FAMILIES, PretrainedModel, family_of, read_json
+from jattn.models.hugging_face.family import FAMILIES, PretrainedModel, family_of, folder_of, read_json
 from jattn.models.hugging_face.gemma import Gemma, Gemma2, Gemma3
 from jattn.models.hugging_face.gpt2 import GPT2
 from jattn.models.hugging_face.gpt_neox import GPTNeoX
@@ -86,7 +86,7 @@ def load(path: str | Path, *, param_dtype: Any = None) -> PretrainedModel:
     Raises:
         ValueError: if the family is not one of those here, and as ``from_folder`` does.
     """
-    config = read_json(Path(path), "config.json")
+    config = read_json(folder_of(path), "config.json")
     cls: type[PretrainedModel] = family_of(config)
     family = cls.hugging_face
     if not isinstance(family, EncoderFamily):

@@ -26,6 +26,7 @@ def rotary_of(
 ) -> Rotary:
     """The rotary positions of a model; newer files have them in ``rope_parameters``, older ones in ``rope_scaling``.
 
+    Where both say something, ``rope_scaling`` alone counts, as in transformers.
     The kinds are those of transformers: default, linear, dynamic, yarn, llama3 and longrope. Only in some families may
     a part of the features turn (``partial``), or neighbours be paired (``interleaved``); ``base`` is that of a model
     whose settings name none.
@@ -38,13 +39,11 @@ def rotary_of(
     settings: dict[str, Any] = {"rope_theta": config.get("rope_theta", base)}
     if partial and config.get(_SHARE) is not None:
         settings[_SHARE] = config[_SHARE]
-    place = "rope_parameters"
-    for name in ("rope_scaling", "rope_parameters"):
-        given = config.get(name) or {}
-        if not isinstance(given, Mapping):
-            raise ValueError(f"config's {name} must be a dict. Got {given!r:.80}.")
-        place = name if given else place
-        settings.update({key: value for key, value in given.items() if value is not None})
+    older_given, newer_given = config.get("rope_scaling"), config.get("rope_parameters")
+    place, given = ("rope_scaling", older_given) if older_given else ("rope_parameters", newer_given or {})
+    if not isinstance(given, Mapping):
+        raise ValueError(f"config's {place} must be a dict. Got {given!r:.80}.")
+    settings.update({key: value for key, value in given.items() if value is not None})
     older = settings.pop("type", "default")
     kind = settings.pop("rope_type", older)
     if kind not in _KINDS:
@@ -58,9 +57,11 @@ def rotary_of(
         raise ValueError(f"config's {place} must have settings of {kind!r} positions alone. Got {', '.join(unknown)}.")
     # Lengths may stand outside of it, and there go before those inside.
     longest = config.get(_LONGEST)
-    settings[_LONGEST], settings[_ORIGINAL] = longest, config.get(_ORIGINAL) or settings.get(_ORIGINAL, longest)
+    outside = config.get(_ORIGINAL)
+    settings[_LONGEST], settings[_ORIGINAL] = longest, settings.get(_ORIGINAL, longest) if outside is None else outside
     if kind in ("yarn", "longrope") and longest is not None:
-        settings.setdefault("factor", longest / settings[_ORIGINAL])
+        lengths = [real_setting(settings, name, "[1, inf)") for name in (_LONGEST, _ORIGINAL)]
+        settings.setdefault("factor", lengths[0] / lengths[1])
     if missing := [name for name in needed if settings.get(name) is None]:
         raise ValueError(
             f"config's {place} must have {', '.join(missing)} for {kind!r} positions. "
@@ -86,16 +87,18 @@ def rotary_by_kind(
     for name, settings in (("rope_parameters", given), ("rope_scaling", of_all)):
         if not isinstance(settings, Mapping):
             raise ValueError(f"config's {name} must be a dict. Got {settings!r:.80}.")
-    if not given.keys() & bases.keys():
-        given, of_all = {}, {**of_all, **given}
+    if given and not given.keys() & bases.keys():
+        raise ValueError(
+            "config's rope_parameters must have full_attention or sliding_attention, as each kind of layers has its own. "
+            f"Got {given!r:.80}."
+        )
     sizes = {name: config.get(name) for name in (_LONGEST, _ORIGINAL)}
     return {
         kind: rotary_of(
             {
                 **sizes,
                 "rope_theta": real_setting(config, name, "(0, inf)", base),
-                "rope_scaling": of_all if kind in scaled else None,
-                "rope_parameters": given.get(kind),
+                "rope_parameters": {**(given.get(kind) or {}), **(of_all if kind in scaled else {})},
             }
         )
         for kind, (name, base) in bases.items()

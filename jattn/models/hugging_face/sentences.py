@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jattn._engine import checks
 from jattn.models.hugging_face.activations import ACTIVATIONS
 from jattn.models.hugging_face.encoder import TextEncoder
-from jattn.models.hugging_face.family import read_json
+from jattn.models.hugging_face.family import folder_of, read_json
 from jattn.models.hugging_face.settings import count_setting
 from jattn.nn import Linear
 from jattn.nn.feed_forward import activation_function
@@ -169,7 +169,7 @@ class SentenceEncoder:
         """
         from tokenizers import Tokenizer
 
-        folder = Path(path)
+        folder = folder_of(path)
         parts = read_json(folder, "modules.json", list)
         try:
             modules = [(part["type"].split(".")[-1], folder / part["path"]) for part in parts]

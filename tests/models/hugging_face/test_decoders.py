@@ -124,10 +124,6 @@ def test_too_many_tokens() -> None:
         ({**GPT2_CONFIG, "scale_attn_weights": False}, ("scale_attn_weights must be True. Got False",)),
         ({**GPT2_CONFIG, "activation_function": "relu"}, ("activation_function must be 'gelu_new' or", "Got 'relu'")),
         (
-            {**GPT2_CONFIG, "resid_pdrop": 0.0},
-            ("embd_pdrop equal to resid_pdrop, as the model has one rate for both. Got 0.1 and 0.0.",),
-        ),
-        (
             {**GPT2_CONFIG, "add_cross_attention": True, "tie_word_embeddings": False},
             ("add_cross_attention must be False", "tie_word_embeddings must be True"),
         ),
