@@ -31,7 +31,7 @@ def packed(texts: Sequence[Any]) -> tuple[Any, Any, Any]:
     """The texts in one row, the number of each token's text, and its position within that."""
     lens = [len(text) for text in texts]
     ids, positions = np.repeat(np.arange(len(lens)), lens), np.concatenate([np.arange(n) for n in lens])
-    return tuple(jnp.asarray(x)[None] for x in (np.concatenate(texts), ids, positions))
+    return jnp.asarray(np.concatenate(texts))[None], jnp.asarray(ids)[None], jnp.asarray(positions)[None]
 
 
 def assert_padding_and_packing_change_nothing(model: Any, texts: Sequence[np.ndarray]) -> None:
