@@ -11,7 +11,7 @@ from flax import nnx
 from jattn import models
 from jattn.models import generation
 from tests.errors import raises
-from tests.models.hugging_face.test_decoders import KINDS, LENS, PROMPT, V, made
+from tests.models.hugging_face.test_gpt2_and_llama import KINDS, LENS, PROMPT, V, made
 
 
 @pytest.mark.parametrize("kind", KINDS)

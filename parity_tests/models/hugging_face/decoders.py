@@ -1,90 +1,134 @@
-"""What the tests of GPT-2 and of Llama share: tiny models of Hugging Face's `transformers` beside ours."""
+"""A tiny configuration of each family of decoders, for `transformers`."""
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import torch
-from flax import nnx
+from parity_tests.models.hugging_face.case import TEXT, Case
 
-from jattn import models
+__all__ = ["CONFIGS", "ROWS", "V", "made"]
 
 V = 29
-TOKENS = np.random.default_rng(0).integers(0, V, (3, 7))
-LENS = np.array([7, 4, 1])
+SIZES: dict[str, Any] = {
+    "vocab_size": V,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 50.0,
+    "short_factor": [1.0],
+    "long_factor": [2.0],
+    "original_max_position_embeddings": 16,
+}
+# Without groups of heads.
+EQUAL: dict[str, Any] = {name: x for name, x in SIZES.items() if name != "num_key_value_heads"}
+OPT: dict[str, Any] = {name: x for name, x in EQUAL.items() if name != "intermediate_size"} | {"ffn_dim": 20}
+GPT: dict[str, Any] = {name: SIZES[name] for name in ("vocab_size", "bos_token_id", "eos_token_id")}
+
+# By a name: the model, and its settings.
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT-2": ("GPT2LMHeadModel", {**GPT, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_positions": 32}),
+    "Llama": ("LlamaForCausalLM", {**SIZES, "head_dim": 4, "attention_bias": True, "mlp_bias": True}),
+    "Mistral": ("MistralForCausalLM", {**SIZES, "head_dim": 6, "sliding_window": 4}),
+    "Mistral without a window": ("MistralForCausalLM", {**SIZES, "head_dim": 4, "sliding_window": None}),
+    "Qwen 2": (
+        "Qwen2ForCausalLM",
+        {**SIZES, "hidden_size": 16, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    ),
+    "Qwen 2, tied": ("Qwen2ForCausalLM", {**SIZES, "hidden_size": 16, "tie_word_embeddings": True}),
+    "Qwen 3": ("Qwen3ForCausalLM", {**SIZES, "head_dim": 6}),
+    "Gemma": ("GemmaForCausalLM", {**SIZES, "head_dim": 6}),
+    "Gemma 2": (
+        "Gemma2ForCausalLM",
+        {
+            **SIZES,
+            "head_dim": 6,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 3,
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 2.0,
+        },
+    ),
+    "Gemma 3": (
+        "Gemma3ForCausalLM",
+        {
+            **SIZES,
+            "head_dim": 6,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
+    "Mixtral": (
+        "MixtralForCausalLM",
+        {**SIZES, "head_dim": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    ),
+    "gpt-oss": (
+        "GptOssForCausalLM",
+        {
+            **SIZES,
+            "head_dim": 6,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 3,
+            "swiglu_limit": 0.5,
+        },
+    ),
+    "Granite": (
+        "GraniteForCausalLM",
+        {
+            **SIZES,
+            "hidden_size": 16,
+            "embedding_multiplier": 2.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 4.0,
+        },
+    ),
+    "Phi-3": ("Phi3ForCausalLM", {**SIZES, "hidden_size": 16, "sliding_window": 4}),
+    "Phi-3, part of the features": (
+        "Phi3ForCausalLM",
+        {**SIZES, "hidden_size": 16, "rope_parameters": {**LONGROPE, "partial_rotary_factor": 0.5}},
+    ),
+    "OLMo 2": ("Olmo2ForCausalLM", {**SIZES, "hidden_size": 16}),
+    "GPT-NeoX": (
+        "GPTNeoXForCausalLM",
+        {**EQUAL, "hidden_size": 32, "rotary_pct": 0.5},
+    ),
+    "GPT-NeoX, in turn": (
+        "GPTNeoXForCausalLM",
+        {**EQUAL, "hidden_size": 32, "use_parallel_residual": False, "attention_bias": False},
+    ),
+    "BLOOM": ("BloomForCausalLM", {**GPT, "hidden_size": 24, "n_layer": 2, "n_head": 6}),
+    "OPT": ("OPTForCausalLM", OPT),
+    "OPT, norms after": (
+        "OPTForCausalLM",
+        {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 8, "enable_bias": False},
+    ),
+}
 
 
-def logits_and_weights(hf: torch.nn.Module, parameters: dict[str, torch.Tensor], tokens: Any, valid_lens: Any) -> Any:
-    """What a model of theirs says with these parameters, through which gradients flow.
+def made(name: str, implementation: str = "eager", **more: Any) -> Any:
+    """The model of `transformers`, in the dtype that is PyTorch's default now."""
+    import transformers
 
-    Theirs gives the weights in the model's dtype, ours in float32 or wider.
-    """
-    real = torch.ones_like(tokens) if valid_lens is None else torch.arange(tokens.shape[1]) < valid_lens[:, None]
-    arguments = {"input_ids": tokens, "attention_mask": real.long(), "output_attentions": True}
-    outputs = torch.func.functional_call(hf, parameters, (), arguments)
-    wide = [weights.to(torch.promote_types(weights.dtype, torch.float32)) for weights in outputs.attentions]
-    return outputs.logits, wide
-
-
-def assert_loads_and_dumps(kind: Any, hf: Any, folder: Path) -> None:
-    """From their state dict and from their folder the same model, and back the same bits, in each dtype."""
-    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        with jax.enable_x64(dtype == torch.float64), torch.no_grad():
-            theirs = hf.to(dtype).state_dict()
-            hf.save_pretrained(folder)
-            for ours in (kind.from_hugging_face(hf.config.to_dict(), theirs), kind.from_folder(folder)):
-                back = ours.to_hugging_face()
-                assert back.keys() == theirs.keys()
-                for name, tensor in theirs.items():
-                    assert back[name].dtype == dtype
-                    assert torch.equal(back[name], tensor), name
-                hf.load_state_dict(back)
-            if dtype == torch.float32:  # and before the frequencies of Llama's positions were rounded to bfloat16
-                logits = nnx.jit(ours)(jnp.asarray(TOKENS))
-                np.testing.assert_allclose(logits, hf(torch.from_numpy(TOKENS)).logits, rtol=1e-5, atol=1e-5)
+    kind, settings = CONFIGS[name]
+    config_class = getattr(transformers, kind).config_class
+    settings = {**settings, **more}
+    # Experts one after the other, as their grouped product has no float64.
+    ways = {"attn_implementation": implementation, "experts_implementation": "eager"}
+    return getattr(transformers, kind)(config_class(**settings, **ways))
 
 
-def sure_of_itself(hf: Any, seed: int = 0) -> Any:
-    """Large weights, small biases and embeddings: otherwise the last norm's bias would say which token follows, or the
-    last token itself."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in hf.named_parameters():
-        std = 0.1 if parameter.ndim < 2 else 5 * parameter.shape[0] ** -0.5
-        std *= 0.1 if "embed" in name else 1.0
-        mean = 1.0 if parameter.ndim < 2 and name.endswith("weight") else 0.0  # a norm's scale
-        torch.nn.init.normal_(parameter, mean, std, generator=generator)
-    return hf
-
-
-def assert_continues_alike(kind: Any, hf: Any, seed: int = 0) -> None:
-    """Token for token as ``generate`` does: whole prompts, padded ones (theirs on the left), and until eos."""
-    n, tokens = 9, torch.from_numpy(TOKENS)
-
-    def generate(prompt: torch.Tensor, mask: torch.Tensor | None = None, **options: Any) -> np.ndarray:
-        mask = torch.ones_like(prompt) if mask is None else mask
-        options = {"do_sample": False, "max_new_tokens": n, "eos_token_id": None, "pad_token_id": 0, **options}
-        return hf.generate(prompt, attention_mask=mask, **options)[:, prompt.shape[1] :].numpy()
-
-    with jax.enable_x64(True), torch.no_grad():
-        ours = kind.from_hugging_face(hf.config.to_dict(), sure_of_itself(hf, seed).state_dict())
-        whole = models.greedy_continuation(ours, jnp.asarray(TOKENS), max_new_tokens=n)
-        np.testing.assert_array_equal(whole.tokens, generate(tokens))
-        assert len(np.unique(whole.tokens)) > 4, "these continuations are too much alike to show anything"
-
-        padded = models.greedy_continuation(ours, jnp.asarray(TOKENS), jnp.asarray(LENS), max_new_tokens=n)
-        for i, length in enumerate(LENS):
-            np.testing.assert_array_equal(padded.tokens[i], generate(tokens[i : i + 1, :length])[0])
-        left = torch.stack([row.roll(7 - int(length)) for row, length in zip(tokens, LENS, strict=True)])
-        mask = (torch.arange(7) >= 7 - torch.from_numpy(LENS)[:, None]).long()
-        np.testing.assert_array_equal(padded.tokens, generate(left, mask))
-
-        eos = [int(whole.tokens[0, 3]), int(whole.tokens[1, 1])]
-        ended = models.greedy_continuation(ours, jnp.asarray(TOKENS), max_new_tokens=n, eos=eos, pad=5)
-        theirs = generate(tokens, eos_token_id=eos, pad_token_id=5)
-        theirs = np.pad(theirs, ((0, 0), (0, n - theirs.shape[1])), constant_values=5)
-        np.testing.assert_array_equal(ended.tokens, theirs)
-        assert int(ended.lengths.min()) < n
-        for row, length in zip(theirs, ended.lengths, strict=True):
-            assert length == n or row[length - 1] in eos
+ROWS = {name: Case(partial(made, name), TEXT, generates=True) for name in CONFIGS}

@@ -1,8 +1,11 @@
 """A tiny configuration of each family of encoder-decoders, for `transformers`."""
 
+from functools import partial
 from typing import Any
 
-__all__ = ["ENCODER_DECODERS", "V", "made"]
+from parity_tests.models.hugging_face.case import SOUND, TARGET, TEXT, Case
+
+__all__ = ["ENCODER_DECODERS", "ROWS", "V", "made"]
 
 V = 29
 TOKENS: dict[str, Any] = {
@@ -74,3 +77,9 @@ def made(name: str) -> Any:
     if hasattr(model, "final_logits_bias"):  # no parameter, so that it is zero where all parameters are random
         model.final_logits_bias.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
     return model
+
+
+ROWS = {
+    name: Case(partial(made, name), {**(SOUND if kind.startswith("Whisper") else TEXT), **TARGET}, generates=True)
+    for name, (kind, _) in ENCODER_DECODERS.items()
+}

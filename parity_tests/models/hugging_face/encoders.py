@@ -1,8 +1,11 @@
 """A tiny configuration of each family of text encoders, for `transformers`."""
 
+from functools import partial
 from typing import Any
 
-__all__ = ["CASES", "CONFIGS", "V", "made"]
+from parity_tests.models.hugging_face.case import TEXT, Case
+
+__all__ = ["CASES", "CONFIGS", "ROWS", "V", "made"]
 
 V = 29
 SIZES: dict[str, Any] = {
@@ -73,3 +76,9 @@ def made(name: str, task: str, **more: Any) -> Any:
     model_class = getattr(transformers, kind + task)
     settings = {**settings, **more}
     return model_class(model_class.config_class(**settings, attn_implementation="eager"))
+
+
+ROWS = {
+    name if task == "Model" else f"{name}, {task.removeprefix('For')}": Case(partial(made, name, task), TEXT)
+    for name, task in CASES
+}

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,55 +23,13 @@ from rich.table import Table
 from jattn import heads, models
 from jattn.parity.widen import float64_throughout
 from jattn.weights import files
-from parity_tests.models.hugging_face import encoder_decoders, encoders, families, vision_families
+from parity_tests.models.hugging_face import decoders, encoder_decoders, encoders, vision
+from parity_tests.models.hugging_face.case import Arrays, Case
 from parity_tests.nn import randomised
 
-__all__ = ["CASES", "Case", "row_of"]
+__all__ = ["CASES", "COLUMNS", "MARKS", "row_of", "write"]
 
-Arrays = dict[str, np.ndarray]
-
-
-class Case(NamedTuple):
-    """A model of `transformers`, and what it is called with."""
-
-    made: Callable[[], Any]
-    given: Arrays
-    generates: bool = False
-
-
-_RNG = np.random.default_rng(0)
-_TOKENS, _TARGET = _RNG.integers(4, 13, (2, 7)), _RNG.integers(4, 13, (2, 4))
-_TOKENS[:, -1] = 13  # where CLIP's texts end
-_TARGET[:, 0] = 0  # where a decoder begins
-_IMAGES, _SOUND = _RNG.normal(size=(2, 12, 12, 2)), _RNG.normal(size=(2, 5, 18))
-
-
-def _cases() -> dict[str, Case]:
-    text, both = {"input_ids": _TOKENS}, {"decoder_input_ids": _TARGET}
-    found = {name: Case(lambda name=name: families.made(name), text, True) for name in families.CONFIGS}
-    for name, task in encoders.CASES:
-        label = name if task == "Model" else f"{name}, {task.removeprefix('For')}"
-        found[label] = Case(lambda name=name, task=task: encoders.made(name, task), text)
-    for name in encoder_decoders.ENCODER_DECODERS:
-        source = {"input_features": _SOUND} if name.startswith("Whisper") else text
-        found[name] = Case(lambda name=name: encoder_decoders.made(name), {**source, **both}, True)
-    seen, clips = vision_families.IMAGES, vision_families.CLIPS
-    for name, (kind, settings) in (*seen.items(), *vision_families.TEXTS.items(), *clips.items()):
-        given = (
-            {"pixel_values": _IMAGES}
-            if name in seen
-            else text
-            if name not in clips
-            else {**text, "pixel_values": _IMAGES}
-        )
-        if settings.get("image_size") == [12, 8]:
-            given = {"pixel_values": _IMAGES[:, :, :8]}
-        label = f"CLIP {name}" if kind.startswith("CLIP") and name not in clips else name
-        found[label] = Case(lambda kind=kind, settings=settings: vision_families.made(kind, settings), given)
-    return found
-
-
-CASES = _cases()
+CASES: dict[str, Case] = {**decoders.ROWS, **encoders.ROWS, **encoder_decoders.ROWS, **vision.ROWS}
 
 
 def theirs_on(hf: Any, given: Arrays) -> np.ndarray:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from jattn import models
 from parity_tests.conftest import Parity
+from parity_tests.models.hugging_face.comparison import assert_all_close, assert_gradients
 from parity_tests.nn import both, call_for_weights, randomised
 
 rng = np.random.default_rng(0)
@@ -78,21 +79,14 @@ def test_bert_of_hugging_face(activation: str, head: bool, tmp_path: Path) -> No
         hidden, pull, weights = jax.vjp(run, parameters, has_aux=True)
         (gradients,) = pull(jnp.asarray(cotangent))
         back, named = ours.to_hugging_face(), nnx.merge(graph, gradients, rest).to_hugging_face()
-    close(np.asarray(hidden)[real], output.last_hidden_state.detach().numpy()[real])
-    for ours_, theirs_ in zip(weights, output.attentions, strict=True):
-        close(np.swapaxes(ours_, 1, 2)[real], theirs_.detach().numpy().swapaxes(1, 2)[real])
+    assert_all_close([hidden], [output.last_hidden_state], real, "output")
+    assert_all_close(weights, output.attentions, real, "weights")
 
     their_parameters = {name: p for name, p in bert.named_parameters() if not name.startswith("pooler")}
     assert named.keys() == back.keys() == their_parameters.keys()
-    most = max(float(p.grad.abs().max()) for p in their_parameters.values())
     for name, p in their_parameters.items():
         assert torch.equal(back[name], p), name
-        scale = most if name.endswith("key.bias") else float(p.grad.abs().max())  # a key's bias has none
-        assert float((named[name] - p.grad).abs().max()) <= 1e-10 * scale, name
-
-
-def close(ours: Any, theirs: np.ndarray) -> None:
-    assert np.abs(np.asarray(ours) - theirs).max() <= 1e-10 * np.abs(theirs).max()
+    assert_gradients(named, bert, tmp_path / "gradients", unused="pooler")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -11,14 +11,8 @@ import torch_ref.models
 from jattn import models
 from parity_tests.compare import DTYPES
 from parity_tests.conftest import Parity
-from parity_tests.models.hugging_face.decoders import (
-    LENS,
-    TOKENS,
-    V,
-    assert_continues_alike,
-    assert_loads_and_dumps,
-    logits_and_weights,
-)
+from parity_tests.models.hugging_face.comparison import assert_loads_and_dumps, logits_and_weights
+from parity_tests.models.hugging_face.generation import LENS, TOKENS, V, assert_continues_alike
 from parity_tests.nn import blank, both, call_for_weights, randomised
 
 SIZES: dict[str, Any] = {"max_length": 20, "features": 12, "num_heads": 3, "num_layers": 2}

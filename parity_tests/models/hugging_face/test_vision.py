@@ -13,7 +13,15 @@ from flax import nnx
 from jattn import models
 from jattn.parity.widen import float64_throughout
 from jattn.weights import files
-from parity_tests.models.hugging_face.vision_families import CLIPS, IMAGES, TEXTS, made
+from parity_tests.models.hugging_face.comparison import (
+    SIDES,
+    assert_all_close,
+    assert_close,
+    assert_gradients,
+    assert_there_and_back,
+    mask_of,
+)
+from parity_tests.models.hugging_face.vision import CLIPS, IMAGES, TEXTS, made
 from parity_tests.nn import randomised
 
 pytest.importorskip("transformers", reason="no transformers: families were not compared with its models")
@@ -25,28 +33,6 @@ CASES = [(name, size) for name in IMAGES for size in SIZES if size == "own" or I
 
 def images_of(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(3, height, width, 2))
-
-
-def assert_close(ours: Any, theirs: Any, name: str, scale: float | None = None) -> None:
-    theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    assert ours.shape == theirs.shape, name
-    assert np.abs(ours - theirs).max() <= 1e-10 * (scale or np.abs(theirs).max()), name
-
-
-def assert_gradients(ours: dict[str, Any], hf: Any, folder: Path) -> None:
-    """Of all parameters; theirs are saved as if they were a model, so that they have the names of its file."""
-    for parameter in hf.parameters():
-        assert parameter.grad is not None
-        parameter.data = parameter.grad
-    hf.save_pretrained(folder)
-    theirs = files.load(folder)
-    assert ours.keys() == theirs.keys()
-    largest = max(float(np.abs(x).max()) for x in theirs.values())
-    for name, x in theirs.items():
-        # What all keys share cancels in the softmax.
-        key_bias = name.endswith(("key.bias", "k_proj.bias")) and np.abs(x).max() < 1e-12 * largest
-        assert_close(ours[name], x, f"gradient of {name}", largest if key_bias else None)
 
 
 def outputs_of(hf: Any, outputs: Any) -> list[Any]:
@@ -105,15 +91,13 @@ def test_equal_on_images(name: str, size: str, tmp_path: Path) -> None:
 
 # Each with token 13, which ends it, but for the older ones, which end with the highest number.
 TOKENS = np.array([[1, 4, 5, 13, 6, 13], [1, 13, 6, 6, 6, 6], [1, 4, 7, 8, 13, 16]])
-LENS = np.array([6, 2, 5])
-SIDES = {
-    "whole": (TOKENS, np.ones((3, 6), int)),
-    "right": (TOKENS, (np.arange(6) < LENS[:, None]).astype(int)),
-    "left": (
-        np.stack([np.roll(row, -n) for row, n in zip(TOKENS, LENS, strict=True)]),
-        (np.arange(6) >= 6 - LENS[:, None]).astype(int),
-    ),
-}
+TEXT_LENS = np.array([6, 2, 5])
+
+
+def text_of(side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens, with those of the padding on that side, and their mask."""
+    left = np.stack([np.roll(row, -n) for row, n in zip(TOKENS, TEXT_LENS, strict=True)])
+    return left if side == "left" else TOKENS, mask_of(side, TEXT_LENS)
 
 
 def given_to(tokens: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
@@ -126,16 +110,14 @@ def given_to(tokens: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
 def assert_tower(ours: Any, theirs: Any, last: Any, real: np.ndarray | None = None) -> None:
     """Hidden states and weights; of texts those of real tokens."""
     real = np.ones(last.shape[:2], bool) if real is None else real
-    for i, (x, y) in enumerate(zip(ours.hidden, [*theirs.hidden_states[:-1], last], strict=True)):
-        assert_close(x[real], y[torch.from_numpy(real)], f"hidden state {i}")
-    for i, (x, y) in enumerate(zip(ours.weights, theirs.attentions, strict=True)):
-        assert_close(np.moveaxis(x, 1, -1)[real], y.moveaxis(1, -1)[torch.from_numpy(real)], f"weights {i}")
+    assert_all_close(ours.hidden, [*theirs.hidden_states[:-1], last], real, "hidden state")
+    assert_all_close(ours.weights, theirs.attentions, real, "weights")
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", TEXTS)
 def test_equal_on_texts(name: str, side: str, tmp_path: Path) -> None:
-    tokens, mask = SIDES[side]
+    tokens, mask = text_of(side)
     if name == "older end of text":  # which looks at padding too: there it is low
         tokens = np.where(mask == 1, tokens, 0)
     with float64_throughout(), jax.enable_x64(True):
@@ -165,7 +147,7 @@ def test_equal_on_texts(name: str, side: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_equal_on_both(name: str, tmp_path: Path) -> None:
-    tokens, mask = SIDES["right"]
+    tokens, mask = text_of("right")
     with float64_throughout(), jax.enable_x64(True):
         hf = randomised(made(*CLIPS[name]))
         hf.save_pretrained(tmp_path / "model")
@@ -201,23 +183,8 @@ def test_equal_on_both(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", [*IMAGES.values(), *TEXTS.values(), *CLIPS.values()], ids=lambda case: case[0])
 def test_there_and_back(case: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
-    """From a folder in bfloat16, of several files, and back the same bits; what is saved is opened by theirs."""
-    hf, folder = made(*case).to(torch.bfloat16), tmp_path
-    hf.save_pretrained(folder, max_shard_size="4KB")
-    assert len(list(folder.glob("*.safetensors"))) > 1
-    ours = models.load(folder)
-    back, stored = ours.to_hugging_face(), files.load(folder)
-    assert back.keys() == stored.keys()
-    for name, x in stored.items():
-        assert back[name].dtype == torch.bfloat16
-        np.testing.assert_array_equal(files.to_numpy(back[name]).view(np.uint16), np.asarray(x).view(np.uint16))
-    ours.save(folder / "again")
-    again = type(hf).from_pretrained(folder / "again")
-    assert again.state_dict().keys() == hf.state_dict().keys()
-    for name, x in again.state_dict().items():
-        assert torch.equal(x, hf.state_dict()[name]), name
-    in_memory = type(ours).from_hugging_face(again.config.to_dict(), hf.state_dict())  # with names of their own
-    assert all(torch.equal(x, back[name]) for name, x in in_memory.to_hugging_face().items())
+    ours = assert_there_and_back(made(*case), tmp_path)
+    assert ours.to_hugging_face().keys() == files.load(tmp_path).keys()
 
 
 @pytest.mark.parametrize(("case", "prefix"), [(TEXTS["states"], "text_model."), (IMAGES["CLIP's"], "vision_model.")])

@@ -11,6 +11,7 @@ from flax import nnx
 
 from jattn import masks, models
 from jattn.nn import Norm
+from tests.models.hugging_face.texts import drawn, packed, padded
 
 V = 23
 BLOCK: dict[str, Any] = {"num_heads": 2, "feedforward_features": 12, "norm": "pre", "norm_kind": "rms"}
@@ -44,27 +45,13 @@ def made(kind: str, **more: Any) -> models.EncoderDecoder:
     return model
 
 
-def drawn(lens: tuple[int, ...], seed: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, V, n) for n in lens]
-
-
-def padded(texts: list[np.ndarray], side: str) -> tuple[Any, Any]:
-    n = max(map(len, texts))
-    tokens, real = np.zeros((len(texts), n), int), np.zeros((len(texts), n), int)
-    for i, text in enumerate(texts):
-        place = slice(n - len(text), n) if side == "left" else slice(0, len(text))
-        tokens[i, place], real[i, place] = text, 1
-    return jnp.asarray(tokens), jnp.asarray(real)
-
-
 def assert_close(x: Any, y: Any) -> None:
     np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", TEXTS)
 def test_padding_and_packing_change_nothing(kind: str) -> None:
-    sources, targets = drawn(SOURCE_LENS, 0), drawn(TARGET_LENS, 1)
+    sources, targets = drawn(V, SOURCE_LENS, 0), drawn(V, TARGET_LENS, 1)
     with jax.enable_x64(True):
         model = made(kind, param_dtype=jnp.float64)
         alone = [model(jnp.asarray(x)[None], jnp.asarray(y)[None])[0] for x, y in zip(sources, targets, strict=True)]
@@ -81,17 +68,15 @@ def test_padding_and_packing_change_nothing(kind: str) -> None:
         for logits, expected in zip(model(source, target, **lens), alone, strict=True):
             assert_close(logits[: len(expected)], expected)
 
-        source, target = (jnp.concatenate(texts[1:])[None] for texts in (sources, targets))
-        ids = [np.repeat([[0, 1]], lens[1:], axis=1) for lens in (SOURCE_LENS, TARGET_LENS)]
-        positions = [np.concatenate([np.arange(n) for n in lens[1:]])[None] for lens in (SOURCE_LENS, TARGET_LENS)]
+        (source, ids, positions), (target, target_ids, target_positions) = packed(sources[1:]), packed(targets[1:])
         found = model(
             source,
             target,
-            positions=jnp.asarray(positions[0]),
-            target_positions=jnp.asarray(positions[1]),
-            mask=masks.segments(jnp.asarray(ids[0])),
-            target_mask=masks.segments(jnp.asarray(ids[1])),
-            memory_mask=masks.segments(jnp.asarray(ids[1]), jnp.asarray(ids[0])),
+            positions=positions,
+            target_positions=target_positions,
+            mask=masks.segments(ids),
+            target_mask=masks.segments(target_ids),
+            memory_mask=masks.segments(target_ids, ids),
         )
         assert_close(found[0], jnp.concatenate(alone[1:]))
 
@@ -212,7 +197,7 @@ def test_greedy_continuation_encodes_once(kind: str, monkeypatch: pytest.MonkeyP
     if kind == "sound":
         source, mask = jnp.asarray(rng.normal(size=(2, 5, 12)), jnp.float32), None
     else:
-        source, mask = padded(drawn((6, 3), 2), "left")
+        source, mask = padded(drawn(V, (6, 3), 2), "left")
     target = jnp.array([[1], [2]])
     found = models.greedy_continuation(model, target, max_new_tokens=5, source=source, source_attention_mask=mask)
     assert len(calls) == 1  # while it was traced

@@ -1,6 +1,7 @@
 """The text encoder that all families share, and heads on it: padding on any side, packed texts, what is refused."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jattn import masks, models
+from jattn import models
 from jattn.models.hugging_face.family import FAMILIES
 from jattn.nn import Norm, Rotary, TransformerBlock
 from jattn.weights import files
+from tests.models.hugging_face.texts import assert_padding_and_packing_change_nothing, drawn, padded
 
 V, M = 23, 8
 POST: dict[str, Any] = {"num_heads": 2, "feedforward_features": 12}
@@ -32,8 +34,7 @@ LENS = (6, 4, 3)
 
 @pytest.fixture(scope="module")
 def texts() -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, V, n) for n in LENS]
+    return drawn(V, LENS)
 
 
 def made(kind: str, **types: Any) -> models.TextEncoder:
@@ -45,33 +46,10 @@ def made(kind: str, **types: Any) -> models.TextEncoder:
     return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), state))
 
 
-def padded(texts: list[np.ndarray], side: str) -> tuple[Any, Any]:
-    n = max(LENS)
-    tokens, real = np.zeros((3, n), int), np.zeros((3, n), int)
-    for i, text in enumerate(texts):
-        place = slice(n - len(text), n) if side == "left" else slice(0, len(text))
-        tokens[i, place], real[i, place] = text, 1
-    return jnp.asarray(tokens), jnp.asarray(real)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_and_packing_change_nothing(kind: str, texts: list[np.ndarray]) -> None:
     with jax.enable_x64(True):
-        model = made(kind, param_dtype=jnp.float64)
-        alone = [np.asarray(model(jnp.asarray(text)[None]))[0] for text in texts]
-        for side in ("left", "right"):
-            tokens, real = padded(texts, side)
-            hidden = [model(tokens, attention_mask=real)]
-            if side == "right":
-                hidden.append(model(tokens, jnp.array(LENS)))
-            for x in hidden:
-                for i, expected in enumerate(alone):
-                    np.testing.assert_allclose(np.asarray(x)[i][real[i] == 1], expected, rtol=1e-12, atol=1e-12)
-        packed, ids = np.concatenate(texts[1:])[None], np.repeat([0, 1], LENS[1:])[None]
-        positions = np.concatenate([np.arange(n) for n in LENS[1:]])[None]
-        given = {"positions": jnp.asarray(positions), "mask": masks.segments(jnp.asarray(ids))}
-        hidden = np.asarray(model(jnp.asarray(packed), **given))
-        np.testing.assert_allclose(hidden[0], np.concatenate(alone[1:]), rtol=1e-12, atol=1e-12)
+        assert_padding_and_packing_change_nothing(made(kind, param_dtype=jnp.float64), texts)
 
 
 @pytest.mark.parametrize("pooling", [None, "first", "mean"])
@@ -147,6 +125,62 @@ def test_dropout_of_the_network_alone() -> None:
         trained = block(x, rng=rng)
         block.eval()
         assert np.allclose(trained, block(x)) == (not dropped)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# BERT.
+
+
+def bert(**options: Any) -> models.Bert:
+    sizes: dict[str, Any] = dict(
+        vocab_size=8, features=12, num_heads=3, num_layers=2, feedforward_features=10, max_length=20
+    )
+    encoder = models.Bert(**{**sizes, **options}, rngs=nnx.Rngs(0))
+    encoder.eval()
+    return encoder
+
+
+@pytest.mark.whole
+def test_padding_of_bert_has_no_influence() -> None:
+    tokens = jnp.array([[1, 4, 5, 2, 0, 0], [1, 4, 5, 2, 6, 7]])
+    hidden, weights = bert()(tokens, jnp.array([4, 4]), return_weights=True)
+    np.testing.assert_array_equal(hidden[0, :4], hidden[1, :4])
+    for layer in weights:
+        np.testing.assert_allclose(layer[..., :4].sum(-1), 1, atol=1e-6)
+        assert not np.any(layer[..., 4:])
+
+
+def test_dropout_of_bert_needs_rng_and_changes_the_output() -> None:
+    tokens = jnp.array([[1, 4, 2]])
+    training = bert(num_layers=1, dropout_rate=0.5)
+    training.train()
+    with pytest.raises(ValueError, match=r"rng must be given when dropout_rate is above 0"):
+        training(tokens)
+    compiled = nnx.jit(lambda model, rng: model(tokens, rng=rng))
+    one, same, other = (compiled(training, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, other)
+    training.eval()
+    np.testing.assert_array_equal(training(tokens), bert(num_layers=1)(tokens))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(tokens=[[8]]), "tokens must lie between 0 and 7, the vocabulary. Got 8."),
+        (dict(tokens=[1, 2]), "tokens must have the axes b t, none of them empty. Got shape (2,)."),
+        (dict(tokens=[[1] * 21]), "tokens must have at most max_length = 20 positions. Got 21."),
+        (dict(tokens=[[1]], token_types=[[2]]), "token_types must lie between 0 and 1"),
+        (
+            dict(tokens=[[1, 2]], token_types=[[0]]),
+            "token_types must have one entry for each of tokens, shape (1, 2). Got shape (1, 1).",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_errors_of_bert(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        bert()(**{name: jnp.array(x) for name, x in arguments.items()})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

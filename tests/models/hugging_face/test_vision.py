@@ -12,6 +12,7 @@ from flax import nnx
 
 from jattn import heads, models
 from jattn.nn import Norm
+from tests.models.hugging_face.texts import padded
 
 BLOCK: dict[str, Any] = {"num_heads": 2, "feedforward_features": 12, "norm": "pre", "activation": "gelu"}
 SIZES: dict[str, Any] = {"image_size": (6, 8), "patch_size": 2, "features": 8, "layers": [BLOCK, BLOCK], "channels": 2}
@@ -155,19 +156,16 @@ def test_the_token_that_ends_a_text(eos: int | None, place: int) -> None:
 @pytest.mark.parametrize("eos", [EOS, None])
 def test_padding_changes_nothing(eos: int | None) -> None:
     """Not even if it is what texts end with, as CLIP's tokenizer has it."""
-    texts, n = [[1, 4, 5, EOS], [1, 6, EOS], [EOS]], 4
+    texts = [[1, 4, 5, EOS], [1, 6, EOS], [EOS]]
     with jax.enable_x64(True):
         model = clip_text(eos=eos, output_features=3, param_dtype=jnp.float64)
         alone = np.concatenate([model(jnp.array([text])) for text in texts])
         for side in ("left", "right"):
-            tokens, real = np.full((3, n), EOS), np.zeros((3, n), int)
-            for i, text in enumerate(texts):
-                place = slice(n - len(text), n) if side == "left" else slice(0, len(text))
-                tokens[i, place], real[i, place] = text, 1
-            padded = model(jnp.asarray(tokens), attention_mask=jnp.asarray(real))
-            np.testing.assert_allclose(padded, alone, rtol=1e-12, atol=1e-12)
-        padded = model(jnp.asarray(tokens), valid_lens=jnp.array([4, 3, 1]))
-        np.testing.assert_allclose(padded, alone, rtol=1e-12, atol=1e-12)
+            tokens, real = padded(texts, side, EOS)
+            found = model(tokens, attention_mask=real)
+            np.testing.assert_allclose(found, alone, rtol=1e-12, atol=1e-12)
+        found = model(tokens, valid_lens=jnp.array([4, 3, 1]))
+        np.testing.assert_allclose(found, alone, rtol=1e-12, atol=1e-12)
 
 
 def test_a_text_without_an_end() -> None:

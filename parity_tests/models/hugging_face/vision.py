@@ -1,8 +1,14 @@
 """A tiny configuration of each family that sees images, for `transformers`."""
 
+from functools import partial
 from typing import Any
 
-__all__ = ["CLIPS", "IMAGES", "TEXTS", "made"]
+import numpy as np
+
+from parity_tests.models.hugging_face import case
+from parity_tests.models.hugging_face.case import Arrays, Case
+
+__all__ = ["CLIPS", "IMAGES", "ROWS", "TEXTS", "made"]
 
 SIZES: dict[str, Any] = {
     "hidden_size": 12,
@@ -56,3 +62,19 @@ def made(kind: str, settings: dict[str, Any]) -> Any:
 
     cls = getattr(transformers, kind)
     return cls(cls.config_class(**settings, attn_implementation="eager"))
+
+
+def _images_for(settings: dict[str, Any]) -> Arrays:
+    height, width = np.broadcast_to(settings["image_size"], 2)
+    return {"pixel_values": case.IMAGES[:, :height, :width]}
+
+
+def _label(name: str, kind: str) -> str:
+    return f"CLIP {name}" if kind.startswith("CLIP") else name
+
+
+ROWS = {
+    **{_label(name, of[0]): Case(partial(made, *of), _images_for(of[1])) for name, of in IMAGES.items()},
+    **{_label(name, of[0]): Case(partial(made, *of), case.TEXT) for name, of in TEXTS.items()},
+    **{name: Case(partial(made, *of), {**case.TEXT, **_images_for(SIZES)}) for name, of in CLIPS.items()},
+}

@@ -1,4 +1,4 @@
-"""The text encoder and sentences to vectors, without PyTorch: batches, pooling, folders, errors."""
+"""Sentences to vectors, without PyTorch: batches, pooling, folders, errors."""
 
 import json
 import re
@@ -109,53 +109,6 @@ def folder(tmp_path: Path, encoder: Bert) -> Path:
 
 def write(folder: Path, name: str, content: Any) -> None:
     (folder / name).write_text(json.dumps(content))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The encoder.
-
-
-@pytest.mark.whole
-def test_padding_has_no_influence(encoder: Bert) -> None:
-    tokens = jnp.array([[1, 4, 5, 2, 0, 0], [1, 4, 5, 2, 6, 7]])
-    hidden, weights = encoder(tokens, jnp.array([4, 4]), return_weights=True)
-    np.testing.assert_array_equal(hidden[0, :4], hidden[1, :4])
-    for layer in weights:
-        np.testing.assert_allclose(layer[..., :4].sum(-1), 1, atol=1e-6)
-        assert not np.any(layer[..., 4:])
-
-
-def test_dropout_needs_rng_and_changes_the_output() -> None:
-    tokens = jnp.array([[1, 4, 2]])
-    training = model(num_layers=1, dropout_rate=0.5)
-    training.train()
-    with pytest.raises(ValueError, match=r"rng must be given when dropout_rate is above 0"):
-        training(tokens)
-    compiled = nnx.jit(lambda model, rng: model(tokens, rng=rng))
-    one, same, other = (compiled(training, jax.random.key(seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one, same)
-    assert not np.allclose(one, other)
-    training.eval()
-    np.testing.assert_array_equal(training(tokens), model(num_layers=1)(tokens))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (dict(tokens=[[8]]), "tokens must lie between 0 and 7, the vocabulary. Got 8."),
-        (dict(tokens=[1, 2]), "tokens must have the axes b t, none of them empty. Got shape (2,)."),
-        (dict(tokens=[[1] * 21]), "tokens must have at most max_length = 20 positions. Got 21."),
-        (dict(tokens=[[1]], token_types=[[2]]), "token_types must lie between 0 and 1"),
-        (
-            dict(tokens=[[1, 2]], token_types=[[0]]),
-            "token_types must have one entry for each of tokens, shape (1, 2). Got shape (1, 1).",
-        ),
-    ],
-)
-@pytest.mark.usefixtures("unchecked")
-def test_errors_of_the_encoder(encoder: Bert, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        encoder(**{name: jnp.array(x) for name, x in arguments.items()})
 
 
 # ----------------------------------------------------------------------------------------------------------------------
