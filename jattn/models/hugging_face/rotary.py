@@ -89,8 +89,8 @@ def rotary_by_kind(
             raise ValueError(f"config's {name} must be a dict. Got {settings!r:.80}.")
     if given and not given.keys() & bases.keys():
         raise ValueError(
-            "config's rope_parameters must have full_attention or sliding_attention, as each kind of layers has its own. "
-            f"Got {given!r:.80}."
+            "config's rope_parameters must have full_attention or sliding_attention, as each kind of layers has its "
+            f"own. Got {given!r:.80}."
         )
     sizes = {name: config.get(name) for name in (_LONGEST, _ORIGINAL)}
     return {

@@ -26,7 +26,7 @@ __all__ = [
     "mask_of",
 ]
 
-SIDES = ("right", "left", "whole")
+SIDES = ("right", "left")  # one text of each batch is as long as the longest, so without padding
 LENS = np.array([9, 5, 7])
 
 

@@ -100,6 +100,7 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
     assert getattr(again, "scale_decoder_outputs", None) == getattr(hf.config, "scale_decoder_outputs", None)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["T5", "BART", "Whisper"])
 def test_greedy(name: str, tmp_path: Path) -> None:
     """The same tokens as ``generate``, cut off and ended."""
@@ -161,6 +162,7 @@ def test_log_mel(mel_bins: int, seconds: int) -> None:
     assert np.abs(narrow - truth).max() <= 2 * np.abs(theirs() - truth).max() + 4 * np.finfo(np.float32).eps
 
 
+@pytest.mark.whole
 def test_bare_bart(tmp_path: Path) -> None:
     """A folder of a ``BartModel`` is the whole model to `transformers` if it is asked for that, and so it is here."""
     from transformers import BartForConditionalGeneration

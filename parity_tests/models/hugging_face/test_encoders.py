@@ -61,8 +61,11 @@ def has_types(hf: Any) -> bool:
     return getattr(hf.config, "type_vocab_size", 0) > 1
 
 
-@pytest.mark.parametrize("side", PADDED)
-@pytest.mark.parametrize(("name", "task"), CASES)
+# What is under the heads is padded on either side without one.
+SIDED = [(name, task, side) for name, task in CASES for side in PADDED if task == "Model" or side == "left"]
+
+
+@pytest.mark.parametrize(("name", "task", "side"), SIDED)
 def test_equal(name: str, task: str, side: str, tmp_path: Path) -> None:
     """Theirs is padded on the right, as its heads take the first token that stands there."""
     with float64_throughout(), jax.enable_x64(True):

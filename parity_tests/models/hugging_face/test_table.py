@@ -11,6 +11,7 @@ pytest.importorskip("transformers", reason="no transformers: families were not c
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["T5", "OLMo 2", "CLIP"])
 def test_a_row(name: str) -> None:
     kind, error, generates, shards, prunes = row_of(CASES[name])
