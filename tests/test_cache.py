@@ -15,7 +15,7 @@ from jattn import Cache, biases, masks, models
 from jattn.nn import MultiHeadAttention, Norm, Rotary, TransformerBlock, new_cache
 
 T = 11
-CHUNKS = [[1] * T, [T], [4, 1, 1, 5], [2, 9]]
+CHUNKS = [[4, 1, 1, 5], [1] * T, [T], [2, 9]]
 # Each with what the rule is, the room of the cache, and whether it is a ring.
 CASES: dict[str, tuple[dict[str, Any], int, bool]] = {
     "causal": ({"mask": masks.causal()}, T, False),
@@ -201,6 +201,7 @@ def test_models_go_on(kind: str, sizes: list[int]) -> None:
     np.testing.assert_allclose(outs[0].weights[0].sum(-1), 1, rtol=1e-12)
 
 
+@pytest.mark.whole
 def test_prompts_padded_on_either_side_go_on_alike() -> None:
     model = models.TextDecoder(23, features=8, **MODELS["learned"], param_dtype=jnp.float64, rngs=nnx.Rngs(0))
     model.eval()
@@ -219,6 +220,7 @@ def test_prompts_padded_on_either_side_go_on_alike() -> None:
             np.testing.assert_allclose(gone_on[i], alone[n:], rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.whole
 def test_an_encoder_decoder_goes_on() -> None:
     side = {"layers": [{"num_heads": 2, "feedforward_features": 12}] * 2, "relative_buckets": 4, "relative_distance": 8}
     model = models.EncoderDecoder(23, features=8, encoder=side, decoder=side, param_dtype=jnp.float64, rngs=nnx.Rngs(0))

@@ -58,6 +58,7 @@ def test_the_way_is_that_of_the_platform_it_is_lowered_for() -> None:
     assert "ragged_dot" not in texts["cpu"]
 
 
+@pytest.mark.whole
 def test_dropout_in_training() -> None:
     network, x = made(dropout_rate=0.5), jnp.ones((2, 3, 6))
     with pytest.raises(ValueError, match="rng must be given"):

@@ -131,6 +131,7 @@ def test_weights_from_and_to_hugging_face(tmp_path: Path, tied: bool) -> None:
     assert_loads_and_dumps(models.Llama, made(tie_word_embeddings=tied), tmp_path)
 
 
+@pytest.mark.whole
 def test_greedy_continuation() -> None:
     with wide_llama():
         assert_continues_alike(models.Llama, made())

@@ -40,6 +40,7 @@ def assert_port(kind: Any, theirs: Any, inputs: tuple[Any, ...]) -> None:
     assert all(torch.equal(back[name], given[name]) for name in given)
 
 
+@pytest.mark.whole
 def test_the_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["own_family"])
     own_family.main()
@@ -60,6 +61,7 @@ class MT5(models.T5):
     )
 
 
+@pytest.mark.whole
 def test_a_subclass_of_a_family() -> None:
     theirs = original("MT5ForConditionalGeneration", d_model=16, d_kv=4, d_ff=20, num_layers=1, num_heads=2)
     assert_port(MT5, theirs, (TOKENS, TOKENS[:, :4]))
@@ -137,6 +139,7 @@ class StableLM(models.TextDecoder):
     )
 
 
+@pytest.mark.whole
 def test_one_norm_for_both_and_norms_of_each_head() -> None:
     flags = dict(use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True)
     sizes = dict(

@@ -49,6 +49,7 @@ def assert_close(x: Any, y: Any) -> None:
     np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", TEXTS)
 def test_padding_and_packing_change_nothing(kind: str) -> None:
     sources, targets = drawn(V, SOURCE_LENS, 0), drawn(V, TARGET_LENS, 1)
@@ -102,6 +103,7 @@ def test_weights_and_hidden_states(kind: str) -> None:
     np.testing.assert_array_equal(decoded.weights.cross[0], out.weights.cross[0])
 
 
+@pytest.mark.whole
 def test_fixed_positions_are_not_trained() -> None:
     graph, state = nnx.split(made("sound"))
     source, target = jnp.ones((1, 5, 12)), jnp.ones((1, 4), int)
@@ -111,6 +113,7 @@ def test_fixed_positions_are_not_trained() -> None:
     assert model.decoder.positions.embedding.embedding[...].any()
 
 
+@pytest.mark.whole
 def test_dropout_is_of_each_side() -> None:
     model = models.EncoderDecoder(
         V, features=8, encoder={**LEARNED, "dropout_rate": 0.5}, decoder=LEARNED, rngs=nnx.Rngs(0)
@@ -187,6 +190,7 @@ def test_decoding_is_exported() -> None:
     np.testing.assert_allclose(again.call(target, *memory), model(source, target), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", ["learned", "sound"])
 def test_greedy_continuation_encodes_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokens that a search over the whole model finds, step by step."""

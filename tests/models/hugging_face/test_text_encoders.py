@@ -46,12 +46,14 @@ def made(kind: str, **types: Any) -> models.TextEncoder:
     return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), state))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_and_packing_change_nothing(kind: str, texts: list[np.ndarray]) -> None:
     with jax.enable_x64(True):
         assert_padding_and_packing_change_nothing(made(kind, param_dtype=jnp.float64), texts)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("pooling", [None, "first", "mean"])
 def test_heads_see_real_tokens_alone(pooling: Any, texts: list[np.ndarray]) -> None:
     with jax.enable_x64(True):
@@ -150,6 +152,7 @@ def test_padding_of_bert_has_no_influence() -> None:
         assert not np.any(layer[..., 4:])
 
 
+@pytest.mark.whole
 def test_dropout_of_bert_needs_rng_and_changes_the_output() -> None:
     tokens = jnp.array([[1, 4, 2]])
     training = bert(num_layers=1, dropout_rate=0.5)

@@ -34,6 +34,7 @@ def images_of(*shape: int) -> jax.Array:
 # Images.
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("special_tokens", [1, 2])
 def test_where_patches_lie(special_tokens: Any) -> None:
     """Another pixel in row 3 and column 7 is another patch in row 1 and column 3, and no other."""
@@ -153,6 +154,7 @@ def test_the_token_that_ends_a_text(eos: int | None, place: int) -> None:
     np.testing.assert_array_equal(model.pooled(states, tokens), states[:, place])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("eos", [EOS, None])
 def test_padding_changes_nothing(eos: int | None) -> None:
     """Not even if it is what texts end with, as CLIP's tokenizer has it."""
@@ -268,6 +270,7 @@ def test_architectures_that_are_refused(kind: type[models.ViT] | type[models.Dei
     assert arguments(config)["pooler_features"] == 8
 
 
+@pytest.mark.whole
 def test_saved_and_loaded(tmp_path: Path) -> None:
     pytest.importorskip("safetensors", reason="no safetensors: no folder was saved")
     model = clip_of(CONFIG)
