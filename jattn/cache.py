@@ -15,9 +15,14 @@ from jattn._engine import checks
 from jattn._engine.pytree import Pytree
 from jattn.masks import Mask, dense
 
-__all__ = ["Appended", "Cache"]
+__all__ = ["Appended", "Cache", "positions_of"]
 
 UNUSED = -1  # the position of a slot that holds no token
+
+
+def positions_of(real: Bool[Array, "*b t"]) -> Int[Array, "*b t"]:
+    """Of each token, how many real ones stand before it."""
+    return jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)
 
 
 class _Slots(NamedTuple):
@@ -115,7 +120,7 @@ class Cache(Pytree):
 
     def next_positions(self, t: int, real: Bool[Array, "*b t"] | None = None) -> Int[Array, "*b t"]:
         """The positions of t tokens that come next, if all positions are counted from 0; of padding that before it."""
-        steps = jnp.arange(t) if real is None else jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)
+        steps = jnp.arange(t) if real is None else positions_of(real)
         return (jnp.asarray(self.length)[..., None] + steps).astype(jnp.int32)
 
     def append(

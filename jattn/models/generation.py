@@ -163,9 +163,10 @@ def _compiled_continuation(
         out = read(loop.last[:, None], cache=loop.cache)
         return added(loop, best(out.output[:, 0]), out.cache)
 
-    out = read(prompt, valid_lens=prompt_lens, cache=model.new_cache(b, t + n))
-    # XLA leaves out the logits of all but the last token of each prompt, as nothing is made of them.
-    token = best(out.output[:, -1] if prompt_lens is None else out.output[jnp.arange(b), prompt_lens - 1])
+    out = read(prompt, valid_lens=prompt_lens, cache=model.new_cache(b, t + n), return_hidden=True)
+    # Of a prompt only the last token's logits are computed, as nothing is made of those of all.
+    states = out.hidden[-1]
+    token = best(model._logits(states[:, -1] if prompt_lens is None else states[jnp.arange(b), prompt_lens - 1]))
     begin = _Loop(jnp.int32(0), token, out.cache, jnp.full((b, n), pad), jnp.zeros(b, jnp.int32), jnp.zeros(b, bool))
     end = jax.lax.while_loop(another, step, added(begin, token, out.cache))
     return Continuation(end.tokens, end.lengths)

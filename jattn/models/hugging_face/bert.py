@@ -33,12 +33,12 @@ __all__ = ["Bert"]
 def _bert_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Bert` for the settings of a ``BertModel``."""
     return dict(
+        **bert_embedding_sizes(config),
+        **bert_sizes(config),
         num_layers=count_setting(config, "num_hidden_layers"),
         num_token_types=count_setting(config, "type_vocab_size"),
         norm_epsilon=real_setting(config, "layer_norm_eps", "[0, inf)", 1e-12),
         padding_idx=padding_of(config, 0),
-        **bert_embedding_sizes(config),
-        **bert_sizes(config),
     )
 
 

@@ -10,9 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn import biases
-from jattn._engine import checks
 from jattn.cache import Cache
-from jattn.models.hugging_face.stack import StackOutput, blocks_of, next_tokens, positions_of, run_blocks
+from jattn.models.hugging_face.stack import StackOutput, blocks_of, looked_up, next_tokens, run_blocks
 from jattn.nn import LearnedPositions, Norm
 from jattn.nn.dropout import Dropout, split
 
@@ -127,11 +126,8 @@ class BlockStack(nnx.Module):
     def _placed(self, x: Array, real: Array | None, positions: Array | None) -> Array:
         """Vectors with their positions, normed."""
         if self.positions is not None:
-            if positions is None:
-                assert self.max_length is not None
-                checks.at_most("target" if self.decodes else "source", x.shape[1], "max_length", self.max_length)
-            if positions is None and real is not None:
-                positions = positions_of(real)
+            name = "target" if self.decodes else "source"
+            positions = looked_up(name, x.shape[1], self.max_length, real, positions)
             if self.fixed_positions:
                 x = x + jax.lax.stop_gradient(self.positions(jnp.zeros_like(x), positions))
             else:

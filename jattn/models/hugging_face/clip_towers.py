@@ -15,7 +15,7 @@ from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.settings import count_setting, real_setting
-from jattn.models.hugging_face.stack import real_tokens, returned
+from jattn.models.hugging_face.stack import and_within, real_tokens, returned
 from jattn.models.hugging_face.vision import VisionEncoder
 from jattn.nn import Linear, Norm
 from jattn.weights import Table, dropped, prefixed, rename
@@ -234,10 +234,7 @@ class CLIPText(TextDecoder):
         """
         tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "b t", 2)
         valid_lens = checks.example_lengths("valid_lens", valid_lens, tokens.shape[:1])
-        real = real_tokens(attention_mask, tokens.shape)
-        if valid_lens is not None:
-            before = jnp.arange(tokens.shape[1]) < jnp.reshape(valid_lens, (-1, 1))
-            real = before if real is None else real & before
+        real = and_within(real_tokens(attention_mask, tokens.shape), valid_lens, tokens.shape)
         ends = tokens if self.eos is None else (tokens == self.eos).astype(int)
         ends = ends if real is None else jnp.where(real, ends, -1)
         if self.eos is not None and checks.is_concrete(ends) and not (np.asarray(ends).max(axis=1) == 1).all():

@@ -16,8 +16,8 @@ from jattn.models.hugging_face.stack import (
     StackOutput,
     blocks_of,
     caches_of,
+    looked_up,
     next_tokens,
-    positions_of,
     real_tokens,
     returned,
     run_blocks,
@@ -222,12 +222,7 @@ class TextDecoder(PretrainedModel):
         if self.project_in is not None:
             x = self.project_in(x)
         if self.positions is not None:
-            if positions is None:
-                assert self.max_length is not None
-                checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)
-            if positions is None and real is not None:
-                positions = positions_of(real)
-            x = self.positions(x, positions)
+            x = self.positions(x, looked_up("tokens", tokens.shape[-1], self.max_length, real, positions))
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         return self.dropout(x, rng)

@@ -11,7 +11,7 @@ from jattn import biases
 from jattn._engine import checks
 from jattn.masks import Mask
 from jattn.models.hugging_face.family import PretrainedModel
-from jattn.models.hugging_face.stack import blocks_of, positions_of, real_tokens, returned, run_blocks
+from jattn.models.hugging_face.stack import blocks_of, looked_up, real_tokens, returned, run_blocks
 from jattn.nn import Embed, LearnedPositions, Linear, Norm
 from jattn.nn.dropout import Dropout, split
 
@@ -168,10 +168,7 @@ class TextEncoder(PretrainedModel):
         elif token_types is not None:
             raise ValueError("token_types must be None for a model without types of tokens. Got some.")
         if self.positions is not None:
-            if positions is None:
-                checks.at_most("tokens", tokens.shape[-1], "max_length", self.max_length)
-                positions = None if real is None else positions_of(real)
-            x = self.positions(x, positions)
+            x = self.positions(x, looked_up("tokens", tokens.shape[-1], self.max_length, real, positions))
         x = self.dropout(x if self.norm is None else self.norm(x), rng)
         return x if self.projection is None else self.projection(x)
 

@@ -13,7 +13,7 @@ from jattn._engine import checks
 from jattn.masks import Mask
 from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.family import Family, PretrainedModel, family_of
-from jattn.models.hugging_face.stack import real_tokens
+from jattn.models.hugging_face.stack import and_within, real_tokens
 from jattn.nn import Embed, Linear, Norm
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.feed_forward import Activation, activation_function
@@ -257,11 +257,7 @@ class EncoderWithHead(PretrainedModel):
         )
         more = return_weights or return_hidden
         hidden = result.output if more else result
-        real = real_tokens(attention_mask, tokens.shape)
-        if valid_lens is not None:
-            within = jnp.arange(tokens.shape[1]) < jnp.reshape(jnp.asarray(valid_lens), (-1, 1))
-            real = within & (True if real is None else real)
-            real = jnp.broadcast_to(real, tokens.shape)
+        real = and_within(real_tokens(attention_mask, tokens.shape), valid_lens, tokens.shape)
         logits = self.head(hidden, real, embedding=self.encoder.words, rng=rngs[1])
         return result._replace(output=logits) if more else logits
 

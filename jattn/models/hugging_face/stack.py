@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn.biases import Bias
-from jattn.cache import Cache
+from jattn.cache import Cache, positions_of
 from jattn.masks import Mask, all_of, dense, sliding_window
 from jattn.nn import TransformerBlock, new_cache
 from jattn.nn.weights import Cached, as_pair, outputs
@@ -17,10 +17,11 @@ from jattn.nn.weights import Cached, as_pair, outputs
 __all__ = [
     "StackOutput",
     "WithHidden",
+    "and_within",
     "blocks_of",
     "caches_of",
+    "looked_up",
     "next_tokens",
-    "positions_of",
     "real_tokens",
     "returned",
     "run_blocks",
@@ -146,9 +147,7 @@ def next_tokens(
         raise ValueError(f"cache must be one for each of {len(blocks)} blocks. Got {len(caches)}.")
     if caches[0].length.shape != shape[:1]:
         raise ValueError(f"cache must be of {shape[0]} examples. Got one of shape {caches[0].length.shape}.")
-    if valid_lens is not None:
-        valid = jnp.arange(shape[1]) < jnp.asarray(valid_lens)[..., None]
-        real = valid if real is None else valid & real
+    real = and_within(real, valid_lens, shape)
     if positions is None and not (real is None and caches[0].is_known_empty):
         positions = caches[0].next_positions(shape[1], real)
     return real, positions
@@ -179,6 +178,22 @@ def real_tokens(attention_mask: Any, shape: tuple[int, ...], name: str = "attent
     return given != 0
 
 
-def positions_of(real: Bool[Array, "b t"]) -> Int[Array, "b t"]:
-    """Of each token, how many real ones stand before it."""
-    return jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)
+def and_within(
+    real: Bool[Array, "b t"] | None, valid_lens: int | Int[Array, "b"] | None, shape: tuple[int, ...]
+) -> Bool[Array, "b t"] | None:
+    """Which tokens are real, where that many of each sequence are at most."""
+    if valid_lens is None:
+        return real
+    within = jnp.broadcast_to(jnp.arange(shape[1]) < jnp.reshape(jnp.asarray(valid_lens), (-1, 1)), shape)
+    return within if real is None else within & real
+
+
+def looked_up(
+    name: str, t: int, max_length: int | None, real: Bool[Array, "b t"] | None, positions: Int[Array, "b t"] | None
+) -> Int[Array, "b t"] | None:
+    """Which learned positions t tokens have: those given, or as many as there are, counted over the real tokens."""
+    if positions is not None:
+        return positions
+    assert max_length is not None
+    checks.at_most(name, t, "max_length", max_length)
+    return None if real is None else positions_of(real)
