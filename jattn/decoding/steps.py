@@ -1,0 +1,97 @@
+"""What a model must be able to do so that anything here can decode with it, and what is done to its state.
+
+b example · t new token · v vocabulary
+"""
+
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jattn.cache import Cache
+
+__all__ = ["Steps", "cropped", "grown", "last_of", "placed", "reordered"]
+
+State = TypeVar("State")
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """A model that reads tokens and says what may follow, and keeps what it read in a state that the caller carries.
+
+    A state is a pytree of arrays, the first axis of each of which is that of the examples; a `jattn.Cache` in it grows
+    and is cropped as decoding goes on. Every decoder and encoder-decoder of `jattn.models` is one. A model of your own
+    needs two methods:
+
+    Example (a model that knows which tokens follow the last one):
+
+        >>> from flax import nnx
+        >>> from jattn import decoding
+        >>> class Bigrams(nnx.Module):
+        ...     def __init__(self, logits):
+        ...         self.logits = nnx.Param(logits)
+        ...     def start(self, batch_size, room):
+        ...         return ()
+        ...     def step(self, tokens, state, *, valid_lens=None, each=False):
+        ...         logits = self.logits[tokens]
+        ...         return (logits if each else decoding.last_of(logits, valid_lens)), state
+        >>> count_up = Bigrams(jnp.roll(jnp.eye(10), 1, axis=1))
+        >>> decoding.generate(count_up, jnp.array([[3], [7]]), max_new_tokens=4, eos=9).tokens
+        Array([[4, 5, 6, 7],
+               [8, 9, 9, 9]], dtype=int32)
+    """
+
+    def start(self, batch_size: int, room: int, **given: Any) -> Any:
+        """The state before the first token.
+
+        Args:
+            batch_size: b.
+            room: how many tokens it must be able to keep.
+            given: what the model knows beside them, such as ``source=`` of an encoder-decoder.
+        """
+        ...
+
+    def step(
+        self, tokens: Int[Array, "b t"], state: Any, *, valid_lens: Int[Array, "b"] | None = None, each: bool = False
+    ) -> tuple[Float[Array, "b v"] | Float[Array, "b t v"], Any]:
+        """Read further tokens: the logits of what follows, and the state after them.
+
+        Args:
+            tokens: ``b t``, a prompt at first, then mostly one at a time.
+            state: from `start` or `step`.
+            valid_lens: how many of each example's are real; what follows them leaves no trace. All by default.
+            each: the logits after every token, ``b t v``, rather than after each example's last real one, ``b v``.
+        """
+        ...
+
+
+def last_of(x: Float[Array, "b t c"], valid_lens: Int[Array, "b"] | None) -> Float[Array, "b c"]:
+    """Of each example the entry of its last real token."""
+    if valid_lens is None:
+        return x[:, -1]
+    return jnp.take_along_axis(x, jnp.maximum(valid_lens - 1, 0)[:, None, None], axis=1)[:, 0]
+
+
+def grown(state: State, room: int) -> State:
+    """With room for so many tokens in each cache; those of windows stay as they are."""
+    return _map_caches(lambda cache: cache if cache.ring else cache.grown(room), state)
+
+
+def cropped(state: State, lengths: Int[Array, "b"]) -> State:
+    """As it was after so many tokens of each example; a state that is not all caches can't be."""
+    return _map_caches(lambda cache: cache.cropped(lengths), state)
+
+
+def reordered(state: State, examples: Int[Array, "b"]) -> State:
+    """With these examples, by number, of which one may come several times."""
+    return jax.tree.map(lambda x: jnp.take(x, examples, axis=0), state)
+
+
+def placed(state: State, slot: Int[Array, ""] | int, other: State) -> State:
+    """With the only example of ``other`` in place of one."""
+    return jax.tree.map(lambda x, new: jnp.asarray(x).at[slot].set(new[0]), state, other)
+
+
+def _map_caches(f: Any, state: Any) -> Any:
+    return jax.tree.map(lambda x: f(x) if isinstance(x, Cache) else x, state, is_leaf=lambda x: isinstance(x, Cache))
