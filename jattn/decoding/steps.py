@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jattn.cache import Cache
 
-__all__ = ["Steps", "cropped", "grown", "last_of", "placed", "reordered"]
+__all__ = ["Steps", "cropped", "grown", "last_of", "placed", "reordered", "repeated"]
 
 State = TypeVar("State")
 
@@ -74,8 +74,8 @@ def last_of(x: Float[Array, "b t c"], valid_lens: Int[Array, "b"] | None) -> Flo
 
 
 def grown(state: State, room: int) -> State:
-    """With room for so many tokens in each cache; those of windows stay as they are."""
-    return _map_caches(lambda cache: cache if cache.ring else cache.grown(room), state)
+    """With room for so many tokens at least in each cache; those of windows stay as they are."""
+    return _map_caches(lambda cache: cache if cache.ring else cache.grown(max(room, cache.room)), state)
 
 
 def cropped(state: State, lengths: Int[Array, "b"]) -> State:
@@ -83,8 +83,18 @@ def cropped(state: State, lengths: Int[Array, "b"]) -> State:
     return _map_caches(lambda cache: cache.cropped(lengths), state)
 
 
-def reordered(state: State, examples: Int[Array, "b"]) -> State:
-    """With these examples, by number, of which one may come several times."""
+def repeated(state: State, k: int) -> State:
+    """With every example k times."""
+    return jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), state)
+
+
+def reordered(state: Any, examples: Int[Array, "b"]) -> Any:
+    """With these in place of the examples, by number, each a continuation of the same prompt.
+
+    What all of them have in common need not be moved: a state that has some says so by a method of this name.
+    """
+    if not isinstance(state, Cache) and hasattr(state, "reordered"):
+        return state.reordered(examples)
     return jax.tree.map(lambda x: jnp.take(x, examples, axis=0), state)
 
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from jattn import models
-from jattn.models import generation
+from jattn.decoding import loop
 from tests.errors import raises
 from tests.models.hugging_face.test_gpt2_and_llama import KINDS, LENS, PROMPT, V, made
 
@@ -44,9 +44,9 @@ def test_what_has_ended_stays_ended(kind: str) -> None:
 def test_new_lengths_and_tokens_compile_nothing_and_jit_works() -> None:
     model = made("llama")
     first = models.greedy_continuation(model, PROMPT, LENS, max_new_tokens=3)
-    compiled = generation._compiled_continuation._cache_size()
+    compiled = [f._cache_size() for f in (loop.begin, loop.advance)]
     models.greedy_continuation(made("llama", 1), PROMPT[::-1], LENS - 0, max_new_tokens=3)
-    assert generation._compiled_continuation._cache_size() == compiled
+    assert [f._cache_size() for f in (loop.begin, loop.advance)] == compiled
     graph, state = nnx.split(model)
     inside = jax.jit(lambda s, p, n: models.greedy_continuation(nnx.merge(graph, s), p, n, max_new_tokens=3))
     np.testing.assert_array_equal(inside(state, PROMPT, LENS).tokens, first.tokens)
@@ -58,7 +58,7 @@ def test_new_lengths_and_tokens_compile_nothing_and_jit_works() -> None:
 @pytest.mark.parametrize(
     ("wrong", "phrases"),
     [
-        ({"model": nnx.Linear(2, 2, rngs=nnx.Rngs(0))}, ("model must be a jattn.models.TextDecoder", "Got Linear")),
+        ({"model": nnx.Linear(2, 2, rngs=nnx.Rngs(0))}, ("model must have the methods start and step", "Got Linear")),
         ({"prompt": PROMPT + 10}, ("prompt must lie between 0 and 18", "Got 19")),
         ({"prompt": PROMPT[0]}, ("prompt must have the axes b t", "(5,)")),
         ({"prompt": PROMPT[None]}, ("prompt must have the axes b t", "(1, 3, 5)")),

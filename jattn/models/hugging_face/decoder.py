@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jattn import biases
 from jattn._engine import checks
 from jattn.cache import Cache
+from jattn.decoding.steps import last_of
 from jattn.masks import Mask
 from jattn.models.hugging_face.family import PretrainedModel
 from jattn.models.hugging_face.stack import (
@@ -208,6 +209,37 @@ class TextDecoder(PretrainedModel):
             dtype: of keys and values as they are kept; that of the model by default.
         """
         return caches_of(self.blocks, self.windows, batch_size, room, dtype)
+
+    @property
+    def vocab_size(self) -> int:
+        """v, how many tokens there are."""
+        return self.embedding.num_embeddings
+
+    def start(self, batch_size: int, room: int, *, dtype: Any = None) -> tuple[Cache, ...]:
+        """The state of decoding before the first token, as `jattn.decoding.Steps` says: `new_cache`."""
+        return self.new_cache(batch_size, room, dtype=dtype)
+
+    def step(
+        self,
+        tokens: Int[Array, "b t"],
+        state: tuple[Cache, ...],
+        *,
+        valid_lens: int | Int[Array, "b"] | None = None,
+        each: bool = False,
+    ) -> tuple[Float[Array, "b v"] | Float[Array, "b t v"], tuple[Cache, ...]]:
+        """The logits of what follows these tokens, and the state after them, as `jattn.decoding.Steps` says."""
+        ran = self._run(
+            tokens,
+            attention_mask=None,
+            valid_lens=valid_lens,
+            positions=None,
+            mask=None,
+            cache=state,
+            return_weights=False,
+            rng=None,
+        )
+        assert ran.caches is not None
+        return self._logits(ran.x if each else last_of(ran.x, valid_lens)), ran.caches
 
     @property
     def biased_by_head(self) -> bool:

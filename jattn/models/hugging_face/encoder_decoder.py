@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn.cache import Cache
+from jattn.decoding.steps import last_of, reordered
 from jattn.masks import Mask, all_of, dense
 from jattn.models.hugging_face.audio import FrameEmbedding
 from jattn.models.hugging_face.block_stack import BlockStack
@@ -19,7 +20,7 @@ from jattn.nn.dropout import split
 from jattn.nn.multi_head import KeysAndValues
 from jattn.nn.weights import Cached, outputs
 
-__all__ = ["EncoderDecoder", "EncoderDecoderHidden", "EncoderDecoderWeights"]
+__all__ = ["DecodingState", "EncoderDecoder", "EncoderDecoderHidden", "EncoderDecoderWeights"]
 
 
 class EncoderDecoderWeights(NamedTuple):
@@ -35,6 +36,18 @@ class EncoderDecoderHidden(NamedTuple):
 
     encoder: list[Array]  # b s m
     decoder: list[Array]  # b t m
+
+
+class DecodingState(NamedTuple):
+    """What the decoder of an `EncoderDecoder` knows before a step."""
+
+    caches: tuple[Cache, ...]
+    memory: list[KeysAndValues]  # of each block, of the source
+    real: Bool[Array, "b s"] | None  # which of it is no padding
+
+    def reordered(self, examples: Int[Array, "b"]) -> "DecodingState":
+        """With other continuations of the same sources."""
+        return self._replace(caches=reordered(self.caches, examples))
 
 
 class EncoderDecoder(PretrainedModel):
@@ -245,6 +258,54 @@ class EncoderDecoder(PretrainedModel):
             return WithHidden(logits, weights, _hidden_of(ran))
         return outputs(logits, weights, return_weights)
 
+    @property
+    def vocab_size(self) -> int:
+        """v, how many tokens there are."""
+        return self.embedding.num_embeddings
+
+    def start(
+        self,
+        batch_size: int,
+        room: int,
+        *,
+        source: Int[Array, "b s"] | Float[Array, "b mel frames"],
+        source_attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None = None,
+        dtype: Any = None,
+    ) -> "DecodingState":
+        """The state of decoding before the first token of the target, as `jattn.decoding.Steps` says.
+
+        Args:
+            batch_size, room, dtype: as of `new_cache`.
+            source: what is encoded.
+            source_attention_mask: ``b s``, 1 where it is real, 0 where it is padding.
+        """
+        if len(source) != batch_size:
+            raise ValueError(f"source must be one for each of {batch_size} prompts. Got {len(source)}.")
+        memory = self.project(self.encode(source, attention_mask=source_attention_mask))
+        real = real_tokens(source_attention_mask, (batch_size, memory[0].keys.shape[1]), "source_attention_mask")
+        return DecodingState(self.new_cache(batch_size, room, dtype=dtype), memory, real)
+
+    def step(
+        self,
+        tokens: Int[Array, "b t"],
+        state: "DecodingState",
+        *,
+        valid_lens: int | Int[Array, "b"] | None = None,
+        each: bool = False,
+    ) -> tuple[Float[Array, "b v"] | Float[Array, "b t v"], "DecodingState"]:
+        """The logits of what follows these tokens, and the state after them, as `jattn.decoding.Steps` says."""
+        ran = self._ran(
+            tokens,
+            state.memory,
+            (None, valid_lens, None, None),
+            (state.real, None, None),
+            return_weights=False,
+            rng=None,
+            cache=state.caches,
+        )
+        logits = self._logits(ran.x if each else last_of(ran.x, valid_lens))
+        return logits, state._replace(caches=ran.caches)
+
     def _encoded(
         self, source: Any, attention_mask: Any, lens: Any, positions: Any, mask: Any, return_weights: bool, rng: Any
     ) -> StackOutput:
@@ -263,7 +324,12 @@ class EncoderDecoder(PretrainedModel):
             rng=rng,
         )
 
-    def _decoded(
+    def _decoded(self, *given: Any, **options: Any) -> tuple[Array, StackOutput]:
+        """The logits, and the run of the decoder."""
+        ran = self._ran(*given, **options)
+        return self._logits(ran.x), ran
+
+    def _ran(
         self,
         target: Any,
         memory: Any,
@@ -274,8 +340,8 @@ class EncoderDecoder(PretrainedModel):
         prefix: str = "",
         *,
         cache: Any = None,
-    ) -> tuple[Array, StackOutput]:
-        """The logits, and the run of the decoder; prefix is that of the names of the target's arguments."""
+    ) -> StackOutput:
+        """The run of the decoder; prefix is that of the names of the target's arguments."""
         target = checks.tokens("target", target, self.embedding.num_embeddings, "b t", 2)
         (attention_mask, lens, positions, mask), (memory_attention, memory_lens, memory_mask) = of_target, of_memory
         b, t = target.shape
@@ -291,7 +357,7 @@ class EncoderDecoder(PretrainedModel):
         if n != b:
             raise ValueError(f"target must have as many sequences as {'source' if prefix else 'memory'}, {n}. Got {b}.")
         real = real_tokens(memory_attention, (b, s), "memory_attention_mask")
-        ran = self.decoder(
+        return self.decoder(
             self.embedding(target),
             memory,
             real=real_tokens(attention_mask, (b, t), f"{prefix}attention_mask"),
@@ -304,7 +370,6 @@ class EncoderDecoder(PretrainedModel):
             return_weights=return_weights,
             rng=rng,
         )
-        return self._logits(ran.x), ran
 
     def _logits(self, x: Array) -> Array:
         if self.logits_scale is not None:

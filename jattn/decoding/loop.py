@@ -1,0 +1,183 @@
+"""The loop of decoding: one token of each example after the other, until all have ended.
+
+It is compiled for each number of examples and room, and for nothing else: lengths, limits, ends, randomness and the
+numbers of processors are data.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+
+from jattn._engine.dtypes import at_least_float32
+from jattn.decoding.history import History
+from jattn.decoding.steps import Steps, grown, repeated
+
+__all__ = ["Choice", "Known", "Model", "Progress", "advance", "begin", "merged", "with_room"]
+
+Processor = Callable[[Float[Array, "b v"], History], Float[Array, "b v"]]
+
+
+class Model(NamedTuple):
+    """A model as arguments of a compiled function."""
+
+    graphdef: Any  # hashable; None for a model that is a pytree itself
+    arrays: Any
+
+    @classmethod
+    def of(cls, model: Steps) -> "Model":
+        """Of a Flax module, or of a pytree."""
+        return cls(*nnx.split(model)) if isinstance(model, nnx.Module) else cls(None, model)
+
+
+def merged(graphdef: Any, arrays: Any) -> Any:
+    """The model again."""
+    return arrays if graphdef is None else nnx.merge(graphdef, arrays)
+
+
+class Choice(NamedTuple):
+    """How a token is chosen, and what ends an example."""
+
+    processors: tuple[Any, ...]  # of logits, in their order
+    ends: Int[Array, "_"]
+    rngs: PRNGKeyArray | None  # "b", to draw a token; without one it is the most probable
+
+    def __call__(self, logits: Float[Array, "b v"], history: History) -> tuple[Int[Array, "b"], Float[Array, "b"]]:
+        """The next token of each example, and its log-probability for the model, before the processors."""
+        logits = logits.astype(at_least_float32(logits))
+        weighed = self.processed(logits, history)
+        if self.rngs is None:
+            token = weighed.argmax(-1)
+        else:  # by the number of the token, so that it depends on nothing else in the batch
+            token = jax.vmap(lambda rng, i, row: jax.random.categorical(jax.random.fold_in(rng, i), row))(
+                self.rngs, history.new, weighed
+            )
+        token = token.astype(jnp.int32)
+        return token, jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], -1)[:, 0]
+
+    def processed(self, logits: Float[Array, "b v"], history: History) -> Float[Array, "b v"]:
+        """What the processors make of the logits."""
+        return functools.reduce(lambda x, f: f(x, history), self.processors, logits)
+
+
+class Progress(NamedTuple):
+    """Where decoding is: all has been read but the last token."""
+
+    state: Any  # the model's
+    last: Int[Array, "b"]
+    history: History
+    log_probabilities: Float[Array, "b n"]  # of the tokens of the history
+    going: Bool[Array, "b"]
+
+
+class Known(NamedTuple):
+    """What is known before the prompts, as arguments of a compiled function."""
+
+    state: Any  # of the model, to go on from; None to start
+    given: dict[str, Any]  # what it starts with
+
+    def started(self, model: Steps, b: int, room: int, settings: tuple[tuple[str, Any], ...]) -> Any:
+        """The state of the model with so much room."""
+        if self.state is not None:
+            return grown(self.state, room)
+        return model.start(b, room, **self.given, **dict(settings))
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "settings", "room", "past", "k"))
+def begin(
+    graphdef: Any,
+    arrays: Any,
+    known: Known,
+    prompt: Int[ArrayLike, "b t"],
+    valid_lens: Int[ArrayLike, "b"] | None,
+    limits: Int[ArrayLike, "_"],
+    choice: Choice,
+    *,
+    settings: tuple[tuple[str, Any], ...],
+    room: int,
+    past: int = 0,
+    k: int = 1,
+) -> Progress:
+    """Read the prompts, and choose the first token of each of k continuations.
+
+    Args:
+        graphdef, arrays: of the model.
+        known: before the prompts.
+        prompt: ``b t``.
+        valid_lens: how many tokens of each prompt are real; None for all.
+        limits: ``b*k``, how many new ones there may be.
+        choice: how they are chosen.
+        settings: what the model starts with beside arrays.
+        room: n, how many tokens there may be.
+        past: how many more the state has room for, those before the prompt.
+        k: how many continuations each prompt has.
+    """
+    model, (b, t) = merged(graphdef, arrays), prompt.shape
+    state = known.started(model, b, past + room, settings)
+    logits, state = model.step(prompt, state, valid_lens=valid_lens)
+    lens = jnp.full(b, t, jnp.int32) if valid_lens is None else valid_lens.astype(jnp.int32)
+    tokens = jnp.pad(prompt, ((0, 0), (0, room - t)))
+    if k > 1:
+        state, logits, lens, tokens = repeated((state, logits, lens, tokens), k)
+    blank = jnp.zeros(tokens.shape, at_least_float32(logits))
+    unread = Progress(state, tokens[:, 0], History(tokens, lens, lens, limits), blank, limits > 0)
+    return _said(unread, logits, choice)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def advance(
+    graphdef: Any,
+    arrays: Any,
+    progress: Progress,
+    choice: Choice,
+    steps: Int[ArrayLike, ""],
+    first: Bool[ArrayLike, ""],
+) -> Progress:
+    """Go on by at most so many steps; until all examples have ended, or until the first of those going has."""
+    model = merged(graphdef, arrays)
+    going = progress.going
+
+    def another(carry: tuple[Array, Progress]) -> Array:
+        i, now = carry
+        return (i < steps) & jnp.any(now.going) & ~(first & jnp.any(going & ~now.going))
+
+    def step(carry: tuple[Array, Progress]) -> tuple[Array, Progress]:
+        i, now = carry
+        logits, state = model.step(now.last[:, None], now.state, valid_lens=now.going.astype(jnp.int32))
+        return i + 1, _said(now._replace(state=state), logits, choice)
+
+    return jax.lax.while_loop(another, step, (jnp.int32(0), progress))[1]
+
+
+def _said(progress: Progress, logits: Float[Array, "b v"], choice: Choice) -> Progress:
+    """With the token that is chosen by these logits."""
+    before, going = progress.history, progress.going
+    token, log_probability = choice(logits, before)
+    history = before.appended(token, going)
+    at = jnp.where(going, before.lengths, before.tokens.shape[1])
+    rows = jnp.arange(len(token))
+    return Progress(
+        progress.state,
+        token,
+        history,
+        progress.log_probabilities.at[rows, at].set(log_probability, mode="drop"),
+        going & ~jnp.isin(token, choice.ends) & (history.new < history.limits),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def with_room(progress: Progress, room: int, past: int) -> Progress:
+    """With room for so many tokens, and in the state for those that it had read before."""
+
+    def wider(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, room - x.shape[1])))
+
+    return progress._replace(
+        state=grown(progress.state, past + room),
+        history=progress.history._replace(tokens=wider(progress.history.tokens)),
+        log_probabilities=wider(progress.log_probabilities),
+    )

@@ -1,0 +1,209 @@
+"""What is asked of decoding, checked once: prompts, how far to go, and what the model is given beside them."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Int
+
+from jattn._engine import checks
+from jattn._engine.axes import Shape
+from jattn.cache import Cache
+from jattn.decoding.loop import Known, Model
+from jattn.decoding.steps import Steps
+from jattn.masks import lengths
+
+__all__ = ["Request"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Prompts as they are read: padded on the right to a length that many others have too."""
+
+    model: Steps
+    parts: Model
+    prompt: Int[Array | np.ndarray, "b t"]
+    lens: Int[Array | np.ndarray, "b"] | None  # how many of each are real, where not all are
+    longest: int  # of the prompts, without what was padded here
+    past: int  # how many tokens the state has read before them
+    max_new_tokens: int
+    ends: Int[Array | np.ndarray, "_"]
+    pad: int | None
+    processors: tuple[Any, ...]
+    vocab_size: int
+    known: Known  # what the model starts with, or goes on from
+    settings: tuple[tuple[str, Any], ...]  # what it starts with beside arrays
+
+    @classmethod
+    def of(
+        cls,
+        model: Steps,
+        prompt: Any,
+        prompt_valid_lens: Any = None,
+        *,
+        prompt_attention_mask: Any = None,
+        max_new_tokens: int,
+        eos: int | Sequence[int] = (),
+        pad: int | None = None,
+        processors: Sequence[Callable[..., Any]] = (),
+        state: Any = None,
+        **given: Any,
+    ) -> "Request":
+        """Check the arguments of `jattn.decoding.generate`."""
+        _check_model(model)
+        prompt = checks.array("prompt", prompt)
+        if prompt.ndim != 2:
+            raise ValueError(f"prompt must have the axes b t. Got shape {prompt.shape}.")
+        if not checks.is_count(max_new_tokens) or max_new_tokens < 1:
+            raise ValueError(
+                f"max_new_tokens must be at least 1, an integer known while tracing. Got {max_new_tokens!r}."
+            )
+        b, t = prompt.shape
+        known, settings = _known(model, state, given)
+        v = _vocab_size(model, b, known, settings)
+        prompt = checks.tokens("prompt", prompt, v, "b t", 2).astype(jnp.int32)
+        lens = _lens_of(prompt_valid_lens, b, t)
+        if prompt_attention_mask is not None:
+            if lens is not None:
+                raise ValueError("prompt_valid_lens must be None beside a prompt_attention_mask. Got both.")
+            prompt, lens = _from_the_left(prompt, prompt_attention_mask)
+        past = _length_of(state)
+        max_length = getattr(model, "max_length", None)
+        if max_length is not None and past + t + max_new_tokens > max_length:
+            before = f" after {past}" if past else ""
+            raise ValueError(
+                f"prompt and max_new_tokens must be at most max_length = {max_length} together. "
+                f"Got {t} + {max_new_tokens}{before}."
+            )
+        ends: list[Any] = np.atleast_1d(np.asarray(eos, object)).tolist()
+        for token in ends:
+            checks.number("eos", token, f"[0, {v})", integer=True)
+        if pad is not None:
+            checks.number("pad", pad, "(-inf, inf)", integer=True)
+        for f in processors:
+            if not callable(f):
+                raise ValueError(f"processors must be functions of logits and history. Got {f!r}.")
+        width = bucket(t)
+        if width > t:
+            lens = np.full(b, t, np.int32) if lens is None else lens
+            prompt = (np if checks.is_concrete(prompt) else jnp).pad(prompt, ((0, 0), (0, width - t)))
+        return cls(
+            model,
+            Model.of(model),
+            prompt,
+            lens,
+            t,
+            past,
+            int(max_new_tokens),
+            np.array(ends, np.int32),
+            pad,
+            tuple(f if _is_pytree(f) else jax.tree_util.Partial(f) for f in processors),
+            v,
+            known,
+            settings,
+        )
+
+    @property
+    def padding(self) -> int:
+        """What stands after the end."""
+        if self.pad is not None:
+            return int(self.pad)
+        return int(self.ends[0]) if len(self.ends) else 0
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether this is part of a larger program, which cannot ask how far decoding is."""
+        leaves = jax.tree.leaves((self.prompt, self.lens, self.parts.arrays))
+        return not all(map(checks.is_concrete, leaves))
+
+
+def bucket(n: int) -> int:
+    """The next length of those few for which programs are made: at most an eighth more."""
+    step = max(8, 1 << max(0, n.bit_length() - 4))
+    return -(-n // step) * step
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, Steps):
+        raise ValueError(
+            "model must have the methods start and step of jattn.decoding.Steps. "
+            f"Got {type(model).__name__}, which has not."
+        )
+    if not isinstance(model, nnx.Module):
+        if not _is_pytree(model):
+            raise ValueError(
+                f"model must be a flax.nnx.Module or a pytree. Got {type(model).__name__}, which is neither."
+            )
+        return
+    if any(isinstance(m, nnx.Dropout) and m.rate > 0 and not m.deterministic for _, m in nnx.iter_modules(model)):
+        raise ValueError("model must be in eval mode. Got one in training mode, with dropout on. Call model.eval().")
+
+
+def _is_pytree(x: Any) -> bool:
+    return not jax.tree_util.all_leaves([x])
+
+
+def _known(model: Any, state: Any, given: dict[str, Any]) -> tuple[Known, tuple[tuple[str, Any], ...]]:
+    """What the model starts with, arrays apart; what it does not know is an error."""
+    if state is not None:
+        if given:
+            raise ValueError(f"state must be None where {', '.join(given)} is given: the model knows it. Got a state.")
+        return Known(state, {}), ()
+    parameters = inspect.signature(model.start).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        names = [*parameters][2:]
+        checks.keywords(f"{type(model).__name__}.start", given, names)
+        for name in names:
+            if parameters[name].default is inspect.Parameter.empty and name not in given:
+                raise ValueError(f"{name} must be given to a {type(model).__name__}. Got none.")
+    arrays = {name: x for name, x in given.items() if isinstance(x, jax.Array | np.ndarray)}
+    return Known(None, arrays), tuple((name, x) for name, x in given.items() if name not in arrays)
+
+
+def _vocab_size(model: Any, b: int, known: Known, settings: tuple[tuple[str, Any], ...]) -> int:
+    """How many tokens the model knows."""
+    said = getattr(model, "vocab_size", None)
+    if said is not None:
+        return int(said)
+
+    def first() -> Any:
+        return model.step(jnp.zeros((b, 1), jnp.int32), known.started(model, b, 1, settings))[0]
+
+    return int(jax.eval_shape(first).shape[-1])
+
+
+def _lens_of(prompt_valid_lens: Any, b: int, t: int) -> Any:
+    if prompt_valid_lens is None:
+        return None
+    lens = jnp.asarray(checks.integers("prompt_valid_lens", prompt_valid_lens))
+    if lens.shape != (b,):
+        raise ValueError(
+            f"prompt_valid_lens must have one entry for each prompt, shape {(b,)}. Got shape {lens.shape}."
+        )
+    lengths(lens, per_query=False).check(Shape((b,), None, 1, t))
+    if checks.is_concrete(lens) and np.any(np.asarray(lens) < 1):
+        raise ValueError("prompt_valid_lens must be at least 1: there is nothing to continue otherwise. Got 0.")
+    return lens.astype(jnp.int32)
+
+
+def _from_the_left(prompt: Array, prompt_attention_mask: Any) -> tuple[Array, Array]:
+    """Prompts with their real tokens first, in their order, and how many those are."""
+    real: Bool[Array, "b t"] = checks.array("prompt_attention_mask", prompt_attention_mask) != 0
+    if real.shape != prompt.shape:
+        raise ValueError(f"prompt_attention_mask must have the shape of the prompt, {prompt.shape}. Got {real.shape}.")
+    lens = real.sum(-1, dtype=jnp.int32)
+    if checks.is_concrete(lens) and np.any(np.asarray(lens) < 1):
+        raise ValueError("prompt_attention_mask must be 1 at least once for each prompt. Got one without.")
+    return jnp.take_along_axis(prompt, jnp.argsort(~real, axis=-1, stable=True), axis=-1), lens
+
+
+def _length_of(state: Any) -> int:
+    """How many tokens a state has read, as far as its caches tell."""
+    caches = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Cache))
+    known = [c.length for c in caches if isinstance(c, Cache) and checks.is_concrete(c.length)]
+    return int(max((np.max(x, initial=0) for x in map(np.asarray, known)), default=0))
