@@ -11,7 +11,7 @@ from jattn._engine.compiled import compiled
 from jattn._engine.dtypes import at_least_float32
 from jattn._engine.platform import Platform, where_lowered
 from jattn.implementations.call import Call
-from jattn.implementations.streaming import Streaming, stream
+from jattn.implementations.streaming import Streaming, streamed
 from jattn.logits import Logits, repeat_heads
 from jattn.softmax import Average, beside_sinks, softmax
 
@@ -64,7 +64,7 @@ def _of_matrix(logits: Logits) -> AttentionStatistics:
 
 def _streamed(call: Call, platform: Platform) -> AttentionStatistics:
     def total_and_rows(value: Array) -> Any:
-        return stream(dataclasses.replace(call, value=value), platform, _total_and_rows)
+        return streamed(dataclasses.replace(call, value=value), platform, _total_and_rows)
 
     assert call.value is not None
     total, pull, rows = jax.vjp(total_and_rows, call.value, has_aux=True)

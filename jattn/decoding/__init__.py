@@ -1,14 +1,14 @@
 """Decoding: what a model says after a prompt, token by token."""
 
+from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated
 from jattn.decoding.generation import Generated, Stream, generate, stream
-from jattn.decoding.history import History
-from jattn.decoding.steps import Steps, cropped, grown, last_of, placed, reordered, repeated
+from jattn.decoding.transcript import Transcript
 
 __all__ = [
+    "Decodable",
     "Generated",
-    "History",
-    "Steps",
     "Stream",
+    "Transcript",
     "cropped",
     "generate",
     "grown",

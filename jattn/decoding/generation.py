@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PRNGKeyArray
 
 from jattn._engine import checks
-from jattn.decoding.history import History
+from jattn._engine.buckets import bucket
+from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Choice, Progress, advance, begin, with_room
-from jattn.decoding.request import Request, bucket
-from jattn.decoding.steps import Steps
+from jattn.decoding.request import Request
+from jattn.decoding.transcript import Transcript
 
 __all__ = ["Generated", "Stream", "generate", "stream"]
 
@@ -30,7 +31,7 @@ class Generated(NamedTuple):
 
 
 def generate(
-    model: Steps,
+    model: Decodable,
     prompt: Int[Array, "b t"],
     prompt_valid_lens: Int[Array, "b"] | None = None,
     *,
@@ -38,8 +39,8 @@ def generate(
     prompt_attention_mask: Bool[Array, "b t"] | Int[Array, "b t"] | None = None,
     eos: int | Sequence[int] = (),
     pad: int | None = None,
-    processors: Sequence[Callable[[Array, History], Array]] = (),
-    rng: PRNGKeyArray | None = None,
+    processors: Sequence[Callable[[Array, Transcript], Array]] = (),
+    rng: Key[Array, "..."] | PRNGKeyArray | None = None,
     sequences: int | None = None,
     stop: str | Sequence[str] = (),
     decode: Callable[[list[int]], str] | None = None,
@@ -56,16 +57,16 @@ def generate(
     ``jax.jit`` it is part of the caller's.
 
     Args:
-        model: anything with `Steps`: each decoder and encoder-decoder of `jattn.models`, or one of your own; in eval
-            mode.
+        model: anything that is `Decodable`: each decoder and encoder-decoder of `jattn.models`, or one of your own; in
+            eval mode.
         prompt: ``b t``, token numbers; of an encoder-decoder the tokens that start the target.
         prompt_valid_lens: ``b``, how many tokens of each prompt are real, at least 1; what follows them is padding.
         max_new_tokens: n, the number of new tokens after which an example is cut off.
         prompt_attention_mask: ``b t``, in place of that: 1 where a token is real, 0 where it is padding, anywhere.
         eos: the token that ends an example, or several; none by default.
         pad: what stands after eos; the (first) eos itself by default.
-        processors: functions ``(logits, history) -> logits``, applied in their order before a token is chosen; such as
-            those of `jattn.decoding.processors`.
+        processors: functions ``(logits, transcript) -> logits``, applied in this order before a token is chosen; such
+            as those of `jattn.decoding.processors`.
         rng: a ``jax.random.key`` to draw tokens, or one for each prompt, ``b``. What an example gets depends on its
             key, or of a single key on its place in the batch, and on nothing else in the batch. Without one tokens are
             the most probable.
@@ -114,11 +115,11 @@ def generate(
 
 
 def stream(
-    model: Steps,
+    model: Decodable,
     prompt: Int[Array, "b t"],
     prompt_valid_lens: Int[Array, "b"] | None = None,
     *,
-    rng: PRNGKeyArray | None = None,
+    rng: Key[Array, "..."] | PRNGKeyArray | None = None,
     stop: str | Sequence[str] = (),
     decode: Callable[[list[int]], str] | None = None,
     **request: Any,
@@ -149,7 +150,7 @@ def stream(
 class Stream(Iterator[Int[np.ndarray, "b"]]):
     """Decoding under way, an iterator of the tokens of all examples; `stream` makes one."""
 
-    def __init__(self, request: Request, rng: PRNGKeyArray | None, sequences: int | None, stop: "_Stop | None") -> None:
+    def __init__(self, request: Request, rng: Any, sequences: int | None, stop: "_Stop | None") -> None:
         self._request, self._sequences, self._stop = request, sequences, stop
         b, t = request.prompt.shape
         n = request.max_new_tokens
@@ -184,8 +185,8 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
         if self._progress is None:
             raise ValueError("generated must be asked for after the first token. Got no token yet.")
         request = self._request
-        history, said = self._progress.history, self._progress.log_probabilities
-        found = _new_tokens(history, said, np.int32(request.padding), request.max_new_tokens)
+        transcript, said = self._progress.transcript, self._progress.log_probabilities
+        found = _new_tokens(transcript, said, np.int32(request.padding), request.max_new_tokens)
         if self._sequences is not None:
             found = jax.tree.map(lambda x: x.reshape(-1, self._sequences, *x.shape[1:]), found)
         return found._replace(state=self._progress.state if return_state else None)
@@ -202,10 +203,10 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
         request, choice = self._request, self._choice
         if self._progress is None:
             k = self._sequences or 1
-            limits = np.full(len(request.prompt) * k, request.max_new_tokens, np.int32)
+            limits = jnp.full(len(request.prompt) * k, request.max_new_tokens, jnp.int32)
             self._progress = begin(
                 *request.parts,
-                request.known,
+                request.beginning,
                 request.prompt,
                 request.lens,
                 limits,
@@ -224,22 +225,22 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
                 self._progress = with_room(self._progress, self._room, request.past)
                 free = self._room - request.longest - self._done
             steps = min(steps, free, request.max_new_tokens - self._done)
-            self._progress = advance(*request.parts, self._progress, choice, np.int32(steps), np.bool_(False))
+            self._progress = advance(*request.parts, self._progress, choice, np.int32(steps), np.False_)
         self._done += steps
         if self._stop is not None:
             self._progress = self._stop(self._progress)
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _new_tokens(history: History, said: Float[Array, "b m"], pad: Int[ArrayLike, ""], n: int) -> Generated:
+def _new_tokens(transcript: Transcript, said: Float[Array, "b m"], pad: Int[ArrayLike, ""], n: int) -> Generated:
     """What stands after the prompts."""
-    at = history.prompt_lens[:, None] + jnp.arange(n)
-    real = jnp.arange(n) < history.new[:, None]
+    at = transcript.prompt_lens[:, None] + jnp.arange(n)
+    real = jnp.arange(n) < transcript.new[:, None]
 
     def of(x: Array, fill: Any) -> Array:
         return jnp.where(real, jnp.take_along_axis(x, at, 1, mode="clip"), fill)
 
-    return Generated(of(history.tokens, pad), history.new, of(said, 0))
+    return Generated(of(transcript.tokens, pad), transcript.new, of(said, 0))
 
 
 class _Stop:
@@ -263,7 +264,7 @@ class _Stop:
 
     def __call__(self, progress: Progress) -> Progress:
         """Where those have ended that have said one of the strings."""
-        tokens, lens, begun = (np.asarray(x) for x in progress.history[:3])
+        tokens, lens, begun = (np.asarray(x) for x in progress.transcript[:3])
         going = np.array(progress.going)
         for i in np.flatnonzero(going):
             text = self.decode(tokens[i, begun[i] : lens[i]].tolist())
@@ -271,7 +272,7 @@ class _Stop:
         return progress._replace(going=jnp.asarray(going))
 
 
-def _rngs_of(rng: Any, b: int, sequences: int | None) -> PRNGKeyArray | None:
+def _rngs_of(rng: Any, b: int, sequences: int | None) -> Key[Array, "_"] | None:
     """One for each continuation."""
     if rng is None:
         return None

@@ -11,25 +11,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from jattn._engine.dtypes import at_least_float32
-from jattn.decoding.history import History
-from jattn.decoding.steps import Steps, grown, repeated
+from jattn.decoding.decodable import Decodable, grown, repeated
+from jattn.decoding.transcript import Transcript
 
-__all__ = ["Choice", "Known", "Model", "Progress", "advance", "begin", "merged", "with_room"]
+__all__ = ["Beginning", "Choice", "Parts", "Progress", "advance", "begin", "merged", "with_room"]
 
-Processor = Callable[[Float[Array, "b v"], History], Float[Array, "b v"]]
+Processor = Callable[[Float[Array, "b v"], Transcript], Float[Array, "b v"]]
 
 
-class Model(NamedTuple):
+class Parts(NamedTuple):
     """A model as arguments of a compiled function."""
 
     graphdef: Any  # hashable; None for a model that is a pytree itself
     arrays: Any
 
     @classmethod
-    def of(cls, model: Steps) -> "Model":
+    def of(cls, model: Decodable) -> "Parts":
         """Of a Flax module, or of a pytree."""
         return cls(*nnx.split(model)) if isinstance(model, nnx.Module) else cls(None, model)
 
@@ -44,24 +44,26 @@ class Choice(NamedTuple):
 
     processors: tuple[Any, ...]  # of logits, in their order
     ends: Int[Array, "_"]
-    rngs: PRNGKeyArray | None  # "b", to draw a token; without one it is the most probable
+    rngs: Key[Array, "b"] | None  # to draw a token; without one it is the most probable
 
-    def __call__(self, logits: Float[Array, "b v"], history: History) -> tuple[Int[Array, "b"], Float[Array, "b"]]:
+    def __call__(
+        self, logits: Float[Array, "b v"], transcript: Transcript
+    ) -> tuple[Int[Array, "b"], Float[Array, "b"]]:
         """The next token of each example, and its log-probability for the model, before the processors."""
         logits = logits.astype(at_least_float32(logits))
-        weighed = self.processed(logits, history)
+        weighed = self.processed(logits, transcript)
         if self.rngs is None:
             token = weighed.argmax(-1)
         else:  # by the number of the token, so that it depends on nothing else in the batch
             token = jax.vmap(lambda rng, i, row: jax.random.categorical(jax.random.fold_in(rng, i), row))(
-                self.rngs, history.new, weighed
+                self.rngs, transcript.new, weighed
             )
         token = token.astype(jnp.int32)
         return token, jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], -1)[:, 0]
 
-    def processed(self, logits: Float[Array, "b v"], history: History) -> Float[Array, "b v"]:
+    def processed(self, logits: Float[Array, "b v"], transcript: Transcript) -> Float[Array, "b v"]:
         """What the processors make of the logits."""
-        return functools.reduce(lambda x, f: f(x, history), self.processors, logits)
+        return functools.reduce(lambda x, f: f(x, transcript), self.processors, logits)
 
 
 class Progress(NamedTuple):
@@ -69,18 +71,18 @@ class Progress(NamedTuple):
 
     state: Any  # the model's
     last: Int[Array, "b"]
-    history: History
-    log_probabilities: Float[Array, "b n"]  # of the tokens of the history
+    transcript: Transcript
+    log_probabilities: Float[Array, "b n"]  # of the tokens of the transcript
     going: Bool[Array, "b"]
 
 
-class Known(NamedTuple):
+class Beginning(NamedTuple):
     """What is known before the prompts, as arguments of a compiled function."""
 
     state: Any  # of the model, to go on from; None to start
     given: dict[str, Any]  # what it starts with
 
-    def started(self, model: Steps, b: int, room: int, settings: tuple[tuple[str, Any], ...]) -> Any:
+    def started(self, model: Decodable, b: int, room: int, settings: tuple[tuple[str, Any], ...]) -> Any:
         """The state of the model with so much room."""
         if self.state is not None:
             return grown(self.state, room)
@@ -91,10 +93,10 @@ class Known(NamedTuple):
 def begin(
     graphdef: Any,
     arrays: Any,
-    known: Known,
-    prompt: Int[ArrayLike, "b t"],
-    valid_lens: Int[ArrayLike, "b"] | None,
-    limits: Int[ArrayLike, "_"],
+    beginning: Beginning,
+    prompt: Int[Array, "b t"],
+    valid_lens: Int[Array, "b"] | None,
+    limits: Int[Array, "_"],
     choice: Choice,
     *,
     settings: tuple[tuple[str, Any], ...],
@@ -106,7 +108,7 @@ def begin(
 
     Args:
         graphdef, arrays: of the model.
-        known: before the prompts.
+        beginning: what is known before the prompts.
         prompt: ``b t``.
         valid_lens: how many tokens of each prompt are real; None for all.
         limits: ``b*k``, how many new ones there may be.
@@ -117,14 +119,14 @@ def begin(
         k: how many continuations each prompt has.
     """
     model, (b, t) = merged(graphdef, arrays), prompt.shape
-    state = known.started(model, b, past + room, settings)
+    state = beginning.started(model, b, past + room, settings)
     logits, state = model.step(prompt, state, valid_lens=valid_lens)
     lens = jnp.full(b, t, jnp.int32) if valid_lens is None else valid_lens.astype(jnp.int32)
     tokens = jnp.pad(prompt, ((0, 0), (0, room - t)))
     if k > 1:
         state, logits, lens, tokens = repeated((state, logits, lens, tokens), k)
     blank = jnp.zeros(tokens.shape, at_least_float32(logits))
-    unread = Progress(state, tokens[:, 0], History(tokens, lens, lens, limits), blank, limits > 0)
+    unread = Progress(state, tokens[:, 0], Transcript(tokens, lens, lens, limits), blank, limits > 0)
     return _said(unread, logits, choice)
 
 
@@ -155,17 +157,17 @@ def advance(
 
 def _said(progress: Progress, logits: Float[Array, "b v"], choice: Choice) -> Progress:
     """With the token that is chosen by these logits."""
-    before, going = progress.history, progress.going
+    before, going = progress.transcript, progress.going
     token, log_probability = choice(logits, before)
-    history = before.appended(token, going)
+    transcript = before.appended(token, going)
     at = jnp.where(going, before.lengths, before.tokens.shape[1])
     rows = jnp.arange(len(token))
     return Progress(
         progress.state,
         token,
-        history,
+        transcript,
         progress.log_probabilities.at[rows, at].set(log_probability, mode="drop"),
-        going & ~jnp.isin(token, choice.ends) & (history.new < history.limits),
+        going & ~jnp.isin(token, choice.ends) & (transcript.new < transcript.limits),
     )
 
 
@@ -178,6 +180,6 @@ def with_room(progress: Progress, room: int, past: int) -> Progress:
 
     return progress._replace(
         state=grown(progress.state, past + room),
-        history=progress.history._replace(tokens=wider(progress.history.tokens)),
+        transcript=progress.transcript._replace(tokens=wider(progress.transcript.tokens)),
         log_probabilities=wider(progress.log_probabilities),
     )

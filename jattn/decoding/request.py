@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Int
 
 from jattn._engine import checks
 from jattn._engine.axes import Shape
+from jattn._engine.buckets import bucket
 from jattn.cache import Cache
-from jattn.decoding.loop import Known, Model
-from jattn.decoding.steps import Steps
+from jattn.decoding.decodable import Decodable
+from jattn.decoding.loop import Beginning, Parts
 from jattn.masks import lengths
 
 __all__ = ["Request"]
@@ -25,24 +26,24 @@ __all__ = ["Request"]
 class Request:
     """Prompts as they are read: padded on the right to a length that many others have too."""
 
-    model: Steps
-    parts: Model
-    prompt: Int[Array | np.ndarray, "b t"]
-    lens: Int[Array | np.ndarray, "b"] | None  # how many of each are real, where not all are
+    model: Decodable
+    parts: Parts
+    prompt: Int[Array, "b t"]
+    lens: Int[Array, "b"] | None  # how many of each are real, where not all are
     longest: int  # of the prompts, without what was padded here
     past: int  # how many tokens the state has read before them
     max_new_tokens: int
-    ends: Int[Array | np.ndarray, "_"]
+    ends: Int[np.ndarray, "_"]
     pad: int | None
     processors: tuple[Any, ...]
     vocab_size: int
-    known: Known  # what the model starts with, or goes on from
+    beginning: Beginning  # what the model starts with, or goes on from
     settings: tuple[tuple[str, Any], ...]  # what it starts with beside arrays
 
     @classmethod
     def of(
         cls,
-        model: Steps,
+        model: Decodable,
         prompt: Any,
         prompt_valid_lens: Any = None,
         *,
@@ -64,8 +65,8 @@ class Request:
                 f"max_new_tokens must be at least 1, an integer known while tracing. Got {max_new_tokens!r}."
             )
         b, t = prompt.shape
-        known, settings = _known(model, state, given)
-        v = _vocab_size(model, b, known, settings)
+        beginning, settings = _beginning_of(model, state, given)
+        v = _vocab_size(model, b, beginning, settings)
         prompt = checks.tokens("prompt", prompt, v, "b t", 2).astype(jnp.int32)
         lens = _lens_of(prompt_valid_lens, b, t)
         if prompt_attention_mask is not None:
@@ -87,14 +88,15 @@ class Request:
             checks.number("pad", pad, "(-inf, inf)", integer=True)
         for f in processors:
             if not callable(f):
-                raise ValueError(f"processors must be functions of logits and history. Got {f!r}.")
+                raise ValueError(f"processors must be functions of logits and transcript. Got {f!r}.")
         width = bucket(t)
         if width > t:
-            lens = np.full(b, t, np.int32) if lens is None else lens
-            prompt = (np if checks.is_concrete(prompt) else jnp).pad(prompt, ((0, 0), (0, width - t)))
+            lens = jnp.full(b, t, jnp.int32) if lens is None else lens
+            widths = ((0, 0), (0, width - t))  # by NumPy where it can, which needs no program for each t
+            prompt = jnp.asarray(np.pad(prompt, widths)) if checks.is_concrete(prompt) else jnp.pad(prompt, widths)
         return cls(
             model,
-            Model.of(model),
+            Parts.of(model),
             prompt,
             lens,
             t,
@@ -104,7 +106,7 @@ class Request:
             pad,
             tuple(f if _is_pytree(f) else jax.tree_util.Partial(f) for f in processors),
             v,
-            known,
+            beginning,
             settings,
         )
 
@@ -122,16 +124,10 @@ class Request:
         return not all(map(checks.is_concrete, leaves))
 
 
-def bucket(n: int) -> int:
-    """The next length of those few for which programs are made: at most an eighth more."""
-    step = max(8, 1 << max(0, n.bit_length() - 4))
-    return -(-n // step) * step
-
-
 def _check_model(model: Any) -> None:
-    if not isinstance(model, Steps):
+    if not isinstance(model, Decodable):
         raise ValueError(
-            "model must have the methods start and step of jattn.decoding.Steps. "
+            "model must have the methods start and step of jattn.decoding.Decodable. "
             f"Got {type(model).__name__}, which has not."
         )
     if not isinstance(model, nnx.Module):
@@ -148,31 +144,31 @@ def _is_pytree(x: Any) -> bool:
     return not jax.tree_util.all_leaves([x])
 
 
-def _known(model: Any, state: Any, given: dict[str, Any]) -> tuple[Known, tuple[tuple[str, Any], ...]]:
+def _beginning_of(model: Any, state: Any, given: dict[str, Any]) -> tuple[Beginning, tuple[tuple[str, Any], ...]]:
     """What the model starts with, arrays apart; what it does not know is an error."""
     if state is not None:
         if given:
             raise ValueError(f"state must be None where {', '.join(given)} is given: the model knows it. Got a state.")
-        return Known(state, {}), ()
+        return Beginning(state, {}), ()
     parameters = inspect.signature(model.start).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         names = [*parameters][2:]
         checks.keywords(f"{type(model).__name__}.start", given, names)
         for name in names:
             if parameters[name].default is inspect.Parameter.empty and name not in given:
-                raise ValueError(f"{name} must be given to a {type(model).__name__}. Got none.")
+                raise ValueError(f"{name} must be given to decode with {type(model).__name__}. Got none.")
     arrays = {name: x for name, x in given.items() if isinstance(x, jax.Array | np.ndarray)}
-    return Known(None, arrays), tuple((name, x) for name, x in given.items() if name not in arrays)
+    return Beginning(None, arrays), tuple((name, x) for name, x in given.items() if name not in arrays)
 
 
-def _vocab_size(model: Any, b: int, known: Known, settings: tuple[tuple[str, Any], ...]) -> int:
+def _vocab_size(model: Any, b: int, beginning: Beginning, settings: tuple[tuple[str, Any], ...]) -> int:
     """How many tokens the model knows."""
     said = getattr(model, "vocab_size", None)
     if said is not None:
         return int(said)
 
     def first() -> Any:
-        return model.step(jnp.zeros((b, 1), jnp.int32), known.started(model, b, 1, settings))[0]
+        return model.step(jnp.zeros((b, 1), jnp.int32), beginning.started(model, b, 1, settings))[0]
 
     return int(jax.eval_shape(first).shape[-1])
 

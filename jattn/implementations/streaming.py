@@ -1,6 +1,6 @@
 """The definition over blocks of queries: memory linear in the sequence, and no work on keys that a mask rules out.
 
-`stream` calls `jattn.softmax.Average` on one block of queries of one key head, with the keys in the mask's range, and
+`streamed` calls `jattn.softmax.Average` on one block of queries of one key head, with the keys in the mask's range, and
 each row's softmax whole: one block at a time on a CPU, many side by side on an accelerator. Nothing here has a
 derivative rule: a block is recomputed in the backward pass, and forward mode and second order are JAX's.
 
@@ -31,7 +31,7 @@ from jattn.implementations.dense import Dense
 from jattn.logits import Logits, harmless_key, harmless_value
 from jattn.softmax import Average
 
-__all__ = ["Streaming", "output", "output_and_log_sum_exp", "stream"]
+__all__ = ["Streaming", "output", "output_and_log_sum_exp", "streamed"]
 
 # Entries of queries, keys and values that are copied at a time, heads first: up to the first number all, which is
 # faster; beyond it as many heads as fit into the second, and at least one.
@@ -64,12 +64,12 @@ class Streaming(Implementation):
         if call.is_empty:
             return Dense().run(call, platform)
         of = output_and_log_sum_exp if call.return_log_sum_exp else output
-        result = stream(call, platform, of)
+        result = streamed(call, platform, of)
         return Result(result[0], log_sum_exp=result[1]) if call.return_log_sum_exp else Result(result)
 
 
 def output(average: Average) -> Any:
-    """What is kept of a block, for `stream`."""
+    """What is kept of a block, for `streamed`."""
     return average.output
 
 
@@ -78,7 +78,7 @@ def output_and_log_sum_exp(average: Average) -> Any:
     return average.output, average.log_sum_exp
 
 
-def stream(call: Call, platform: Platform, of: Callable[[Average], Any] = output) -> Any:
+def streamed(call: Call, platform: Platform, of: Callable[[Average], Any] = output) -> Any:
     """What ``of`` takes of each row of a block's `Average`, for all rows: by default the output ``*b t h e``."""
     logits, score = call.logits, call.logits.score
     assert isinstance(score, Score)
@@ -104,7 +104,7 @@ def stream(call: Call, platform: Platform, of: Callable[[Average], Any] = output
 def _over_examples(
     call: Call, platform: Platform, of: Callable[[Average], Any], attended: Bool[Array, "..."] | None
 ) -> Any:
-    """`stream`, with the score as it is: all heads of all examples."""
+    """`streamed`, with the score as it is: all heads of all examples."""
     logits, value = call.logits, call.value
     assert value is not None
     *batch, t, h, _ = logits.query.shape

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Int
 
-from jattn.decoding import Steps, generate
+from jattn.decoding import Decodable, generate
 
 __all__ = ["Continuation", "greedy_continuation"]
 
@@ -18,7 +18,7 @@ class Continuation(NamedTuple):
 
 
 def greedy_continuation(
-    model: Steps,
+    model: Decodable,
     prompt: Int[Array, "b t"],
     prompt_valid_lens: Int[Array, "b"] | None = None,
     *,

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jattn import biases
 from jattn._engine import checks
 from jattn.cache import Cache
-from jattn.decoding.steps import last_of
+from jattn.decoding.decodable import last_of
 from jattn.masks import Mask
 from jattn.models.hugging_face.family import PretrainedModel
 from jattn.models.hugging_face.stack import (
@@ -216,7 +216,7 @@ class TextDecoder(PretrainedModel):
         return self.embedding.num_embeddings
 
     def start(self, batch_size: int, room: int, *, dtype: Any = None) -> tuple[Cache, ...]:
-        """The state of decoding before the first token, as `jattn.decoding.Steps` says: `new_cache`."""
+        """The state of decoding before the first token, as `jattn.decoding.Decodable` says: `new_cache`."""
         return self.new_cache(batch_size, room, dtype=dtype)
 
     def step(
@@ -224,10 +224,10 @@ class TextDecoder(PretrainedModel):
         tokens: Int[Array, "b t"],
         state: tuple[Cache, ...],
         *,
-        valid_lens: int | Int[Array, "b"] | None = None,
+        valid_lens: Int[Array, "b"] | None = None,
         each: bool = False,
     ) -> tuple[Float[Array, "b v"] | Float[Array, "b t v"], tuple[Cache, ...]]:
-        """The logits of what follows these tokens, and the state after them, as `jattn.decoding.Steps` says."""
+        """The logits of what follows these tokens, and the state after them, as `jattn.decoding.Decodable` says."""
         ran = self._run(
             tokens,
             attention_mask=None,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn.cache import Cache
-from jattn.decoding.steps import last_of, reordered
+from jattn.decoding.decodable import last_of, reordered
 from jattn.masks import Mask, all_of, dense
 from jattn.models.hugging_face.audio import FrameEmbedding
 from jattn.models.hugging_face.block_stack import BlockStack
@@ -272,7 +272,7 @@ class EncoderDecoder(PretrainedModel):
         source_attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None = None,
         dtype: Any = None,
     ) -> "DecodingState":
-        """The state of decoding before the first token of the target, as `jattn.decoding.Steps` says.
+        """The state of decoding before the first token of the target, as `jattn.decoding.Decodable` says.
 
         Args:
             batch_size, room, dtype: as of `new_cache`.
@@ -290,10 +290,10 @@ class EncoderDecoder(PretrainedModel):
         tokens: Int[Array, "b t"],
         state: "DecodingState",
         *,
-        valid_lens: int | Int[Array, "b"] | None = None,
+        valid_lens: Int[Array, "b"] | None = None,
         each: bool = False,
     ) -> tuple[Float[Array, "b v"] | Float[Array, "b t v"], "DecodingState"]:
-        """The logits of what follows these tokens, and the state after them, as `jattn.decoding.Steps` says."""
+        """The logits of what follows these tokens, and the state after them, as `jattn.decoding.Decodable` says."""
         ran = self._ran(
             tokens,
             state.memory,
@@ -303,6 +303,7 @@ class EncoderDecoder(PretrainedModel):
             rng=None,
             cache=state.caches,
         )
+        assert ran.caches is not None
         logits = self._logits(ran.x if each else last_of(ran.x, valid_lens))
         return logits, state._replace(caches=ran.caches)
 

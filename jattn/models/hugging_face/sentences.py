@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jattn._engine import checks
+from jattn._engine.buckets import bucket
 from jattn.models.hugging_face.activations import ACTIVATIONS
 from jattn.models.hugging_face.encoder import TextEncoder
 from jattn.models.hugging_face.family import folder_of, read_json
@@ -24,7 +25,7 @@ from jattn.nn import Linear
 from jattn.nn.feed_forward import activation_function
 from jattn.weights import files, load_state_dict
 
-__all__ = ["TOKENS_PER_BATCH", "Batch", "Projection", "SentenceEncoder", "bucket", "plan_batches", "pool"]
+__all__ = ["TOKENS_PER_BATCH", "Batch", "Projection", "SentenceEncoder", "plan_batches", "pool"]
 
 Pooling = Literal["mean", "cls", "max", "mean_sqrt_len", "weightedmean", "lasttoken"]
 POOLINGS = get_args(Pooling)
@@ -276,18 +277,6 @@ def plan_batches(lengths: Int[np.ndarray, "n"], max_length: int) -> Iterator[Bat
         rows = max(1, TOKENS_PER_BATCH // length)
         indices, order = order[:rows], order[rows:]
         yield Batch(indices, min(rows, 1 << (len(indices) - 1).bit_length()), length)
-
-
-def bucket(n: int) -> int:
-    """n rounded up to three binary digits: at most a quarter more, and four lengths between a power of 2 and the next.
-
-    Example:
-
-        >>> [bucket(n) for n in (1, 8, 9, 50, 65, 100, 129, 257)]
-        [1, 8, 10, 56, 80, 112, 160, 320]
-    """
-    step = 1 << max((n - 1).bit_length() - 3, 0)
-    return -(-n // step) * step
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))

@@ -213,7 +213,7 @@ def test_greedy_continuation_encodes_once(kind: str, monkeypatch: pytest.MonkeyP
 
 def test_a_source_is_for_encoder_decoders() -> None:
     prompt = jnp.ones((2, 1), int)
-    with pytest.raises(ValueError, match="source must be given to an EncoderDecoder"):
+    with pytest.raises(ValueError, match="source must be given to decode with EncoderDecoder"):
         models.greedy_continuation(made("learned"), prompt, max_new_tokens=2)
     with pytest.raises(ValueError, match="source must be one for each of 2 prompts"):
         models.greedy_continuation(made("learned"), prompt, max_new_tokens=2, source=jnp.ones((3, 4), int))

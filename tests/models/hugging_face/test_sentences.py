@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from jattn.models import Bert, SentenceEncoder, TextEncoder, pool
-from jattn.models.hugging_face.sentences import TOKENS_PER_BATCH, bucket, plan_batches
+from jattn.models.hugging_face.sentences import TOKENS_PER_BATCH, plan_batches
 from jattn.weights import files
 
 tokenizers = pytest.importorskip("tokenizers")

@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Int
 
 from jattn.cache import Cache
 
-__all__ = ["Steps", "cropped", "grown", "last_of", "placed", "reordered", "repeated"]
+__all__ = ["Decodable", "cropped", "grown", "last_of", "placed", "reordered", "repeated"]
 
-State = TypeVar("State")
+S = TypeVar("S")
 
 
 @runtime_checkable
-class Steps(Protocol):
+class Decodable(Protocol):
     """A model that reads tokens and says what may follow, and keeps what it read in a state that the caller carries.
 
     A state is a pytree of arrays, the first axis of each of which is that of the examples; a `jattn.Cache` in it grows
@@ -73,17 +73,17 @@ def last_of(x: Float[Array, "b t c"], valid_lens: Int[Array, "b"] | None) -> Flo
     return jnp.take_along_axis(x, jnp.maximum(valid_lens - 1, 0)[:, None, None], axis=1)[:, 0]
 
 
-def grown(state: State, room: int) -> State:
+def grown(state: S, room: int) -> S:
     """With room for so many tokens at least in each cache; those of windows stay as they are."""
     return _map_caches(lambda cache: cache if cache.ring else cache.grown(max(room, cache.room)), state)
 
 
-def cropped(state: State, lengths: Int[Array, "b"]) -> State:
+def cropped(state: S, lengths: Int[Array, "b"]) -> S:
     """As it was after so many tokens of each example; a state that is not all caches can't be."""
     return _map_caches(lambda cache: cache.cropped(lengths), state)
 
 
-def repeated(state: State, k: int) -> State:
+def repeated(state: S, k: int) -> S:
     """With every example k times."""
     return jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), state)
 
@@ -98,7 +98,7 @@ def reordered(state: Any, examples: Int[Array, "b"]) -> Any:
     return jax.tree.map(lambda x: jnp.take(x, examples, axis=0), state)
 
 
-def placed(state: State, slot: Int[Array, ""] | int, other: State) -> State:
+def placed(state: S, slot: Int[Array, ""] | int, other: S) -> S:
     """With the only example of ``other`` in place of one."""
     return jax.tree.map(lambda x, new: jnp.asarray(x).at[slot].set(new[0]), state, other)
 

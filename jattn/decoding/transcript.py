@@ -5,10 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-__all__ = ["History"]
+__all__ = ["Transcript"]
 
 
-class History(NamedTuple):
+class Transcript(NamedTuple):
     """The tokens of each example: its prompt, and what was generated after it."""
 
     tokens: Int[Array, "b n"]  # what stands after ``lengths`` means nothing
@@ -26,7 +26,7 @@ class History(NamedTuple):
         """Where ``tokens`` means something."""
         return jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
 
-    def appended(self, token: Int[Array, "b"], going: Bool[Array, "b"]) -> "History":
+    def appended(self, token: Int[Array, "b"], going: Bool[Array, "b"]) -> "Transcript":
         """With one more token of each example that is still going."""
         at = jnp.where(going, self.lengths, self.tokens.shape[1])  # that is nowhere
         tokens = self.tokens.at[jnp.arange(len(token)), at].set(token, mode="drop")
