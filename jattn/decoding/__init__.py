@@ -2,11 +2,14 @@
 
 from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated
 from jattn.decoding.generation import Generated, Stream, generate, stream
+from jattn.decoding.serving import Job, Served, serve
 from jattn.decoding.transcript import Transcript
 
 __all__ = [
     "Decodable",
     "Generated",
+    "Job",
+    "Served",
     "Stream",
     "Transcript",
     "cropped",
@@ -16,5 +19,6 @@ __all__ = [
     "placed",
     "reordered",
     "repeated",
+    "serve",
     "stream",
 ]

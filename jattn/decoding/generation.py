@@ -16,7 +16,7 @@ from jattn.decoding.loop import Choice, Progress, advance, begin, with_room
 from jattn.decoding.request import Request
 from jattn.decoding.transcript import Transcript
 
-__all__ = ["Generated", "Stream", "generate", "stream"]
+__all__ = ["GROWTH", "Generated", "Stream", "generate", "stream"]
 
 GROWTH = 256  # tokens for which there is room at least, before a cache grows
 
