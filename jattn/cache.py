@@ -316,8 +316,13 @@ class Cache(Pytree):
 
 def _check_between(name: str, x: Any, most: Any, what: str) -> None:
     """Raise ValueError unless numbers lie between 0 and others, as far as both are known."""
-    if checks.is_concrete(x) and checks.is_concrete(most):
-        x, most = np.broadcast_arrays(np.asarray(x), np.asarray(most))
+    if not checks.is_concrete(x):
+        return
+    x = np.asarray(x)
+    if np.any(x < 0) and not checks.is_concrete(most):
+        raise ValueError(f"{name} must be 0 or more. Got {x.min()}.")
+    if checks.is_concrete(most):
+        x, most = np.broadcast_arrays(x, np.asarray(most))
         wrong = (x < 0) | (x > most)
         if wrong.any():
             raise ValueError(f"{name} must lie between 0 and {most[wrong][0]}, {what}. Got {x[wrong][0]}.")
