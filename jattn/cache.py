@@ -146,7 +146,7 @@ class Cache(Pytree):
 
     def next_positions(self, t: int, real: Bool[Array, "*b t"] | None = None) -> Int[Array, "*b t"]:
         """The positions of t tokens that come next, if all positions are counted from 0; of padding that before it."""
-        steps = jnp.arange(t) if real is None else positions_of(real)
+        steps = jnp.broadcast_to(jnp.arange(t) if real is None else positions_of(real), (*self.length.shape, t))
         return (jnp.asarray(self.length)[..., None] + steps).astype(jnp.int32)
 
     def append(
@@ -257,7 +257,7 @@ class Cache(Pytree):
                 as near to it as that.
         """
         length = self._checked_length(length)
-        n, slots = self.room, jnp.arange(self.room)
+        n, slots = self.room, jnp.broadcast_to(jnp.arange(self.room), self.positions.shape)
         last = self.length[..., None] - 1
         number = last - (last - slots) % n if self.ring else slots  # which token a slot holds, counted from 0
         kept = number < length[..., None]

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 import jattn
-from jattn import Cache, biases, masks
+from jattn import Cache, biases, masks, models
 from jattn.nn import MultiHeadAttention, Rotary, new_cache
-from tests.test_cache import drawn, in_chunks
+from tests.test_cache import MODELS, drawn, in_chunks
 
 T = 9
 RULES: dict[str, tuple[dict[str, Any], int, bool]] = {
@@ -149,6 +149,15 @@ def test_not_finite_is_nan_in_its_own_vector(hostile: float) -> None:
     np.testing.assert_array_equal(now.keys[0, 0], rounded(x[0, 0]))
 
 
+def test_unused_slots_are_harmless() -> None:
+    x, empty = drawn(1, 2, 2, 6), int8_cache((1,), 4)
+    hostile = [jnp.full_like(x, jnp.nan) for x in (empty.key_scales, empty.value_scales)]
+    codes = [jnp.ones_like(x) for x in (empty.keys, empty.values)]
+    full = Cache(*codes, empty.positions, empty.length, False, *hostile)
+    outputs = [in_chunks(cache, [1, 1], x, x, x, mask=masks.causal())[0] for cache in (full, empty)]
+    np.testing.assert_array_equal(*outputs)
+
+
 @pytest.mark.parametrize("window", [3, None])
 def test_a_layer_reads_what_was_kept(window: int | None) -> None:
     """The same in one chunk, where it attends among the new tokens, as token by token, from the cache; within 2 % of
@@ -174,3 +183,18 @@ def test_a_layer_reads_what_was_kept(window: int | None) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), cache, once.cache)
     exact = layer(x, mask=mask)
     assert 1e-4 < float(jnp.abs(in_steps - exact).max() / jnp.abs(exact).max()) < 0.02
+
+
+@pytest.mark.whole
+def test_a_model_token_by_token() -> None:
+    """Prompts with padding, then a token, beside both at once."""
+    layers = MODELS["rotary, a window"]["layers"][:1]
+    model = models.TextDecoder(23, features=8, layers=layers, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    model.eval()
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 23, (2, 6)))
+    real = jnp.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
+    run = jax.jit(lambda tokens, real: model(tokens, attention_mask=real, cache=model.new_cache(2, 6, dtype=jnp.int8)))
+    begun = run(tokens[:, :5], real[:, :5])
+    assert (begun.cache[0].keys.dtype, begun.cache[0].ring) == (jnp.int8, True)
+    output, whole = model(tokens[:, 5:], cache=begun.cache).output[:, 0], run(tokens, real).output[:, 5]
+    np.testing.assert_allclose(output, whole, rtol=1e-11, atol=1e-12)
