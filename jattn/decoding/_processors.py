@@ -82,8 +82,9 @@ class Forced(Processor):
     def __call__(self, logits: Float[Array, "b v"], history: History) -> Float[Array, "b v"]:
         at = self.at[None].astype(history.limits.dtype)
         due = history.new[:, None] == jnp.where(at < 0, history.limits[:, None] + at, at)
-        which = jnp.where(due, jnp.arange(due.shape[1]), -1).max(axis=1)[:, None]
-        alone = jnp.where(jnp.arange(logits.shape[1]) == self.tokens[which], 0, -jnp.inf).astype(logits.dtype)
+        which = jnp.where(due, jnp.arange(due.shape[1])[None], -1).max(1, keepdims=True)
+        vocabulary = jnp.arange(logits.shape[1], dtype=jnp.int32)[None]
+        alone = jnp.where(vocabulary == self.tokens[which], 0, -jnp.inf).astype(logits.dtype)
         return jnp.where(which >= 0, alone, logits)
 
 
@@ -128,7 +129,7 @@ class NoRepeatNgrams(Filter):
     def forbidden(self, logits: Float[Array, "b v"], history: History) -> Bool[Array, "#b v"]:
         tokens, ending = history.tokens, _ending(history, self.n - 1)
         starts = max(tokens.shape[1] - self.n + 1, 0)
-        again = jnp.arange(starts) + self.n <= history.lengths[:, None]
+        again = jnp.arange(self.n, self.n + starts, dtype=history.lengths.dtype)[None] <= history.lengths[:, None]
         for i in range(self.n - 1):
             again &= tokens[:, i : i + starts] == ending[:, i : i + 1]
         return _marked(tokens[:, self.n - 1 :], again, logits.shape[1])
@@ -138,10 +139,10 @@ class BadWords(Filter):
     words: Int[Array, "m n"]  # each at the end of its row, `ANY` in front of it
 
     def forbidden(self, logits: Float[Array, "b v"], history: History) -> Bool[Array, "#b v"]:
-        before, last = self.words[:, :-1], self.words[:, -1]
-        ending = _ending(history, before.shape[1])
-        complete = ((before == ANY) | (ending[:, None] == before[None])).all(-1)
-        return _marked(jnp.broadcast_to(last, complete.shape), complete, logits.shape[1])
+        before, last = self.words[None, :, :-1], self.words[:, -1]
+        ending = _ending(history, before.shape[-1])[:, None]
+        complete = ((before == ANY) | (before == ending)).all(-1)
+        return _marked(jnp.broadcast_to(last[None], complete.shape), complete, logits.shape[1])
 
 
 class Suppressed(Filter):
@@ -199,7 +200,7 @@ def _listed(tokens: Int[Array, "m"], v: int) -> Bool[Array, "1 v"]:
 
 def _ending(history: History, n: int) -> Int[Array, "b {n}"]:
     """The last tokens of each example."""
-    at = history.lengths[:, None] - n + jnp.arange(n, dtype=history.lengths.dtype)
+    at = history.lengths[:, None] + jnp.arange(-n, 0, dtype=history.lengths.dtype)[None]
     return jnp.where(at >= 0, jnp.take_along_axis(history.tokens, jnp.maximum(at, 0), axis=1), _NONE)
 
 
