@@ -48,8 +48,7 @@ class Filter(Processor):
     """Minus infinity where a token is forbidden."""
 
     def __call__(self, logits: Float[Array, "b v"], history: History) -> Float[Array, "b v"]:
-        wide = jax.lax.stop_gradient(_wide(logits))
-        return jnp.where(self.forbidden(wide, history), -jnp.inf, logits)
+        return jnp.where(self.forbidden(_wide(logits), history), -jnp.inf, logits)
 
     def forbidden(self, logits: Float[Array, "b v"], history: History) -> Bool[Array, "#b v"]:
         """Which tokens must not come next, by logits in float32 or wider."""

@@ -271,7 +271,8 @@ def _counts(name: str, x: Any, least: int) -> Array:
     """Likewise, of integers; no limit of theirs is as large as what int32 can't hold."""
     _check_each(name, x, f"[{least}, inf)", integer=True)
     if checks.is_concrete(x):
-        return jnp.asarray(np.minimum(x, np.iinfo(np.int32).max).astype(np.int32))
+        known = np.asarray(x).astype(object)  # integers of any size
+        return jnp.asarray(np.array(np.minimum(known, np.iinfo(np.int32).max), np.int32))
     return jnp.asarray(checks.integers(name, x), jnp.int32)
 
 

@@ -33,7 +33,7 @@ SAMPLING = {
     "top_k 2": (processors.top_k(2), kept("1010", "0101")),
     "top_k, as probable as the last": (processors.top_k(3), kept("1110", "1111")),
     "top_k 4": (processors.top_k(4), kept("1111", "1111")),
-    "top_k, more than there are": (processors.top_k(2**40), kept("1111", "1111")),
+    "top_k, more than there are": (processors.top_k(2**70), kept("1111", "1111")),
     "top_k, one each": (processors.top_k(jnp.array([1, 2])), kept("1000", "0101")),
     "top_p 0": (processors.top_p(0.0), kept("1000", "0100")),
     "top_p, the first is enough": (processors.top_p(0.45), kept("1000", "0100")),
@@ -140,6 +140,19 @@ def test_dtypes_also_where_jax_promotes_nothing(name: str, dtype: Any) -> None:
         np.testing.assert_array_equal(ours, wide.astype(dtype))
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_settings_of_any_dtype() -> None:
+    logits = jnp.array(LOGITS)
+    halved = np.array(LOGITS, np.float32) / 2
+    for t in (2, np.float64(2), jnp.array(2.0, jnp.bfloat16), jnp.array([2.0, 2.0], jnp.bfloat16)):
+        np.testing.assert_array_equal(processors.temperature(t)(logits, HISTORY), halved)
+    best = processors.top_k(1)(logits, HISTORY)
+    for k in (np.int64(1), jnp.array(1, jnp.int8), np.array([1, 1], np.uint16)):
+        np.testing.assert_array_equal(processors.top_k(k)(logits, HISTORY), best)
+    for tokens in ((2,), np.int32(2), np.array([2]), jnp.array(2), jnp.array([2], jnp.uint8)):
+        assert processors.suppressed(tokens) == processors.suppressed([2])
+
+
 def test_float64_settings_are_not_rounded() -> None:
     with jax.enable_x64(True):
         logits = jnp.asarray(LOG)
@@ -221,6 +234,25 @@ def test_the_kth_largest_is_exact(dtype: Any) -> None:
         for k in (1, 2, 3, 99, 250, 499, 500):
             least = np.sort(x)[:, [-k]]
             np.testing.assert_array_equal(process(jnp.int32(k)), np.where(x < least, -np.inf, x))
+
+
+@pytest.mark.needs_jit
+def test_in_a_compiled_loop() -> None:
+    """One token after the other: the most probable that did not come yet, and 4 at last."""
+    applied = [processors.no_repeat_ngrams(1), processors.min_new_tokens(2, 1), processors.forced({-1: 4})]
+    logits = jnp.array([[5.0, 9.0, 7.0, 8.0, 1.0, 6.0]] * 2)
+
+    def step(history: History) -> History:
+        now = logits
+        for process in applied:
+            now = process(now, history)
+        return history.appended(now.argmax(1), history.new < history.limits)
+
+    begun = jnp.array([[3, 0, 0, 0, 0, 0, 0], [2, 5, 0, 0, 0, 0, 0]])
+    history = History(begun, jnp.array([1, 2]), jnp.array([1, 2]), jnp.array([5, 4]))
+    ended = jax.jit(lambda x: jax.lax.while_loop(lambda x: jnp.any(x.new < x.limits), step, x))(history)
+    np.testing.assert_array_equal(ended.tokens, [[3, 2, 5, 1, 0, 4, 0], [2, 5, 3, 0, 1, 4, 0]])
+    np.testing.assert_array_equal(ended.lengths, [6, 6])
 
 
 def test_gradients_reach_what_stays() -> None:
