@@ -91,9 +91,9 @@ class TopK(Filter):
     k: Int[Array, ""] | Int[Array, "b"]
 
     def forbidden(self, logits: Float[Array, "b v"], history: History) -> Bool[Array, "#b v"]:
-        v = logits.shape[1]
-        fewer = v - jnp.minimum(_column("k", self.k, logits, jnp.int32), v)
-        return logits < _smallest(logits, lambda up_to: up_to.sum(1, keepdims=True, dtype=jnp.int32) > fewer)
+        v, dtype = logits.shape[1], logits.dtype  # counted in it, which is exact up to 2**24 and faster
+        fewer = v - jnp.minimum(_column("k", self.k, logits), v)
+        return logits < _smallest(logits, lambda up_to: up_to.sum(1, keepdims=True, dtype=dtype) > fewer)
 
 
 class TopP(Filter):
