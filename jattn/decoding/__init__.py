@@ -1,5 +1,6 @@
 """Decoding: what a model says after a prompt, token by token."""
 
+from jattn.decoding import processors
 from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated
 from jattn.decoding.generation import Generated, Stream, generate, stream
 from jattn.decoding.serving import Job, Served, serve
@@ -17,6 +18,7 @@ __all__ = [
     "grown",
     "last_of",
     "placed",
+    "processors",
     "reordered",
     "repeated",
     "serve",
