@@ -1,14 +1,18 @@
 """Decoding: what a model says after a prompt, token by token."""
 
+from jattn.decoding.beams import BeamsFound, Hypotheses, beam_search
 from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated
 from jattn.decoding.generation import Generated, Stream, generate, stream
 from jattn.decoding.transcript import Transcript
 
 __all__ = [
+    "BeamsFound",
     "Decodable",
     "Generated",
+    "Hypotheses",
     "Stream",
     "Transcript",
+    "beam_search",
     "cropped",
     "generate",
     "grown",

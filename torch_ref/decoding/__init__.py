@@ -1,0 +1,4 @@
+"""Decoding, one example and one token at a time."""
+
+from torch_ref.decoding.beams import Hypothesis as Hypothesis
+from torch_ref.decoding.beams import beam_search as beam_search
