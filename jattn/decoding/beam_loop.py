@@ -24,13 +24,13 @@ __all__ = ["Search", "Standard", "begin_search", "search_on", "search_with_room"
 class Standard(NamedTuple):
     """What hypotheses are judged by, and how long a better one is waited for."""
 
-    length_penalty: Float[ArrayLike, ""]
-    first: Bool[ArrayLike, ""]  # not at all: the first k that end are the result
-    patient: Bool[ArrayLike, ""]  # as long as any better one is possible
+    length_penalty: Float[Array, ""]
+    first: Bool[Array, ""]  # not at all: the first k that end are the result
+    patient: Bool[Array, ""]  # as long as any better one is possible
 
     def score(self, log_probability: Float[Array, "*b"], new: Int[Array, "*#b"]) -> Float[Array, "*b"]:
         """Of so many new tokens with this log-probability."""
-        penalty = jnp.asarray(self.length_penalty, log_probability.dtype)
+        penalty = self.length_penalty.astype(log_probability.dtype)
         return log_probability / new.astype(log_probability.dtype) ** penalty
 
     def still_to_come(

@@ -90,9 +90,9 @@ def beam_search(
     penalty = checks.number("length_penalty", length_penalty, "(-inf, inf)")
     checks.one_of("early_stopping", early_stopping, (False, True, "never"))
     asked = Request.of(model, prompt, prompt_valid_lens, **request)
-    penalty = float(penalty) if checks.is_concrete(penalty) else penalty
     patient = early_stopping == "never"
-    standard = Standard(penalty, np.bool_(early_stopping and not patient), np.bool_(patient))
+    rules = (jnp.asarray(x, bool) for x in (early_stopping and not patient, patient))
+    standard = Standard(jnp.asarray(penalty, float), *rules)
     searched = _searched(asked, beams, standard)
     return _found(searched, np.int32(asked.padding), asked.max_new_tokens)
 
@@ -129,4 +129,4 @@ def _found(search: Search, pad: Int[ArrayLike, ""], n: int) -> BeamsFound:
     ended, (b, k) = search.ended, search.scores.shape
     tokens = ended.of_new(ended.tokens, n, pad).reshape(b, k, n)
     beams = Hypotheses(tokens, ended.new.reshape(b, k), search.scores)
-    return BeamsFound(*(x[:, 0] for x in beams), beams)
+    return BeamsFound(beams.tokens[:, 0], beams.lengths[:, 0], beams.scores[:, 0], beams)

@@ -19,7 +19,7 @@ from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Beginning, Parts
 from jattn.masks import lengths
 
-__all__ = ["Request"]
+__all__ = ["Request", "check_model"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Request:
         **given: Any,
     ) -> "Request":
         """Check the arguments of `jattn.decoding.generate`."""
-        _check_model(model)
+        check_model(model)
         prompt = checks.array("prompt", prompt)
         if prompt.ndim != 2:
             raise ValueError(f"prompt must have the axes b t. Got shape {prompt.shape}.")
@@ -124,7 +124,8 @@ class Request:
         return not all(map(checks.is_concrete, leaves))
 
 
-def _check_model(model: Any) -> None:
+def check_model(model: Any) -> None:
+    """A model that can be decoded with, in eval mode."""
     if not isinstance(model, Decodable):
         raise ValueError(
             "model must have the methods start and step of jattn.decoding.Decodable. "

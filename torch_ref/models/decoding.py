@@ -3,6 +3,7 @@
 k beams
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -84,7 +85,7 @@ def beam_search(
     for i in range(len(source)):
         valid_lens = None if source_valid_lens is None else source_valid_lens[i : i + 1]
         found = decoding.beam_search(
-            lambda target, i=i, valid_lens=valid_lens: model(source[i : i + 1], target, valid_lens),
+            functools.partial(model, source[i : i + 1], source_valid_lens=valid_lens),
             [bos],
             beams=beam_size,
             max_new_tokens=max_length,
