@@ -145,6 +145,8 @@ def test_cropped_takes_tokens_back(ring: bool) -> None:
     output, _ = in_chunks(back, [1, 1], rest, rest, rest, mask=mask)
     expected = jattn.attention(x, x, x, mask=mask)
     np.testing.assert_allclose(output, jnp.stack([expected[0, 6:8], expected[1, 7:9]]), rtol=1e-12)
+    program = jax.jit(lambda cache, length: cache.cropped(length).length)
+    np.testing.assert_array_equal(program(back, jnp.array([-1, 9])), [0, 7])
 
 
 def test_reordered() -> None:
@@ -257,9 +259,10 @@ def _layer(**arguments: Any) -> Any:
     return layer(jnp.ones((1, 2, 8)), **{"cache": new_cache(layer, (1,), 4), **arguments})
 
 
-def _append(shape: tuple[int, ...] = (1, 2, 2, 4), room: int = 4, **arguments: Any) -> Any:
+def _append(shape: tuple[int, ...] = (1, 2, 2, 4), batch: int | None = None, **arguments: Any) -> Any:
     x = jnp.ones(shape)
-    return Cache.empty((1,), room=room, num_heads=2, features=4).append(x, x, **arguments)
+    batch = shape[0] if batch is None else batch
+    return Cache.empty((batch,), room=4, num_heads=2, features=4).append(x, x, **arguments)
 
 
 def _model(**arguments: Any) -> Any:
@@ -278,10 +281,69 @@ def _model(**arguments: Any) -> Any:
             lambda: _append((1, 2, 3, 4)),
             "keys must have the axes (1, 't', 2, 4) of this cache. Got shape (1, 2, 3, 4).",
         ),
-        (lambda: _append((3, 2, 2, 4)), "keys must have the axes (1, 't', 2, 4) of this cache."),
+        (lambda: _append((3, 2, 2, 4), batch=1), "keys must have the axes (1, 't', 2, 4) of this cache."),
         (
             lambda: _append(real=jnp.ones((1, 3), bool)),
-            "real must have one entry for each of 2 tokens. Got shape (1, 3).",
+            "real must have one entry for each of 2 tokens, (1, 2). Got shape (1, 3).",
+        ),
+        (
+            lambda: _append(positions=jnp.zeros((2, 2), int)),
+            "positions must have one entry for each of 2 tokens, (1, 2). Got shape (2, 2).",
+        ),
+        (
+            lambda: _append((1, 2, 2, 5)),
+            "keys must have the axes (1, 't', 2, 4) of this cache. Got shape (1, 2, 2, 5).",
+        ),
+        (
+            lambda: _append().cache.append(jnp.ones((1, 3, 2, 4)), jnp.ones((1, 3, 2, 4))),
+            "cache must have room for 5 tokens. Got one of 4 slots. Make it larger by cache.grown(5).",
+        ),
+        (
+            lambda: _append().cache.append(jnp.ones((1, 1, 2, 4)), jnp.ones((1, 2, 2, 4))),
+            "values must have the axes (1, 't', 2, 4) of this cache. Got shape (1, 2, 2, 4).",
+        ),
+        (
+            lambda: _append().cache.append(jnp.ones((1, 1, 2, 4), int), jnp.ones((1, 1, 2, 4))),
+            "keys must be floating point. Got int",
+        ),
+        (
+            lambda: _append().cache.cropped(-1),
+            "length must lie between 0 and 2, what the example has been given. Got -1.",
+        ),
+        (
+            lambda: _append((2, 2, 2, 4)).cache.cropped(np.array([2, 3])),
+            "length must lie between 0 and 2, what the example has been given. Got 3.",
+        ),
+        (
+            lambda: _append().cache.cropped(jnp.array([1, 1])),
+            "length must be one number for each example, (1,). Got shape (2,).",
+        ),
+        (lambda: _append().cache.cropped(jnp.array([1.0])), "length must be integers. Got float"),
+        (lambda: jax.jit(lambda cache: cache.cropped(-2))(_append().cache), "length must be 0 or more. Got -2."),
+        (
+            lambda: _append((3, 2, 2, 4)).cache.reordered(jnp.array([0, 3])),
+            "examples must lie between 0 and 2, the examples' numbers. Got 3.",
+        ),
+        (
+            lambda: _append().cache.reordered(jnp.array([-1])),
+            "examples must lie between 0 and 0, the examples' numbers.",
+        ),
+        (
+            lambda: _append().cache.reordered(jnp.int32(0)),
+            "examples must be integers on one axis. Got int32 of shape ().",
+        ),
+        (
+            lambda: _append().cache.reordered(jnp.array([True])),
+            "examples must be integers on one axis. Got bool of shape (1,).",
+        ),
+        (
+            lambda: Cache.empty((), room=2, num_heads=1, features=4).reordered(jnp.array([0])),
+            "cache must have a batch axis to be reordered. Got one of a single example.",
+        ),
+        (lambda: Cache.empty(2, room=2, num_heads=1, features=4), "batch must be a tuple, the lengths of the axes *b."),
+        (
+            lambda: Cache.empty((1,), room=2, num_heads=1, features=4, dtype=jnp.uint8),
+            "dtype must be floating point or int8. Got uint8.",
         ),
         (lambda: _append().cache.grown(3), "room must be an integer in [4, inf). Got 3."),
         (

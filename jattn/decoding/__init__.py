@@ -3,6 +3,7 @@
 from jattn.decoding.beams import BeamsFound, Hypotheses, beam_search
 from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated
 from jattn.decoding.generation import Generated, Stream, generate, stream
+from jattn.decoding.serving import Job, Served, serve
 from jattn.decoding.transcript import Transcript
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "Decodable",
     "Generated",
     "Hypotheses",
+    "Job",
+    "Served",
     "Stream",
     "Transcript",
     "beam_search",
@@ -20,5 +23,6 @@ __all__ = [
     "placed",
     "reordered",
     "repeated",
+    "serve",
     "stream",
 ]

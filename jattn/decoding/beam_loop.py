@@ -122,7 +122,7 @@ def _continued(search: Search, logits: Float[Array, "r v"], choice: Choice, stan
     better = standard.still_to_come(log_probabilities[:, 0], new, limits) > worst
     settled = standard.first & (worst > -jnp.inf)
     return Search(
-        reordered(search.state, _rows(parents)),
+        reordered(search.state, _rows_of(parents)),
         tokens.reshape(-1),
         _longer(search, parents, tokens),
         log_probabilities,
@@ -134,11 +134,11 @@ def _continued(search: Search, logits: Float[Array, "r v"], choice: Choice, stan
 
 def _longer(search: Search, parents: Int[Array, "b k"], tokens: Int[Array, "b k"]) -> Transcript:
     """These hypotheses of each example, each with a token more."""
-    rows = _rows(parents)
+    rows = _rows_of(parents)
     return jax.tree.map(lambda x: x[rows], search.transcript).appended(tokens.reshape(-1), _each(search.going, search))
 
 
-def _rows(parents: Int[Array, "b k"]) -> Int[Array, "r"]:
+def _rows_of(parents: Int[Array, "b k"]) -> Int[Array, "r"]:
     """Where hypotheses stand that are numbered within their example."""
     b, k = parents.shape
     return (parents + k * jnp.arange(b, dtype=parents.dtype)[:, None]).reshape(-1)

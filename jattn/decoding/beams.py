@@ -13,7 +13,7 @@ from jattn.decoding.beam_loop import Search, Standard, begin_search, search_on, 
 from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Choice
 from jattn.decoding.request import Request
-from jattn.decoding.room import Room
+from jattn.decoding.room import first_room, larger
 
 __all__ = ["BeamsFound", "Hypotheses", "beam_search"]
 
@@ -100,26 +100,30 @@ def beam_search(
 def _searched(request: Request, k: int, standard: Standard) -> Search:
     """To the end; a stretch at a time, as far as there is room, where one may ask in between whether it has come."""
     is_traced = request.is_traced or not checks.is_concrete(standard.length_penalty)
-    room = Room.of(request, whole=is_traced)
+    n, t = request.max_new_tokens, request.prompt.shape[1]
+    room = first_room(t, n, whole=is_traced)
     choice = Choice(request.processors, jnp.asarray(request.ends), None)
     search = begin_search(
         *request.parts,
         request.beginning,
         request.prompt,
         request.lens,
-        jnp.full(len(request.prompt) * k, request.max_new_tokens, jnp.int32),
+        jnp.full(len(request.prompt) * k, n, jnp.int32),
         choice,
         standard,
         settings=request.settings,
-        room=room.size,
+        room=room,
         past=request.past,
         k=k,
     )
-    room.take(1)
-    while room.left and (is_traced or np.any(np.asarray(search.going))):
-        if room.enlarge():
-            search = search_with_room(search, room.size, request.past)
-        search = search_on(*request.parts, search, choice, standard, np.int32(room.take(room.left)))
+    done = 1
+    while done < n and (is_traced or np.any(np.asarray(search.going))):
+        if room - request.longest - done < 1:
+            room = larger(room, n - done)
+            search = search_with_room(search, room, request.past)
+        steps = min(room - request.longest, n) - done
+        search = search_on(*request.parts, search, choice, standard, np.int32(steps))
+        done += steps
     return search
 
 

@@ -13,7 +13,7 @@ from jattn._engine import checks
 from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Choice, Progress, advance, begin, with_room
 from jattn.decoding.request import Request
-from jattn.decoding.room import Room
+from jattn.decoding.room import first_room, larger
 from jattn.decoding.transcript import Transcript
 
 __all__ = ["Generated", "Stream", "generate", "stream"]
@@ -150,14 +150,14 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
 
     def __init__(self, request: Request, rng: Any, sequences: int | None, stop: "_Stop | None") -> None:
         self._request, self._sequences, self._stop = request, sequences, stop
+        b, t = request.prompt.shape
+        n = request.max_new_tokens
         if sequences is not None:
             checks.positive_integers(sequences=sequences)
         if stop is not None and request.is_traced:
             raise ValueError("stop must be empty under jit: texts are looked at while it runs. Got strings.")
-        self._choice = Choice(
-            request.processors, jnp.asarray(request.ends), _rngs_of(rng, len(request.prompt), sequences)
-        )
-        self._room = Room.of(request, whole=request.is_traced)
+        self._choice = Choice(request.processors, jnp.asarray(request.ends), _rngs_of(rng, b, sequences))
+        self._done, self._room = 0, first_room(t, n, whole=request.is_traced)
         self._progress: Progress | None = None
 
     def run(self) -> None:
@@ -192,7 +192,7 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
     def _more(self) -> bool:
         if self._progress is None:
             return True
-        if not self._room.left:
+        if self._done >= self._request.max_new_tokens:
             return False
         return self._request.is_traced or bool(np.any(np.asarray(self._progress.going)))
 
@@ -210,16 +210,21 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
                 limits,
                 choice,
                 settings=request.settings,
-                room=self._room.size,
+                room=self._room,
                 past=request.past,
                 k=k,
             )
-            self._room.take(1)
+            steps = 1
         else:
-            if self._room.enlarge():
-                self._progress = with_room(self._progress, self._room.size, request.past)
-            steps = self._room.take(steps)
+            free = self._room - request.longest - self._done
+            if free < 1:
+                left = request.max_new_tokens - self._done
+                self._room = larger(self._room, left)
+                self._progress = with_room(self._progress, self._room, request.past)
+                free = self._room - request.longest - self._done
+            steps = min(steps, free, request.max_new_tokens - self._done)
             self._progress = advance(*request.parts, self._progress, choice, np.int32(steps), np.False_)
+        self._done += steps
         if self._stop is not None:
             self._progress = self._stop(self._progress)
 

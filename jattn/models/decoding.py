@@ -80,7 +80,7 @@ def greedy(
     """
     parts, search = _begun(model, source, source_valid_lens, bos, eos, pad, max_length)
     found = decoding.generate(**search)
-    weights = _weights(*parts, search["state"], search["prompt"], found.tokens, found.lengths)
+    weights = _looked_at(*parts, search["state"], search["prompt"], found.tokens, found.lengths)
     return Decoded(found.tokens, found.lengths, found.log_probabilities.sum(-1), weights)
 
 
@@ -136,7 +136,7 @@ def beam_search(
     found = decoding.beam_search(**search).beams
     lens = found.lengths.astype(found.scores.dtype)
     log_probability = jnp.where(lens > 0, found.scores * lens ** float(length_penalty), -jnp.inf)
-    weights = _weights(*parts, search["state"], search["prompt"], found.tokens, found.lengths)
+    weights = _looked_at(*parts, search["state"], search["prompt"], found.tokens, found.lengths)
     beams = Decoded(found.tokens, found.lengths, log_probability, weights)
     return Beams(*_first(beams), beams)
 
@@ -188,7 +188,7 @@ def _read(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _weights(
+def _looked_at(
     graphdef: Any,
     arrays: Any,
     state: TranslationState,

@@ -148,7 +148,7 @@ def test_under_jit_a_new_length_compiles_nothing() -> None:
 
 def test_called_as_it_is_a_new_length_compiles_nothing() -> None:
     models.greedy(made(), SOURCE, LENS, **SEARCH)
-    functions = (decoding._read, decoding._weights, loop.begin, loop.advance)
+    functions = (decoding._read, decoding._looked_at, loop.begin, loop.advance)
     compiled = [f._cache_size() for f in functions]
     for source, lens in ((SOURCE, LENS - 1), (SOURCE[::-1], LENS)):
         models.greedy(made(1), source, lens, **SEARCH)
