@@ -4,6 +4,7 @@ n is the number of slots, t of new tokens. A cache is a pytree: it is compiled, 
 any other. What its unused slots hold has no effect.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Int, Int8
 from jattn._engine import checks
 from jattn._engine.int8 import dequantized, quantized
 from jattn._engine.pytree import Pytree
-from jattn.masks import Mask, dense
+from jattn._mask import DenseMask, Mask
 
-__all__ = ["Appended", "Cache", "positions_of"]
+__all__ = ["Appended", "Cache", "Used", "positions_of"]
 
 UNUSED = -1  # the position of a slot that holds no token
 
@@ -29,20 +30,46 @@ def positions_of(real: Bool[Array, "*b t"]) -> Int[Array, "*b t"]:
 class _Slots(NamedTuple):
     """All that has the axis of the slots, or of new tokens on their way there."""
 
-    keys: Any
-    values: Any
-    positions: Any
-    key_scales: Any
+    keys: Any  # *b k n d
+    values: Any  # *b k n e
+    positions: Any  # *b n
+    key_scales: Any  # *b k n, or None
     value_scales: Any
 
+    def map(self, f: Callable[..., Any], *others: "_Slots") -> "_Slots":
+        """``f(axis, x, *those of others)`` of each that is there, where axis is that of the slots."""
+        nd = self.positions.ndim - 1
+
+        def of(name: str) -> Any:
+            x = getattr(self, name)
+            return None if x is None else f(nd + (name != "positions"), x, *(getattr(y, name) for y in others))
+
+        return _Slots(*map(of, self._fields))
+
     def read(self, key_dtype: Any, value_dtype: Any) -> tuple[Array, Array]:
-        """Keys and values: of int8 in these dtypes, others as they are."""
-        if self.key_scales is None:
-            return self.keys, self.values
-        return (
-            dequantized(self.keys, self.key_scales, key_dtype),
-            dequantized(self.values, self.value_scales, value_dtype),
-        )
+        """Keys and values, heads after slots: of int8 in these dtypes, others as they are."""
+        keys, values = self.keys, self.values
+        if self.key_scales is not None:
+            keys = dequantized(keys, self.key_scales, key_dtype)
+            values = dequantized(values, self.value_scales, value_dtype)
+        return jnp.swapaxes(keys, -3, -2), jnp.swapaxes(values, -3, -2)
+
+    def without(self, unused: Bool[Array, "*b n"]) -> "_Slots":
+        """With zeros in these slots, but for their positions."""
+
+        def zeroed(axis: int, x: Any) -> Array:
+            where = unused if axis < unused.ndim else unused[..., None, :]
+            return jnp.where(where.reshape(*where.shape, *(1,) * (x.ndim - where.ndim)), 0, x)
+
+        return self.map(zeroed)._replace(positions=self.positions)
+
+
+class Used(DenseMask):
+    """Which slots hold a token; the others hold zeros, or a token of before, which can do no harm."""
+
+    @property
+    def finite_keys(self) -> bool:
+        return True
 
 
 class Appended(NamedTuple):
@@ -57,15 +84,16 @@ class Appended(NamedTuple):
 
 
 class Cache(Pytree):
-    """Keys and values in slots, and the positions of those that are used. `Cache.empty` makes one.
+    """Keys and values in slots, and the positions of those that are used. `Cache.empty` makes one; in one of arrays of your
+    own, zeros are put where there is no token.
 
     Attributes:
-        keys: ``*b n k d``.
-        values: ``*b n k e``.
+        keys: ``*b k n d``: heads first, so that what a head attends to lies together.
+        values: ``*b k n e``.
         positions: ``*b n``, of the token in each slot; -1 where there is none.
         length: ``*b``, how many tokens each example has been given.
         ring: whether a token takes the place of the one n tokens before it.
-        key_scales, value_scales: ``*b n k``, what keys and values kept as int8 are multiples of; None of others.
+        key_scales, value_scales: ``*b k n``, what keys and values kept as int8 are multiples of; None of others.
 
     Example (three tokens, then a fourth, of one head):
 
@@ -82,13 +110,19 @@ class Cache(Pytree):
         True
     """
 
-    keys: Float[Array, "*b n k d"] | Int8[Array, "*b n k d"]
-    values: Float[Array, "*b n k e"] | Int8[Array, "*b n k e"]
+    keys: Float[Array, "*b k n d"] | Int8[Array, "*b k n d"]
+    values: Float[Array, "*b k n e"] | Int8[Array, "*b k n e"]
     positions: Int[Array | np.ndarray, "*b n"]
     length: Int[Array | np.ndarray, "*b"]
     ring: bool = False
-    key_scales: Float32[Array, "*b n k"] | None = None
-    value_scales: Float32[Array, "*b n k"] | None = None
+    key_scales: Float32[Array, "*b k n"] | None = None
+    value_scales: Float32[Array, "*b k n"] | None = None
+
+    def __post_init__(self) -> None:
+        """Arrays of the caller's may hold anything where there is no token."""
+        if all(isinstance(x, jax.Array | np.ndarray) for x in jax.tree.leaves(self._slots)):
+            for name, x in self._slots.without(jnp.asarray(self.positions) < 0)._asdict().items():
+                object.__setattr__(self, name, x)
 
     @classmethod
     def empty(
@@ -126,12 +160,12 @@ class Cache(Pytree):
             raise ValueError(f"dtype must be floating point or int8. Got {np.dtype(dtype)}.")
         value_features = features if value_features is None else value_features
         return Cache(
-            jnp.zeros((*batch, room, num_heads, features), dtype),
-            jnp.zeros((*batch, room, num_heads, value_features), dtype),
+            jnp.zeros((*batch, num_heads, room, features), dtype),
+            jnp.zeros((*batch, num_heads, room, value_features), dtype),
             np.full((*batch, room), UNUSED, np.int32),  # NumPy's, so that it is known to be empty while tracing
             np.zeros(batch, np.int32),
             bool(ring),
-            *(jnp.zeros((*batch, room, num_heads), jnp.float32) if int8 else None for _ in range(2)),
+            *(jnp.zeros((*batch, num_heads, room), jnp.float32) if int8 else None for _ in range(2)),
         )
 
     @property
@@ -142,7 +176,7 @@ class Cache(Pytree):
     @property
     def room(self) -> int:
         """n, how many slots each example has."""
-        return self.keys.shape[-3]
+        return self.keys.shape[-2]
 
     def next_positions(self, t: int, real: Bool[Array, "*b t"] | None = None) -> Int[Array, "*b t"]:
         """The positions of t tokens that come next, if all positions are counted from 0; of padding that before it."""
@@ -175,7 +209,7 @@ class Cache(Pytree):
         """
         for name, x, own in (("keys", keys, self.keys), ("values", values, self.values)):
             x = checks.floating(name, x, "*b t k d", 3)
-            axes = (*self.length.shape, "t", *own.shape[-2:])
+            axes = (*self.length.shape, "t", own.shape[-3], own.shape[-1])
             if x.shape[:-3] != axes[:-3] or x.shape[-2:] != axes[-2:] or x.shape[-3] != keys.shape[-3]:
                 raise ValueError(f"{name} must have the axes {axes} of this cache. Got shape {x.shape}.")
         t = keys.shape[-3]
@@ -185,15 +219,18 @@ class Cache(Pytree):
         real = jnp.ones(positions.shape, bool) if real is None else jnp.broadcast_to(real, positions.shape)
         held, new = self._slots, self._kept(keys, values, jnp.where(real, positions, UNUSED))
         at = self._slots_of(real)
-        write = _write
-        for _ in self.length.shape:
-            write = jax.vmap(write)
-        after = jax.tree.map(lambda old, x: write(old, at, x), held, new)
+
+        def written(axis: int, old: Any, x: Array) -> Array:
+            write = _write if axis < at.ndim else jax.vmap(_write, (0, None, 0))  # of each head
+            for _ in self.length.shape:
+                write = jax.vmap(write)
+            return write(old, at, x)
+
+        seen = after = held.map(written, new)
         cache = self._replaced(after, self.length + real.sum(-1, dtype=jnp.int32))
-        seen = after
         if self.ring and t > 1:
-            seen = jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=self.length.ndim), held, new)
-        used = dense((seen.positions >= 0)[..., None, None, :])
+            seen = held.map(lambda axis, *x: jnp.concatenate(x, axis), new.without(~real))
+        used = Used((seen.positions >= 0)[..., None, None, :])
         keys, values = seen.read(keys.dtype, values.dtype)
         return Appended(keys, values, seen.positions, used=used, query_positions=positions, cache=cache)
 
@@ -231,7 +268,7 @@ class Cache(Pytree):
         self, keys: Float[Array, "*b t k d"], values: Float[Array, "*b t k e"]
     ) -> tuple[Float[Array, "*b t k d"], Float[Array, "*b t k e"]]:
         """Keys and values as what is kept of them is read, in their own dtypes."""
-        kept = self._kept(keys, values, None).read(keys.dtype, values.dtype)
+        kept = self._kept(keys, values, jnp.zeros(keys.shape[:-2])).read(keys.dtype, values.dtype)
         return kept[0].astype(keys.dtype), kept[1].astype(values.dtype)
 
     def grown(self, room: int) -> "Cache":
@@ -240,12 +277,11 @@ class Cache(Pytree):
             raise ValueError("cache must not be a ring to grow. Got one. Make it of its final size.")
         more = checks.number("room", room, f"[{self.room}, inf)", integer=True) - self.room
 
-        def pad(x: Any, fill: int = 0) -> Array:
-            widths = [(0, more if i == self.length.ndim else 0) for i in range(x.ndim)]
-            return jnp.pad(x, widths, constant_values=fill)
+        def padded(axis: int, x: Any, fill: int = 0) -> Array:
+            return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)], constant_values=fill)
 
-        slots = jax.tree.map(pad, self._slots)
-        return self._replaced(slots._replace(positions=pad(self.positions, UNUSED)), self.length)
+        positions = padded(self.length.ndim, jnp.asarray(self.positions), UNUSED)
+        return self._replaced(self._slots.map(padded)._replace(positions=positions), self.length)
 
     def cropped(self, length: Int[ArrayLike, "*b"]) -> "Cache":
         """As it was when each example had been given so many tokens, to take back those that were rejected.
@@ -257,11 +293,12 @@ class Cache(Pytree):
                 as near to it as that.
         """
         length = self._checked_length(length)
-        n, slots = self.room, jnp.broadcast_to(jnp.arange(self.room), self.positions.shape)
+        n, number = self.room, jnp.broadcast_to(jnp.arange(self.room), self.positions.shape)
         last = self.length[..., None] - 1
-        number = last - (last - slots) % n if self.ring else slots  # which token a slot holds, counted from 0
-        kept = number < length[..., None]
-        return self._replaced(self._slots._replace(positions=jnp.where(kept, self.positions, UNUSED)), length)
+        token = last - (last - number) % n if self.ring else number  # which one a slot holds, counted from 0
+        kept = token < length[..., None]
+        slots = self._slots.without(~kept)
+        return self._replaced(slots._replace(positions=jnp.where(kept, self.positions, UNUSED)), length)
 
     def reordered(self, examples: Int[Array, "b"]) -> "Cache":
         """With other examples along the first axis, by number: those of the best beams, or one several times.
@@ -298,13 +335,15 @@ class Cache(Pytree):
 
     def _kept(self, keys: Array, values: Array, positions: Any) -> _Slots:
         """What is kept of new tokens."""
+        keys, values = jnp.swapaxes(keys, -3, -2), jnp.swapaxes(values, -3, -2)
         if self.key_scales is None:
             return _Slots(keys.astype(self.keys.dtype), values.astype(self.values.dtype), positions, None, None)
         (keys, key_scales), (values, value_scales) = quantized(keys), quantized(values)
         return _Slots(keys, values, positions, key_scales, value_scales)
 
     def _replaced(self, slots: _Slots, length: Any) -> "Cache":
-        return Cache(slots.keys, slots.values, slots.positions, length, self.ring, slots.key_scales, slots.value_scales)
+        """With other slots, of which those that are unused hold what can do no harm."""
+        return self._unflatten(self._flatten()[1], (*slots[:3], length, *slots[3:]))
 
     def _checked_length(self, length: Any) -> Array:
         batch, numbers = self.length.shape, jnp.asarray(checks.integers("length", length), jnp.int32)

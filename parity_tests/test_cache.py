@@ -71,7 +71,9 @@ def test_int8_codes(window: int | None) -> None:
             cache = cache.append(*(jnp.asarray(x[:, i : i + 1]) for x in (keys, values))).cache
             kept.append(*(torch.as_tensor(x[:, i : i + 1]) for x in (keys, values)))
     order = np.argsort(cache.positions[0])
-    found = [cache.keys, cache.key_scales[..., None], cache.values, cache.value_scales[..., None]]
+    found = [
+        x.swapaxes(1, 2) for x in (cache.keys, cache.key_scales[..., None], cache.values, cache.value_scales[..., None])
+    ]
     assert kept.kept is not None
     for mine, true in zip(found, kept.kept, strict=True):
         assert mine.dtype == true.numpy().dtype

@@ -17,7 +17,8 @@ from jattn import Cache, masks
 
 COLLECTIVES = re.compile(r"all-gather|all-reduce|all-to-all|collective-|reduce-scatter")
 MESH = jax.make_mesh((2, 2), ("examples", "heads"), axis_types=(AxisType.Auto, AxisType.Auto))
-BY_HEAD, BY_EXAMPLE = PartitionSpec("examples", None, "heads"), PartitionSpec("examples")
+BY_HEAD, BY_EXAMPLE = PartitionSpec("examples", None, "heads"), PartitionSpec("examples")  # of tokens
+HELD = PartitionSpec("examples", "heads")
 KINDS: dict[str, dict[str, Any]] = {"all": {}, "a ring": {"ring": True}, "int8": {"dtype": jnp.int8}}
 
 
@@ -30,7 +31,7 @@ def step(cache: Cache, query: Any, keys: Any, values: Any) -> tuple[Any, Cache]:
 
 def specs_of(cache: Cache) -> Any:
     """By examples, and by heads what has them."""
-    return jax.tree.map(lambda x: BY_HEAD if x.ndim > 2 else BY_EXAMPLE, cache)
+    return jax.tree.map(lambda x: HELD if x.ndim > 2 else BY_EXAMPLE, cache)
 
 
 def placed(x: Any, spec: Any) -> Any:

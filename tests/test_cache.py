@@ -66,7 +66,7 @@ def test_equal_to_the_whole(case: tuple[dict[str, Any], int, bool], sizes: list[
     output, after = run(cache, query, key, value)
     expected = jattn.attention(query, key, value, **rule)
     np.testing.assert_allclose(output, expected, rtol=1e-12, atol=1e-12)
-    assert after.keys.shape[1] == room
+    assert after.keys.shape[2] == room
     np.testing.assert_array_equal(after.length, [T, T])
 
 
@@ -118,7 +118,7 @@ def test_padding_takes_no_slots(side: str, ring: bool) -> None:
         kept = np.asarray(now.cache.positions[i])
         order = np.argsort(kept[kept >= 0])
         assert sorted(kept[kept >= 0]) == list(range(max(0, n - now.cache.room), n))
-        held = np.asarray(now.cache.keys[i])[kept >= 0][order]
+        held = np.asarray(now.cache.keys[i].swapaxes(0, 1))[kept >= 0][order]
         np.testing.assert_array_equal(held, np.asarray(x[i, max(0, n - now.cache.room) : n]))
 
 
@@ -154,7 +154,7 @@ def test_reordered() -> None:
     empty = Cache.empty((3,), room=6, num_heads=1, features=4, dtype=jnp.float64)
     _, cache = in_chunks(empty, [4], x, x, x, mask=masks.causal())
     other = cache.reordered(jnp.array([2, 2, 0]))
-    np.testing.assert_array_equal(other.keys[:, :4], x[jnp.array([2, 2, 0])])
+    np.testing.assert_array_equal(other.keys[:, 0, :4], x[jnp.array([2, 2, 0]), :, 0])
 
 
 def test_kept_in_bfloat16() -> None:

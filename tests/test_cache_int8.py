@@ -48,11 +48,11 @@ def test_codes_and_scales() -> None:
     values = jnp.array([[[[0.0], [-3.0]], [[12.7], [0]]]])
     now = int8_cache((1,), 3, features=4, value_features=1).append(keys, values)
     codes = [[[127, 0, 2, -2], [0, 0, 0, 0]], [[-127, 0, 1, -64], [1, 0, 0, 127]]]
-    np.testing.assert_array_equal(now.cache.keys[0], [*codes, np.zeros((2, 4))])
-    np.testing.assert_array_equal(now.cache.key_scales[0], [[1, 0], [2, 0.5], [0, 0]])
-    np.testing.assert_array_equal(now.cache.values[0, :, :, 0], [[0, -127], [127, 0], [0, 0]])
+    np.testing.assert_array_equal(now.cache.keys[0].swapaxes(0, 1), [*codes, np.zeros((2, 4))])
+    np.testing.assert_array_equal(now.cache.key_scales[0].T, [[1, 0], [2, 0.5], [0, 0]])
+    np.testing.assert_array_equal(now.cache.values[0, :, :, 0].T, [[0, -127], [127, 0], [0, 0]])
     scales = np.float32([[0, 3 / 127], [0.1, 0], [0, 0]])
-    np.testing.assert_array_equal(now.cache.value_scales[0], scales)
+    np.testing.assert_array_equal(now.cache.value_scales[0].T, scales)
     assert (now.cache.keys.dtype, now.cache.key_scales.dtype) == (jnp.int8, jnp.float32)
     np.testing.assert_array_equal(now.keys[0, :2], codes * np.array([[1, 0], [2, 0.5]])[..., None])
     np.testing.assert_array_equal(now.values[0, :, :, 0], [[0, -127], [127, 0], [0, 0]] * scales.astype(np.float64))
@@ -107,7 +107,7 @@ def test_equal_to_rounded_keys_and_values(rule: tuple[dict[str, Any], int, bool]
     output, cache = jax.jit(run)(query, key, value)
     expected = jattn.attention(query, rounded(key), rounded(value), **options)
     np.testing.assert_allclose(output, expected, rtol=1e-12, atol=1e-12)
-    assert cache.key_scales.shape == cache.value_scales.shape == (2, room, 2)
+    assert cache.key_scales.shape == cache.value_scales.shape == (2, 2, room)
 
 
 def test_scanned_and_mapped() -> None:
@@ -122,8 +122,10 @@ def test_scanned_and_mapped() -> None:
         return jax.lax.scan(step, int8_cache((), features=4), keys)
 
     cache, seen = jax.jit(jax.vmap(of_one))(key)
-    np.testing.assert_allclose(cache.key_scales, scales_of(key), rtol=1e-6)
-    np.testing.assert_array_equal(cache.keys, np.round(np.asarray(key, float) / scales_of(key)[..., None]))
+    np.testing.assert_allclose(cache.key_scales.swapaxes(1, 2), scales_of(key), rtol=1e-6)
+    np.testing.assert_array_equal(
+        cache.keys.swapaxes(1, 2), np.round(np.asarray(key, float) / scales_of(key)[..., None])
+    )
     assert seen.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(seen[:, -1], float), rounded(key), rtol=2**-8)
 

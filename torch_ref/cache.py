@@ -27,7 +27,9 @@ class Cache:
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of "*b t k d" and "*b t k e": keys and values "*b s k ." to attend to, positions of queries and of keys."""
         t = keys.shape[-3]
-        seen: tuple[Tensor, ...] = (*quantized(keys.detach()), *quantized(values.detach())) if self.int8 else (keys, values)
+        seen: tuple[Tensor, ...] = (
+            (*quantized(keys.detach()), *quantized(values.detach())) if self.int8 else (keys, values)
+        )
         if self.kept is not None:
             seen = tuple(torch.cat([old, new], -3) for old, new in zip(self.kept, seen, strict=True))
         self.length += t

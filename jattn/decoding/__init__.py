@@ -1,5 +1,6 @@
 """Decoding: what a model says after a prompt, token by token."""
 
+from jattn.decoding import processors
 from jattn.decoding.beams import BeamsFound, Hypotheses, beam_search
 from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated
 from jattn.decoding.generation import Generated, Stream, generate, stream
@@ -21,6 +22,7 @@ __all__ = [
     "grown",
     "last_of",
     "placed",
+    "processors",
     "reordered",
     "repeated",
     "serve",

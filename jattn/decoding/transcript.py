@@ -24,7 +24,7 @@ class Transcript(NamedTuple):
     @property
     def real(self) -> Bool[Array, "b n"]:
         """Where ``tokens`` means something."""
-        return jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
+        return jnp.arange(self.tokens.shape[1], dtype=self.lengths.dtype)[None] < self.lengths[:, None]
 
     def of_new(self, x: Shaped[Array, "b n"], count: int, fill: Any) -> Shaped[Array, "b m"]:
         """What ``x`` has of so many new tokens, and ``fill`` after the last there is."""

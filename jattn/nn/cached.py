@@ -76,8 +76,9 @@ def _check_made_for(layer: Any, cache: Any, batch: tuple[int, ...]) -> None:
     """Raise ValueError unless the cache was made for this layer and batch."""
     if not isinstance(cache, Cache):
         raise ValueError(f"cache must be a jattn.Cache, such as jattn.nn.new_cache makes. Got {type(cache).__name__}.")
-    own = [(*batch, "n", *projection.kernel.shape[1:]) for projection in (layer.key, layer.value)]
-    given = [(*x.shape[:-3], "n", *x.shape[-2:]) for x in (cache.keys, cache.values)]
+    kernels = (projection.kernel.shape for projection in (layer.key, layer.value))
+    own = [(*batch, heads, "n", features) for _, heads, features in kernels]
+    given = [(*x.shape[:-2], "n", x.shape[-1]) for x in (cache.keys, cache.values)]
     if own != given:
         raise ValueError(
             f"cache must hold keys {own[0]} and values {own[1]} of this layer and batch. Got {given[0]} and "

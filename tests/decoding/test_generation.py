@@ -1,4 +1,4 @@
-"""Tokens after a prompt: the same whatever stands beside them, however far there is room, and wherever they come from."""
+"""Tokens after a prompt: the same whatever stands beside them, and however much room there is."""
 
 from typing import Any
 
@@ -216,7 +216,7 @@ def test_a_model_that_is_a_pytree() -> None:
         ({"prompt_valid_lens": jnp.array([1, 2]), "prompt_attention_mask": jnp.ones((2, 3))}, ("Got both",)),
         (
             {"prompt_attention_mask": jnp.ones((2, 2))},
-            ("prompt_attention_mask must have the shape", "(2, 3)", "(2, 2)"),
+            ("prompt_attention_mask must have", "(2, 3)", "(2, 2)"),
         ),
         ({"prompt_attention_mask": jnp.array([[1, 1, 1], [0, 0, 0]])}, ("must be 1 at least once", "one without")),
         ({"eos": [1, 7]}, ("eos must be an integer in [0, 7)", "Got 7")),
@@ -224,7 +224,7 @@ def test_a_model_that_is_a_pytree() -> None:
         ({"rng": 3}, ("rng must be a jax.random.key", "Got 3")),
         (
             {"rng": jax.random.split(jax.random.key(0), 3)},
-            ("rng must be one key, or one for each of 2 prompts", "(3,)"),
+            ("rng must be one key, or one for each of 2", "(3,)"),
         ),
         ({"sequences": 0}, ("sequences must be", "Got 0")),
         ({"stop": [""]}, ("stop must be strings that are not empty", "''")),

@@ -105,20 +105,20 @@ def _model(change: Callable[[Any], Any]) -> Any:
     return model(jnp.ones((2, 3), int), cache=change(model))
 
 
-THEIRS = "cache must hold keys (1, 'n', 2, 2) and values (1, 'n', 2, 2) of this layer and batch. Got "
+THEIRS = "cache must hold keys (1, 2, 'n', 2) and values (1, 2, 'n', 2) of this layer and batch. Got "
 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: _layer(_of_other((3,), num_kv_heads=2)), THEIRS + "(3, 'n', 2, 2) and (3, 'n', 2, 2). Make it by"),
-        (lambda: _layer(_of_other((), num_kv_heads=2)), THEIRS + "('n', 2, 2) and"),
-        (lambda: _layer(_of_other()), THEIRS + "(1, 'n', 4, 2) and (1, 'n', 4, 2). Make it by jattn.nn.new_cache."),
-        (lambda: _layer(_of_other(features=12, num_kv_heads=2)), THEIRS + "(1, 'n', 2, 3) and"),
+        (lambda: _layer(_of_other((3,), num_kv_heads=2)), THEIRS + "(3, 2, 'n', 2) and (3, 2, 'n', 2). Make it by"),
+        (lambda: _layer(_of_other((), num_kv_heads=2)), THEIRS + "(2, 'n', 2) and"),
+        (lambda: _layer(_of_other()), THEIRS + "(1, 4, 'n', 2) and (1, 4, 'n', 2). Make it by jattn.nn.new_cache."),
+        (lambda: _layer(_of_other(features=12, num_kv_heads=2)), THEIRS + "(1, 2, 'n', 3) and"),
         (
             lambda: _layer(_of_other(num_kv_heads=2, value_head_features=5)),
-            THEIRS + "(1, 'n', 2, 2) and (1, 'n', 2, 5).",
+            THEIRS + "(1, 2, 'n', 2) and (1, 2, 'n', 5).",
         ),
         (
             lambda: _layer((jnp.ones((1, 4, 2, 2)),) * 2),

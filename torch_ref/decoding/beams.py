@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torch_ref.decoding.processors import Processor, Said
+
 
 class Hypothesis(NamedTuple):
     """What may follow the prompt."""
@@ -27,16 +29,18 @@ def beam_search(
     eos: Sequence[int] = (),
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
-    processors: Sequence[Callable[[Tensor, list[int]], Tensor]] = (),
+    processors: Sequence[Processor] = (),
 ) -> list[Hypothesis]:
     """The best that ended, by score = log_probability / length ** length_penalty.
 
-    The model makes logits "1 t v" of tokens "1 t"; a processor makes log-probabilities "v" of some, and of the tokens
-    before.
+    The model makes logits "1 t v" of tokens "1 t"; processors are given log-probabilities.
     """
     running, ended = [Hypothesis([], 0.0, 0.0)], list[Hypothesis]()
     for length in range(1, max_new_tokens + 1):
-        longer = [new for old in running for new in continuations(model, prompt, old, processors)]
+        longer = []
+        for old in running:
+            said = Said(prompt, old.tokens, max_new_tokens)
+            longer += continuations(model, said, old.log_probability, processors)
         longer.sort(key=lambda h: h.log_probability, reverse=True)
         running = []
         for place, new in enumerate(longer[: beams * max(2, 1 + len(eos))]):
@@ -57,18 +61,14 @@ def beam_search(
 
 
 def continuations(
-    model: Callable[[Tensor], Tensor],
-    prompt: list[int],
-    old: Hypothesis,
-    processors: Sequence[Callable[[Tensor, list[int]], Tensor]],
+    model: Callable[[Tensor], Tensor], said: Said, log_probability: float, processors: Sequence[Processor]
 ) -> list[Hypothesis]:
     """Every way to go on by one token that is not ruled out."""
-    before = prompt + old.tokens
-    log_probabilities = model(torch.tensor([before]))[0, -1].log_softmax(-1)
+    log_probabilities = model(torch.tensor([said.all]))[:, -1].log_softmax(-1)
     for process in processors:
-        log_probabilities = process(log_probabilities, before)
+        log_probabilities = process(log_probabilities, [said])
     return [
-        Hypothesis([*old.tokens, token], old.log_probability + x, 0.0)
-        for token, x in enumerate(log_probabilities.tolist())
+        Hypothesis([*said.new, token], log_probability + x, 0.0)
+        for token, x in enumerate(log_probabilities[0].tolist())
         if x > -torch.inf
     ]
