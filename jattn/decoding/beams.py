@@ -64,7 +64,8 @@ def beam_search(
             can become better; with a positive penalty that counts with the length of ``max_new_tokens``.
         request: ``max_new_tokens``, ``prompt_attention_mask``, ``eos``, ``pad``, ``processors``, ``state``, and what
             the model knows beside the prompt, as of `jattn.decoding.generate`. Processors are given log-probabilities
-            here, and what they return is what is summed, so that it need not be normalised.
+            here, and what they return is what is summed, so that it need not be normalised. Of one that has a number
+            for each prompt, give it one for each hypothesis, ``jnp.repeat(x, beams)``.
 
     Returns:
         `BeamsFound`: ``tokens`` ``b n``, ``lengths`` ``b`` and ``scores`` ``b`` of the best, and ``beams``, the same of

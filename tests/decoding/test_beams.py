@@ -84,22 +84,23 @@ def test_a_wide_beam_finds_the_best_of_all(length_penalty: float) -> None:
 # After 0 the end (3) is most probable; 1 and then 2, again and again, is better the longer it goes on.
 CHAIN = np.array([[0, 0.49, 0.01, 0.5], [0, 0.03, 0.92, 0.05], [0, 0, 0.85, 0.15], [1, 0, 0, 0]])
 LONG = (0.49 * 0.92 * 0.85**2, [1, 2, 2, 2])
-EXPECTED: list[tuple[int, Any, list[tuple[float, list[int]]]]] = [
-    (1, True, [(0.5, [3])]),
-    (1, False, [(0.5, [3])]),  # as log 0.49 / 1 is less than log 0.5 / 1
-    (1, "never", [LONG]),  # as log 0.49 / 4 is more
-    (2, True, [(0.5, [3]), (0.49 * 0.05, [1, 3])]),
-    (2, False, [LONG, (0.5, [3])]),
-    (2, "never", [LONG, (0.5, [3])]),
+EXPECTED: list[tuple[int, int, Any, list[tuple[float, list[int]]]]] = [
+    (0, 1, True, [(0.5, [3])]),
+    (0, 1, False, [(0.5, [3])]),  # as log 0.49 / 1 is less than log 0.5 / 1
+    (0, 1, "never", [LONG]),  # as log 0.49 / 4 is more
+    (0, 2, True, [(0.5, [3]), (0.49 * 0.05, [1, 3])]),
+    (0, 2, False, [LONG, (0.5, [3])]),
+    (0, 2, "never", [LONG, (0.5, [3])]),
+    (2, 1, True, [(0.85**4, [2, 2, 2, 2])]),  # as the end is not among the first at any step
 ]
 
 
-@pytest.mark.parametrize(("beams", "early_stopping", "expected"), EXPECTED)
-def test_when_it_stops(beams: int, early_stopping: Any, expected: list[tuple[float, list[int]]]) -> None:
+@pytest.mark.parametrize(("start", "beams", "early_stopping", "expected"), EXPECTED)
+def test_when_it_stops(start: int, beams: int, early_stopping: Any, expected: list[tuple[float, list[int]]]) -> None:
     with np.errstate(divide="ignore"):
         model = Bigrams(jnp.asarray(np.log(CHAIN)))
     options: dict[str, Any] = {"max_new_tokens": 4, "eos": 3, "pad": -1}
-    found = decoding.beam_search(model, jnp.array([[0]]), beams=beams, early_stopping=early_stopping, **options)
+    found = decoding.beam_search(model, jnp.array([[start]]), beams=beams, early_stopping=early_stopping, **options)
     for (p, tokens), row, n, score in zip(expected, *(x[0].tolist() for x in found.beams), strict=True):
         assert (row, n) == (tokens + [-1] * (4 - len(tokens)), len(tokens))
         assert score == pytest.approx(np.log(p) / len(tokens), rel=1e-6)
@@ -116,9 +117,9 @@ def test_what_cannot_be_said_is_never_found() -> None:
 
 
 def test_nothing_else_in_the_batch_matters() -> None:
-    options: dict[str, Any] = {"beams": 3, "max_new_tokens": 6, "eos": EOS}
-    for seed in range(3):
-        model = Recurrent(seed)
+    options: dict[str, Any] = {"beams": 2, "max_new_tokens": 6, "eos": EOS}
+    for seed, early_stopping in itertools.product(range(3), (True, False)):
+        model, options["early_stopping"] = Recurrent(seed), early_stopping
         together = decoding.beam_search(model, PROMPTS, PROMPT_LENS, **options)
         alone = [decoding.beam_search(model, PROMPTS[i : i + 1, :n], **options) for i, n in enumerate((3, 1))]
         jax.tree.map(
@@ -127,6 +128,18 @@ def test_nothing_else_in_the_batch_matters() -> None:
     mask = jnp.array([[1, 0, 1, 1], [0, 0, 1, 0]])
     left = decoding.beam_search(model, jnp.array([[3, 0, 1, 0], [0, 0, 1, 0]]), prompt_attention_mask=mask, **options)
     np.testing.assert_array_equal(left.beams.tokens, together.beams.tokens)
+
+
+def test_a_number_of_a_processor_for_each_prompt() -> None:
+    model, search = Recurrent(), {"beams": 3, "max_new_tokens": 6, "eos": EOS}
+    factors = (0.5, 2.0)
+    each = [decoding.processors.temperature(jnp.repeat(jnp.array(factors), 3))]
+    found = decoding.beam_search(model, PROMPTS, **search, processors=each)
+    for i, factor in enumerate(factors):
+        expected = decoding.beam_search(model, PROMPTS, **search, processors=[decoding.processors.temperature(factor)])
+        np.testing.assert_array_equal(found.beams.tokens[i], expected.beams.tokens[i])
+        np.testing.assert_allclose(found.beams.scores[i], expected.beams.scores[i], rtol=1e-5)
+    assert (found.scores[0] != expected.scores[0]).item()
 
 
 def test_it_goes_on_from_a_state() -> None:
