@@ -1,18 +1,22 @@
 """Decoding: what a model says after a prompt, token by token."""
 
 from jattn.decoding import processors
+from jattn.decoding.beams import BeamsFound, Hypotheses, beam_search
 from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated
 from jattn.decoding.generation import Generated, Stream, generate, stream
 from jattn.decoding.serving import Job, Served, serve
 from jattn.decoding.transcript import Transcript
 
 __all__ = [
+    "BeamsFound",
     "Decodable",
     "Generated",
+    "Hypotheses",
     "Job",
     "Served",
     "Stream",
     "Transcript",
+    "beam_search",
     "cropped",
     "generate",
     "grown",

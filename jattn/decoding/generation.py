@@ -10,15 +10,13 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PRNGKeyArray
 
 from jattn._engine import checks
-from jattn._engine.buckets import bucket
 from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Choice, Progress, advance, begin, with_room
 from jattn.decoding.request import Request
+from jattn.decoding.room import first_room, larger
 from jattn.decoding.transcript import Transcript
 
-__all__ = ["GROWTH", "Generated", "Stream", "generate", "stream"]
-
-GROWTH = 256  # tokens for which there is room at least, before a cache grows
+__all__ = ["Generated", "Stream", "generate", "stream"]
 
 
 class Generated(NamedTuple):
@@ -159,7 +157,7 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
         if stop is not None and request.is_traced:
             raise ValueError("stop must be empty under jit: texts are looked at while it runs. Got strings.")
         self._choice = Choice(request.processors, jnp.asarray(request.ends), _rngs_of(rng, b, sequences))
-        self._done, self._room = 0, bucket(t + (n if request.is_traced else min(n, GROWTH)))
+        self._done, self._room = 0, first_room(t, n, whole=request.is_traced)
         self._progress: Progress | None = None
 
     def run(self) -> None:
@@ -221,7 +219,7 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
             free = self._room - request.longest - self._done
             if free < 1:
                 left = request.max_new_tokens - self._done
-                self._room = bucket(self._room + min(left, max(GROWTH, self._room // 2)))
+                self._room = larger(self._room, left)
                 self._progress = with_room(self._progress, self._room, request.past)
                 free = self._room - request.longest - self._done
             steps = min(steps, free, request.max_new_tokens - self._done)
@@ -234,13 +232,8 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
 @functools.partial(jax.jit, static_argnums=3)
 def _new_tokens(transcript: Transcript, said: Float[Array, "b m"], pad: Int[ArrayLike, ""], n: int) -> Generated:
     """What stands after the prompts."""
-    at = transcript.prompt_lens[:, None] + jnp.arange(n)
-    real = jnp.arange(n) < transcript.new[:, None]
-
-    def of(x: Array, fill: Any) -> Array:
-        return jnp.where(real, jnp.take_along_axis(x, at, 1, mode="clip"), fill)
-
-    return Generated(of(transcript.tokens, pad), transcript.new, of(said, 0))
+    tokens, said = (transcript.of_new(x, n, fill) for x, fill in ((transcript.tokens, pad), (said, 0)))
+    return Generated(tokens, transcript.new, said)
 
 
 class _Stop:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, Shaped
 
 from jattn._engine.dtypes import at_least_float32
 from jattn.decoding.decodable import Decodable, grown, repeated
 from jattn.decoding.transcript import Transcript
 
-__all__ = ["Beginning", "Choice", "Parts", "Progress", "advance", "begin", "merged", "with_room"]
+__all__ = ["Beginning", "Choice", "Parts", "Progress", "advance", "begin", "merged", "read", "wider", "with_room"]
 
 
 class Parts(NamedTuple):
@@ -115,16 +115,33 @@ def begin(
         past: how many more the state has room for, those before the prompt.
         k: how many continuations each prompt has.
     """
-    model, (b, t) = merged(graphdef, arrays), prompt.shape
+    model = merged(graphdef, arrays)
+    state, logits, transcript = read(model, beginning, prompt, valid_lens, limits, settings, room, past, k)
+    blank = jnp.zeros(transcript.tokens.shape, at_least_float32(logits))
+    unread = Progress(state, transcript.tokens[:, 0], transcript, blank, limits > 0)
+    return _said(unread, logits, choice)
+
+
+def read(
+    model: Decodable,
+    beginning: Beginning,
+    prompt: Int[Array, "b t"],
+    valid_lens: Int[Array, "b"] | None,
+    limits: Int[Array, "_"],
+    settings: tuple[tuple[str, Any], ...],
+    room: int,
+    past: int,
+    k: int,
+) -> tuple[Any, Float[Array, "_ v"], Transcript]:
+    """Read the prompts: the state after them, the logits of what follows, and they themselves, each k times."""
+    b, t = prompt.shape
     state = beginning.started(model, b, past + room, settings)
     logits, state = model.step(prompt, state, valid_lens=valid_lens)
     lens = jnp.full(b, t, jnp.int32) if valid_lens is None else valid_lens.astype(jnp.int32)
-    tokens = jnp.pad(prompt, ((0, 0), (0, room - t)))
+    tokens = wider(prompt, room)
     if k > 1:
         state, logits, lens, tokens = repeated((state, logits, lens, tokens), k)
-    blank = jnp.zeros(tokens.shape, at_least_float32(logits))
-    unread = Progress(state, tokens[:, 0], Transcript(tokens, lens, lens, limits), blank, limits > 0)
-    return _said(unread, logits, choice)
+    return state, logits, Transcript(tokens, lens, lens, limits)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -171,12 +188,13 @@ def _said(progress: Progress, logits: Float[Array, "b v"], choice: Choice) -> Pr
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def with_room(progress: Progress, room: int, past: int) -> Progress:
     """With room for so many tokens, and in the state for those that it had read before."""
-
-    def wider(x: Array) -> Array:
-        return jnp.pad(x, ((0, 0), (0, room - x.shape[1])))
-
     return progress._replace(
         state=grown(progress.state, past + room),
-        transcript=progress.transcript._replace(tokens=wider(progress.transcript.tokens)),
-        log_probabilities=wider(progress.log_probabilities),
+        transcript=progress.transcript._replace(tokens=wider(progress.transcript.tokens, room)),
+        log_probabilities=wider(progress.log_probabilities, room),
     )
+
+
+def wider(x: Shaped[Array, "b n"], room: int) -> Shaped[Array, "b m"]:
+    """With places for so many tokens."""
+    return jnp.pad(x, ((0, 0), (0, room - x.shape[1])))

@@ -19,7 +19,7 @@ from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Beginning, Parts
 from jattn.masks import lengths
 
-__all__ = ["Request"]
+__all__ = ["Request", "check_model"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Request:
         **given: Any,
     ) -> "Request":
         """Check the arguments of `jattn.decoding.generate`."""
-        _check_model(model)
+        check_model(model)
         prompt = checks.array("prompt", prompt)
         if prompt.ndim != 2:
             raise ValueError(f"prompt must have the axes b t. Got shape {prompt.shape}.")
@@ -120,11 +120,13 @@ class Request:
     @property
     def is_traced(self) -> bool:
         """Whether this is part of a larger program, which cannot ask how far decoding is."""
-        leaves = jax.tree.leaves((self.prompt, self.lens, self.parts.arrays))
-        return not all(map(checks.is_concrete, leaves))
+        here = jnp.zeros(())  # under jit no array is known
+        given = (self.prompt, self.lens, self.beginning, self.processors, self.parts.arrays, here)
+        return not all(map(checks.is_concrete, jax.tree.leaves(given)))
 
 
-def _check_model(model: Any) -> None:
+def check_model(model: Any) -> None:
+    """A model that can be decoded with, in eval mode."""
     if not isinstance(model, Decodable):
         raise ValueError(
             "model must have the methods start and step of jattn.decoding.Decodable. "

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jattn._engine import checks
 from jattn._engine.buckets import bucket
 from jattn.decoding.decodable import Decodable, placed, repeated
-from jattn.decoding.generation import GROWTH
 from jattn.decoding.loop import Choice, Progress, advance, begin, with_room
 from jattn.decoding.request import Request
+from jattn.decoding.room import GROWTH
 
 __all__ = ["Job", "Served", "serve"]
 

@@ -1,9 +1,9 @@
 """What has been said so far, as processors of logits see it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 __all__ = ["Transcript"]
 
@@ -25,6 +25,12 @@ class Transcript(NamedTuple):
     def real(self) -> Bool[Array, "b n"]:
         """Where ``tokens`` means something."""
         return jnp.arange(self.tokens.shape[1], dtype=self.lengths.dtype)[None] < self.lengths[:, None]
+
+    def of_new(self, x: Shaped[Array, "b n"], count: int, fill: Any) -> Shaped[Array, "b m"]:
+        """What ``x`` has of so many new tokens, and ``fill`` after the last there is."""
+        at = jnp.arange(count)
+        found = jnp.take_along_axis(x, self.prompt_lens[:, None] + at, 1, mode="clip")
+        return jnp.where(at < self.new[:, None], found, fill)
 
     def appended(self, token: Int[Array, "b"], going: Bool[Array, "b"]) -> "Transcript":
         """With one more token of each example that is still going."""

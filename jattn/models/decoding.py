@@ -1,9 +1,4 @@
-"""Search for the target that a `Seq2Seq` finds most probable: greedily, or with a beam.
-
-More axes here: v vocabulary · n hidden width · l recurrent layer. A beam is a hypothesis, a target so far; the beams of
-all examples stand side by side in the decoder's batch. Each step keeps only which beam was continued by which token,
-and the hypotheses are read from that, last step first, once the search is over.
-"""
+"""The target that a `Seq2Seq` finds most probable: greedily, or with a beam, and where it looked."""
 
 import functools
 import math
@@ -13,13 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
+from jattn import decoding
 from jattn._engine import checks
 from jattn._engine.axes import Shape
 from jattn._engine.dtypes import at_least_float32
+from jattn.decoding.loop import Parts, merged
+from jattn.decoding.request import check_model
 from jattn.masks import lengths
-from jattn.models.tasks.translation import DecoderState, Seq2Seq
+from jattn.models.tasks.translation import Seq2Seq, TranslationState
 
 __all__ = ["Beams", "Decoded", "beam_search", "greedy"]
 
@@ -80,8 +78,10 @@ def greedy(
         >>> decoded.tokens.shape, decoded.weights.shape
         ((2, 5), (2, 5, 7))
     """
-    beams = _search(model, source, source_valid_lens, bos, eos, pad, max_length, 1, 0.0)
-    return _first(beams)
+    parts, search = _begun(model, source, source_valid_lens, bos, eos, pad, max_length)
+    found = decoding.generate(**search)
+    weights = _looked_at(*parts, search["state"], search["prompt"], found.tokens, found.lengths)
+    return Decoded(found.tokens, found.lengths, found.log_probabilities.sum(-1), weights)
 
 
 def beam_search(
@@ -100,8 +100,9 @@ def beam_search(
 
     ``score = log p(y_1 ... y_t | source) / t ** length_penalty``
 
-    A hypothesis that has ended keeps its place and its score, and leaves when enough better ones have come. With a
-    beam of one this is `greedy`; with a beam as wide as there are targets it is the search of all of them.
+    It is `jattn.decoding.beam_search` with ``early_stopping="never"``: what has ended competes with all else that has,
+    and no longer with what goes on, until nothing that goes on can become better. Without a penalty a beam of one is
+    `greedy`; a beam as wide as there are targets is the search of all of them.
 
     Args:
         model, source, source_valid_lens, bos, eos, max_length, pad: as in `greedy`.
@@ -130,7 +131,13 @@ def beam_search(
         raise ValueError(
             f"length_penalty must be a number from 0, a Python one. Got {length_penalty!r}. 0 is for no penalty."
         )
-    beams = _search(model, source, source_valid_lens, bos, eos, pad, max_length, beam_size, length_penalty)
+    parts, search = _begun(model, source, source_valid_lens, bos, eos, pad, max_length)
+    search |= {"beams": beam_size, "length_penalty": float(length_penalty), "early_stopping": "never"}
+    found = decoding.beam_search(**search).beams
+    lens = found.lengths.astype(found.scores.dtype)
+    log_probability = jnp.where(lens > 0, found.scores * lens ** float(length_penalty), -jnp.inf)
+    weights = _looked_at(*parts, search["state"], search["prompt"], found.tokens, found.lengths)
+    beams = Decoded(found.tokens, found.lengths, log_probability, weights)
     return Beams(*_first(beams), beams)
 
 
@@ -139,7 +146,7 @@ def _first(beams: Decoded) -> Decoded:
     return Decoded(*[x[:, 0] for x in beams])
 
 
-def _search(
+def _begun(
     model: Seq2Seq,
     source: Any,
     source_valid_lens: Any,
@@ -147,14 +154,11 @@ def _search(
     eos: int,
     pad: int | None,
     max_length: int,
-    beam_size: int,
-    length_penalty: float,
-) -> Decoded:
-    """Check, then search compiled: for every Seq2Seq and every shape once."""
+) -> tuple[Parts, dict[str, Any]]:
+    """Check, and read the source: the model as arguments, and the arguments of a search that goes on from there."""
     if not isinstance(model, Seq2Seq):
         raise ValueError(f"model must be a jattn.models.Seq2Seq. Got {type(model).__name__}.")
-    if any(isinstance(m, nnx.Dropout) and m.rate > 0 and not m.deterministic for _, m in nnx.iter_modules(model)):
-        raise ValueError("model must be in eval mode. Got one in training mode, with dropout on. Call model.eval().")
+    check_model(model)
     source = checks.tokens("source", source, model.encoder.embedding.num_embeddings, "b s", 2)
     if source_valid_lens is not None:
         source_valid_lens = jnp.asarray(checks.integers("source_valid_lens", source_valid_lens))
@@ -164,15 +168,43 @@ def _search(
                 f"Got shape {source_valid_lens.shape}."
             )
         lengths(source_valid_lens, per_query=False).check(Shape(source.shape[:1], None, 1, source.shape[1]))
-    vocab_size = model.decoder.embedding.num_embeddings
-    _check_token("bos", bos, vocab_size)
-    _check_token("eos", eos, vocab_size)
+    _check_token("bos", bos, model.vocab_size)
+    _check_token("eos", eos, model.vocab_size)
     if pad is not None and (not isinstance(pad, int | np.integer) or isinstance(pad, bool)):
         raise ValueError(f"pad must be an integer, or None for eos. Got {pad!r}.")
     _check_at_least_one("max_length", max_length)
-    graphdef, state = nnx.split(model)
-    tokens = jnp.array([bos, eos, eos if pad is None else pad], jnp.int32)
-    return _compiled_search(graphdef, state, source, source_valid_lens, tokens, length_penalty, max_length, beam_size)
+    parts = Parts(*nnx.split(model))
+    state = _read(*parts, source, source_valid_lens)
+    prompt = jnp.full((len(source), 1), bos, jnp.int32)
+    return parts, dict(model=model, prompt=prompt, max_new_tokens=max_length, eos=eos, pad=pad, state=state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(
+    graphdef: Any, arrays: Any, source: Int[Array, "b s"], valid_lens: Int[Array, "b"] | None
+) -> TranslationState:
+    """The state of decoding, before the first token."""
+    return merged(graphdef, arrays).start(len(source), 0, source=source, source_valid_lens=valid_lens)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _looked_at(
+    graphdef: Any,
+    arrays: Any,
+    state: TranslationState,
+    bos: Int[Array, "b 1"],
+    tokens: Int[Array, "b *k t"],
+    lengths: Int[Array, "b *k"],
+) -> Float[Array, "b *k t s"]:
+    """Those of the attention at each token that was found, all of which are fed in; zeros at pad."""
+    real = jnp.arange(tokens.shape[-1]) < lengths[..., None]
+    known = jnp.where(real, tokens, bos.reshape(-1, *[1] * (tokens.ndim - 1)))  # pad may be no token
+    rows = known.reshape(-1, known.shape[-1])
+    k = len(rows) // len(bos)
+    fed = jnp.concatenate([jnp.repeat(bos, k, axis=0), rows[:, :-1]], axis=1)
+    _, _, weights = merged(graphdef, arrays).decoder(fed, decoding.repeated(state, k).of_decoder)
+    weights = weights.reshape(*tokens.shape, -1).astype(at_least_float32(weights))
+    return jnp.where(real[..., None], weights, 0)
 
 
 def _check_token(name: str, token: Any, vocab_size: int) -> None:
@@ -186,130 +218,3 @@ def _check_token(name: str, token: Any, vocab_size: int) -> None:
 def _check_at_least_one(name: str, n: Any) -> None:
     if not checks.is_count(n) or n < 1:
         raise ValueError(f"{name} must be at least 1, an integer known while tracing. Got {n!r}.")
-
-
-class _Hypotheses(NamedTuple):
-    """The beams between two steps."""
-
-    tokens: Int[Array, "b k"]  # each one's last
-    hidden: Float[Array, "l b*k n"]  # the decoder's
-    log_probability: Float[Array, "b k"]  # minus infinity: no hypothesis
-    lengths: Int[Array, "b k"]
-    ended: Bool[Array, "b k"]
-
-
-class _Steps(NamedTuple):
-    """What is written down of each step, to read the hypotheses from."""
-
-    tokens: Int[Array, "t b k"]
-    parents: Int[Array, "t b k"]  # which beam was continued
-    weights: Float[Array, "t b k s"]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 6, 7))
-def _compiled_search(
-    graphdef: Any,
-    state: Any,
-    source: Int[Array, "b s"],
-    source_valid_lens: Int[Array, "b"] | None,
-    special: Int[Array, "3"],
-    length_penalty: Any,
-    max_length: int,
-    beam_size: int,
-) -> Decoded:
-    """The search itself: at most ``max_length`` steps, as long as there is a hypothesis to continue."""
-    model, (bos, eos, pad) = nnx.merge(graphdef, state), special
-    memory = _for_each_beam(model.encoder(source, source_valid_lens), beam_size)
-    begin = _begin(memory, source.shape[0], beam_size, bos)
-    blank = _blank(memory, begin, max_length, pad)
-
-    def another(loop: tuple[Array, _Hypotheses, _Steps]) -> Array:
-        i, hypotheses, _ = loop
-        return (i < max_length) & ~jnp.all(hypotheses.ended)
-
-    def step(loop: tuple[Array, _Hypotheses, _Steps]) -> tuple[Array, _Hypotheses, _Steps]:
-        i, before, steps = loop
-        logits, state, weights = model.decoder.step(before.tokens.reshape(-1), memory._replace(hidden=before.hidden))
-        logits, weights = (x.reshape(*before.tokens.shape, -1) for x in (logits, weights))
-        hypotheses, parents = _continue(before, logits, state.hidden, eos, length_penalty)
-        ended = _select_beams(before.ended, parents)
-        tokens = jnp.where(ended, pad, hypotheses.tokens)
-        weights = jnp.where(ended[..., None], 0, _select_beams(weights, parents))
-        written = _Steps(tokens, parents, weights)
-        return i + 1, hypotheses, jax.tree.map(lambda all_steps, x: all_steps.at[i].set(x), steps, written)
-
-    _, hypotheses, steps = jax.lax.while_loop(another, step, (jnp.int32(0), begin, blank))
-    return _read(hypotheses, steps, pad)
-
-
-def _for_each_beam(state: DecoderState, beam_size: int) -> DecoderState:
-    """The state of every example, as often as there are beams."""
-    lens = None if state.valid_lens is None else jnp.repeat(state.valid_lens, beam_size)
-    return DecoderState(jnp.repeat(state.outputs, beam_size, 0), jnp.repeat(state.hidden, beam_size, 1), lens)
-
-
-def _begin(memory: DecoderState, b: int, beam_size: int, bos: Array) -> _Hypotheses:
-    """Before the first token all beams are alike, so that only the first of them counts."""
-    none = jnp.broadcast_to(jnp.arange(beam_size) > 0, (b, beam_size))
-    return _Hypotheses(
-        jnp.full(none.shape, bos),
-        memory.hidden,
-        jnp.where(none, -jnp.inf, 0.0).astype(at_least_float32(memory.hidden)),
-        jnp.zeros(none.shape, jnp.int32),
-        none,
-    )
-
-
-def _blank(memory: DecoderState, begin: _Hypotheses, max_length: int, pad: Array) -> _Steps:
-    """What is read where nothing gets written, as the search is over: pad, and every beam continued by itself."""
-    b, k = begin.tokens.shape
-    return _Steps(
-        jnp.full((max_length, b, k), pad),
-        jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), (max_length, b, k)),
-        jnp.zeros((max_length, b, k, memory.outputs.shape[1]), begin.log_probability.dtype),
-    )
-
-
-def _continue(
-    before: _Hypotheses, logits: Float[Array, "b k v"], hidden: Float[Array, "l b*k n"], eos: Array, penalty: Array
-) -> tuple[_Hypotheses, Int[Array, "b k"]]:
-    """The best of all continuations, and the beams that they continue; what has ended has one, itself."""
-    b, k, v = logits.shape
-    wide = jax.nn.log_softmax(logits.astype(before.log_probability.dtype))
-    itself = jnp.where(jnp.arange(v) == eos, 0.0, -jnp.inf).astype(wide.dtype)
-    log_probability = before.log_probability[..., None] + jnp.where(before.ended[..., None], itself, wide)
-    lengths = before.lengths + ~before.ended
-    score = log_probability / lengths[..., None].astype(wide.dtype) ** penalty
-    _, best = jax.lax.top_k(score.reshape(b, k * v), k)
-    parents, tokens = best // v, (best % v).astype(before.tokens.dtype)
-    chosen = _select_beams(log_probability.reshape(b, k * v), best)
-    states = hidden.reshape(-1, b, k, hidden.shape[-1])
-    return _Hypotheses(
-        tokens,
-        jnp.take_along_axis(states, parents[None, :, :, None], 2).reshape(hidden.shape),
-        chosen,
-        _select_beams(lengths, parents),
-        _select_beams(before.ended, parents) | (tokens == eos) | (chosen == -jnp.inf),
-    ), parents
-
-
-def _read(hypotheses: _Hypotheses, steps: _Steps, pad: Array) -> Decoded:
-    """Follow every hypothesis from its last token back to its first."""
-
-    def back(beam: Array, step: _Steps) -> tuple[Array, tuple[Array, Array]]:
-        return _select_beams(step.parents, beam), (_select_beams(step.tokens, beam), _select_beams(step.weights, beam))
-
-    last = jnp.broadcast_to(jnp.arange(hypotheses.tokens.shape[1], dtype=jnp.int32), hypotheses.tokens.shape)
-    _, (tokens, weights) = jax.lax.scan(back, last, steps, reverse=True)
-    real = hypotheses.log_probability > -jnp.inf
-    return Decoded(
-        jnp.where(real[..., None], jnp.moveaxis(tokens, 0, -1), pad),
-        jnp.where(real, hypotheses.lengths, 0),
-        hypotheses.log_probability,
-        jnp.where(real[..., None, None], jnp.moveaxis(weights, 0, -2), 0),
-    )
-
-
-def _select_beams(x: Shaped[Array, "b k ..."], beams: Int[Array, "b j"]) -> Shaped[Array, "b j ..."]:
-    """Of each example these beams."""
-    return jax.vmap(lambda row, chosen: row[chosen])(x, beams)

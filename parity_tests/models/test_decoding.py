@@ -67,7 +67,7 @@ def test_greedy(seed: int, valid_lens: np.ndarray | None) -> None:
 def test_beam_search(beam_size: int, length_penalty: float, valid_lens: np.ndarray | None) -> None:
     search: dict[str, Any] = {"bos": BOS, "eos": EOS, "max_length": 9, "beam_size": beam_size}
     with jax.enable_x64(True), torch.no_grad():
-        for seed in range(4):
+        for seed in range(2):
             options = {**search, "length_penalty": length_penalty, "pad": (None, 0)[seed % 2]}
             ours, theirs = pair(seed, 6, num_layers=2)
             found = models.beam_search(ours, *in_jax(sources(seed), valid_lens), **options)

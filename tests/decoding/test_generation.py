@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from jattn import decoding, models, nn
-from jattn.decoding import generation, loop
+from jattn.decoding import loop, room
 from tests.errors import raises
 from tests.models.hugging_face.test_gpt2_and_llama import LENS, PROMPT, V, made
 
@@ -116,7 +116,7 @@ def test_growing_caches_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatc
     model = windowed() if kind == "window" else made("gpt2", max_length=64)
     options: dict[str, Any] = {"max_new_tokens": 24, "return_state": True}
     expected = decoding.generate(model, PROMPT, LENS, **options)
-    monkeypatch.setattr(generation, "GROWTH", 5)
+    monkeypatch.setattr(room, "GROWTH", 5)
     found = decoding.generate(model, PROMPT, LENS, **options)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     assert len(np.unique(found.tokens)) > 4

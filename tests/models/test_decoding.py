@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from jattn import models
+from jattn.decoding import generate, loop
 from jattn.models import decoding
 from tests.errors import raises
 
@@ -52,11 +53,14 @@ def test_greedy_takes_the_most_probable() -> None:
 @pytest.mark.parametrize("lens", [None, LENS], ids=["whole sources", "valid lengths"])
 def test_a_beam_of_one_is_greedy(lens: jax.Array | None) -> None:
     for seed in range(3):
-        for length_penalty in (0.0, 1.0):
-            model, options = made(seed), {**SEARCH, "pad": PAD}
-            best = models.beam_search(model, SOURCE, lens, **options, beam_size=1, length_penalty=length_penalty)
-            for a, b in zip(models.greedy(model, SOURCE, lens, **options), best, strict=False):
-                np.testing.assert_array_equal(a, b)
+        model, options = made(seed), {**SEARCH, "pad": PAD}
+        found, best = (
+            models.greedy(model, SOURCE, lens, **options),
+            models.beam_search(model, SOURCE, lens, **options, beam_size=1),
+        )
+        np.testing.assert_array_equal(found.tokens, best.tokens)
+        for a, b in zip(found, best, strict=False):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 5])
@@ -144,17 +148,43 @@ def test_under_jit_a_new_length_compiles_nothing() -> None:
 
 def test_called_as_it_is_a_new_length_compiles_nothing() -> None:
     models.greedy(made(), SOURCE, LENS, **SEARCH)
-    compiled = decoding._compiled_search._cache_size()
+    functions = (decoding._read, decoding._looked_at, loop.begin, loop.advance)
+    compiled = [f._cache_size() for f in functions]
     for source, lens in ((SOURCE, LENS - 1), (SOURCE[::-1], LENS)):
         models.greedy(made(1), source, lens, **SEARCH)
     models.greedy(made(), SOURCE, LENS, **{**SEARCH, "eos": 5})
-    assert decoding._compiled_search._cache_size() == compiled
+    assert [f._cache_size() for f in functions] == compiled
 
 
 @pytest.mark.whole
 def test_bfloat16_is_summed_in_float32() -> None:
     found = models.beam_search(made(param_dtype=jnp.bfloat16), SOURCE, LENS, **SEARCH, beam_size=2)
     assert found.log_probability.dtype == found.weights.dtype == jnp.float32
+
+
+def test_it_is_decoded_as_other_models_are() -> None:
+    """From its source to its tokens, one or several of them at a time."""
+    model, bos = made(), jnp.full((3, 1), BOS)
+    expected = models.greedy(model, SOURCE, LENS, **SEARCH)
+    found = generate(model, bos, source=SOURCE, source_valid_lens=LENS, max_new_tokens=T, eos=EOS)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+
+    fed, lens = jnp.concatenate([bos, jnp.array([[4, 5], [6, 7], [8, 0]])], axis=1), jnp.array([3, 2, 1])
+    start = model.start(3, 0, source=SOURCE, source_valid_lens=LENS)
+    logits, after = model.step(fed, start, valid_lens=lens)
+    each, _ = model.step(fed, start, each=True)
+    np.testing.assert_allclose(each, model(SOURCE, fed, LENS), rtol=1e-6)
+    for i, n in enumerate(lens.tolist()):
+        np.testing.assert_allclose(logits[i], each[i, n - 1], rtol=1e-5, atol=1e-6)
+        state = jax.tree.map(lambda x, i=i: x[i : i + 1], start)
+        last, of_one = model.step(fed[i : i + 1, :n], state)
+        np.testing.assert_allclose(last[0], logits[i], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(of_one.hidden[0], after.hidden[i], rtol=1e-5, atol=1e-6)
+
+
+def test_a_source_for_each_prompt() -> None:
+    with raises("source must be one for each of 2 prompts", "Got 3"):
+        generate(made(), jnp.full((2, 1), BOS), source=SOURCE, max_new_tokens=T)
 
 
 def test_a_model_without_dropout_needs_no_eval_mode() -> None:

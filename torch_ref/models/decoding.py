@@ -1,13 +1,15 @@
 """Greedy and beam search for a Seq2Seq, one example and one hypothesis at a time.
 
-k beams · v vocabulary · n hidden width · l layer of the recurrent network
+k beams
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from torch_ref import decoding
 from torch_ref.models.tasks.translation import DecoderState, Seq2Seq
 
 
@@ -28,16 +30,6 @@ class Beams(NamedTuple):
     log_probability: Tensor
     weights: Tensor
     beams: Decoded  # the same, "b k ..."
-
-
-class Hypothesis(NamedTuple):
-    """A target so far."""
-
-    tokens: list[int]
-    log_probability: float
-    state: DecoderState
-    weights: list[Tensor]  # of each step, "s"
-    ended: bool
 
 
 def greedy(
@@ -83,45 +75,30 @@ def beam_search(
     length_penalty: float = 0.0,
     pad: int | None = None,
 ) -> Beams:
-    """Keep the hypotheses with the best log_probability / length ** length_penalty; what has ended stays as it is."""
-    outputs, hidden = model.encoder(source, source_valid_lens)
+    """The best targets by log_probability / length ** length_penalty, waiting as long as a better one is possible."""
     pad = eos if pad is None else pad
     shape = (len(source), beam_size)
     tokens = torch.full((*shape, max_length), pad)
     lengths = torch.zeros(shape, dtype=torch.long)
-    log_probability = outputs.new_full(shape, -torch.inf)
-    weights = outputs.new_zeros(*shape, max_length, source.shape[1])
+    log_probability = model.decoder.output.weight.new_full(shape, -torch.inf)
+    weights = log_probability.new_zeros(*shape, max_length, source.shape[1])
     for i in range(len(source)):
         valid_lens = None if source_valid_lens is None else source_valid_lens[i : i + 1]
-        state = DecoderState(outputs[i : i + 1], hidden[:, i : i + 1], valid_lens)
-        best = [Hypothesis([], 0.0, state, [], False)]
-        for _ in range(max_length):
-            longer = [new for old in best for new in continuations(model, old, bos, eos)]
-            longer.sort(key=lambda h: h.log_probability / len(h.tokens) ** length_penalty, reverse=True)
-            best = longer[:beam_size]
-        for j, found in enumerate(best):
-            n = len(found.tokens)
-            tokens[i, j, :n], lengths[i, j] = torch.tensor(found.tokens), n
-            log_probability[i, j] = found.log_probability
-            weights[i, j, :n] = torch.stack(found.weights)
+        found = decoding.beam_search(
+            functools.partial(model, source[i : i + 1], source_valid_lens=valid_lens),
+            [bos],
+            beams=beam_size,
+            max_new_tokens=max_length,
+            eos=[eos],
+            length_penalty=length_penalty,
+            early_stopping="never",
+        )
+        for j, hypothesis in enumerate(found):
+            n = len(hypothesis.tokens)
+            tokens[i, j, :n], lengths[i, j] = torch.tensor(hypothesis.tokens), n
+            log_probability[i, j] = hypothesis.log_probability
+            fed = torch.tensor([[bos, *hypothesis.tokens[:-1]]])
+            weights[i, j, :n] = model(source[i : i + 1], fed, valid_lens, return_weights=True)[1][0]
     everything = Decoded(tokens, lengths, log_probability, weights)
     best_of_each = Decoded(*[x[:, 0] for x in everything])
     return Beams(*best_of_each, everything)
-
-
-def continuations(model: Seq2Seq, old: Hypothesis, bos: int, eos: int) -> list[Hypothesis]:
-    """Every way to go on by one token."""
-    if old.ended:
-        return [old]
-    last = old.tokens[-1] if old.tokens else bos
-    logits, state, weights = model.decoder.step(torch.tensor([last]), old.state)
-    return [
-        Hypothesis(
-            [*old.tokens, token],
-            old.log_probability + float(log_probability),
-            state,
-            [*old.weights, weights[0]],
-            token == eos,
-        )
-        for token, log_probability in enumerate(logits[0].log_softmax(-1))
-    ]

@@ -13,11 +13,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
+from jattn.decoding import last_of
 from jattn.nn import GRU, AdditiveAttention, DotProductAttention, Embed, Linear
 from jattn.nn.dropout import split
 from jattn.nn.weights import outputs
 
-__all__ = ["Decoder", "DecoderState", "Encoder", "Seq2Seq"]
+__all__ = ["Decoder", "DecoderState", "Encoder", "Seq2Seq", "TranslationState"]
 
 
 class DecoderState(NamedTuple):
@@ -26,6 +27,28 @@ class DecoderState(NamedTuple):
     outputs: Float[Array, "b s n"]  # the encoder's, for all source positions
     hidden: Float[Array, "l b n"]  # the decoder's; the encoder's last to begin with
     valid_lens: Int[Array, "b"] | None  # of the source
+
+
+class TranslationState(NamedTuple):
+    """What a `Seq2Seq` knows between steps, examples first."""
+
+    outputs: Float[Array, "b s n"]  # the encoder's
+    hidden: Float[Array, "b l n"]  # the decoder's
+    valid_lens: Int[Array, "b"] | None  # of the source
+
+    @classmethod
+    def of(cls, state: DecoderState) -> "TranslationState":
+        """As the decoder has it."""
+        return cls(state.outputs, jnp.swapaxes(state.hidden, 0, 1), state.valid_lens)
+
+    @property
+    def of_decoder(self) -> DecoderState:
+        """As the decoder takes it."""
+        return DecoderState(self.outputs, jnp.swapaxes(self.hidden, 0, 1), self.valid_lens)
+
+    def reordered(self, examples: Int[Array, "b"]) -> "TranslationState":
+        """With other continuations of the same sources."""
+        return self._replace(hidden=jnp.take(self.hidden, examples, axis=0))
 
 
 class Encoder(nnx.Module):
@@ -78,10 +101,11 @@ class Decoder(nnx.Module):
         self,
         target: Int[Array, "b t"],
         state: DecoderState,
+        valid_lens: Int[Array, "b"] | None = None,
         *,
         rng: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "b t v"], DecoderState, Float[Array, "b t s"]]:
-        """Feed ``target`` in, token by token.
+        """Feed ``target`` in, token by token; what comes after the valid lengths leaves no trace in the state.
 
         Returns:
             The logits ``b t v`` of each next token, the state after the last, and the weights of all steps ``b t s``.
@@ -89,14 +113,17 @@ class Decoder(nnx.Module):
         target = checks.tokens("target", target, self.embedding.num_embeddings, "b t", 2)
         if target.shape[0] != state.hidden.shape[1]:
             raise ValueError(f"target must have the source's batch, {state.hidden.shape[1]}. Got shape {target.shape}.")
-        rngs = None if rng is None else jax.random.split(rng, target.shape[1])
+        t = target.shape[1]
+        rngs = None if rng is None else jax.random.split(rng, t)
+        real = None if valid_lens is None else jnp.arange(t)[:, None] < valid_lens
 
-        def step(hidden: Array, inputs: tuple[Array, PRNGKeyArray | None]) -> tuple[Array, tuple[Array, Array]]:
-            token, step_rng = inputs
+        def step(hidden: Array, inputs: tuple[Array, Array | None, Any]) -> tuple[Array, tuple[Array, Array]]:
+            token, is_real, step_rng = inputs
             logits, after, weights = self.step(token, state._replace(hidden=hidden), rng=step_rng)
-            return after.hidden, (logits, weights)
+            new = after.hidden if is_real is None else jnp.where(is_real[:, None], after.hidden, hidden)
+            return new, (logits, weights)
 
-        hidden, (logits, weights) = jax.lax.scan(step, state.hidden, (target.T, rngs))
+        hidden, (logits, weights) = jax.lax.scan(step, state.hidden, (target.T, real, rngs))
         return jnp.swapaxes(logits, 0, 1), state._replace(hidden=hidden), jnp.swapaxes(weights, 0, 1)
 
     def step(
@@ -175,3 +202,39 @@ class Seq2Seq(nnx.Module):
         state = self.encoder(source, source_valid_lens, rng=encoder_rng)
         logits, _, weights = self.decoder(target, state, rng=decoder_rng)
         return outputs(logits, weights, return_weights)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens a target may be of."""
+        return self.decoder.embedding.num_embeddings
+
+    def start(
+        self,
+        batch_size: int,
+        room: int,
+        *,
+        source: Int[Array, "b s"],
+        source_valid_lens: Int[Array, "b"] | None = None,
+    ) -> TranslationState:
+        """The state before the first token of the target, as `jattn.decoding.Decodable` says.
+
+        Args:
+            batch_size, room: as there; a recurrent state has room for all tokens.
+            source: ``b s``, token numbers.
+            source_valid_lens: ``b``, how many tokens of each source are real.
+        """
+        if len(source) != batch_size:
+            raise ValueError(f"source must be one for each of {batch_size} prompts. Got {len(source)}.")
+        return TranslationState.of(self.encoder(source, source_valid_lens))
+
+    def step(
+        self,
+        tokens: Int[Array, "b t"],
+        state: TranslationState,
+        *,
+        valid_lens: Int[Array, "b"] | None = None,
+        each: bool = False,
+    ) -> tuple[Float[Array, "b v"] | Float[Array, "b t v"], TranslationState]:
+        """The logits of what follows these tokens, and the state after them, as `jattn.decoding.Decodable` says."""
+        logits, after, _ = self.decoder(tokens, state.of_decoder, valid_lens)
+        return logits if each else last_of(logits, valid_lens), TranslationState.of(after)
