@@ -190,6 +190,32 @@ class Cache(Pytree):
         kept = number < length[..., None]
         return self._replaced(_Slots(self.keys, self.values, jnp.where(kept, self.positions, UNUSED)), length)
 
+    def rewound(self, before: "Cache", n: Int[ArrayLike, "*b"]) -> "Cache":
+        """As it was n tokens after an earlier cache, of each example, without those that came then.
+
+        What a ring has replaced since is taken from ``before``, from which no more tokens may have come than it has
+        slots.
+
+        Example (three tokens, of which the first is kept; a ring had put the others in place of two before them):
+
+            >>> x = jax.random.normal(jax.random.key(0), (1, 9, 1, 8))
+            >>> before = Cache.empty((1,), room=4, num_heads=1, features=8, ring=True).append(x[:, :6], x[:, :6]).cache
+            >>> after = before.append(x[:, 6:], x[:, 6:]).cache
+            >>> after.positions, after.rewound(before, 1).positions
+            (Array([[8, 5, 6, 7]], dtype=int32), Array([[4, 5, 6, 3]], dtype=int32))
+        """
+        back = self.cropped(before.length + jnp.asarray(n, jnp.int32))
+        if not self.ring:
+            return back
+        taken = back.positions != self.positions  # the slots of those that came then
+
+        def chosen(x: Any, earlier: Any) -> Any:
+            if x.ndim < taken.ndim:  # the length, which has no slots
+                return x
+            return jnp.where(taken.reshape(*taken.shape, *(1,) * (x.ndim - taken.ndim)), earlier, x)
+
+        return jax.tree.map(chosen, back, before)
+
     def reordered(self, examples: Int[Array, "b"]) -> "Cache":
         """With other examples along the first axis, by number: those of the best beams, or one several times."""
         return jax.tree.map(lambda x: jnp.take(x, examples, axis=0), self)

@@ -1,12 +1,14 @@
 """Decoding: what a model says after a prompt, token by token."""
 
-from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated
+from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated, rewound
 from jattn.decoding.generation import Generated, Stream, generate, stream
+from jattn.decoding.speculative import Speculated, speculate
 from jattn.decoding.transcript import Transcript
 
 __all__ = [
     "Decodable",
     "Generated",
+    "Speculated",
     "Stream",
     "Transcript",
     "cropped",
@@ -16,5 +18,7 @@ __all__ = [
     "placed",
     "reordered",
     "repeated",
+    "rewound",
+    "speculate",
     "stream",
 ]

@@ -120,7 +120,7 @@ class Request:
     @property
     def is_traced(self) -> bool:
         """Whether this is part of a larger program, which cannot ask how far decoding is."""
-        leaves = jax.tree.leaves((self.prompt, self.lens, self.parts.arrays))
+        leaves = jax.tree.leaves((self.prompt, self.lens, self.parts.arrays, jnp.zeros(())))
         return not all(map(checks.is_concrete, leaves))
 
 
