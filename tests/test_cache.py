@@ -147,6 +147,23 @@ def test_cropped_takes_tokens_back(ring: bool) -> None:
     np.testing.assert_allclose(output, jnp.stack([expected[0, 6:8], expected[1, 7:9]]), rtol=1e-12)
 
 
+@pytest.mark.parametrize("ring", [False, True])
+def test_rewound_is_as_if_no_more_had_come(ring: bool) -> None:
+    """Also of a ring that has replaced most of what it held; each example keeps another number of tokens."""
+    x, kept = drawn(4, 9, 1, 4), [0, 1, 2, 3]
+    empty = Cache.empty((4,), room=4 if ring else 12, num_heads=1, features=4, dtype=jnp.float64, ring=ring)
+    before = empty.append(x[:, :5], x[:, :5]).cache
+    real = jnp.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]) == 1
+    wrong = jnp.where(jnp.arange(4)[:, None, None] < jnp.array(kept)[:, None, None, None], x[:, 5:], -x[:, 5:])
+    back = before.append(wrong, wrong, real=real).cache.rewound(before, jnp.array(kept))
+    expected = before.append(x[:, 5:], x[:, 5:], real=jnp.arange(4) < jnp.array(kept)[:, None]).cache
+    np.testing.assert_array_equal(back.length, [5, 6, 7, 8])
+    np.testing.assert_array_equal(back.positions, expected.positions)
+    used = back.positions >= 0
+    for name in ("keys", "values"):
+        np.testing.assert_array_equal(getattr(back, name)[used], getattr(expected, name)[used])
+
+
 def test_reordered() -> None:
     x = drawn(3, 4, 1, 4)
     empty = Cache.empty((3,), room=6, num_heads=1, features=4, dtype=jnp.float64)

@@ -12,7 +12,7 @@ from flax import nnx
 from scipy import stats
 
 from jattn import decoding, models
-from jattn.decoding import room, rounds
+from jattn.decoding import room, rounds, speculative
 from jattn.nn import Norm, Rotary
 from tests.errors import raises
 
@@ -57,20 +57,6 @@ def given_to(kind: str) -> dict[str, Any]:
         return {}
     source = jnp.array([[1, 2, 3, 4, 5, 6], [7, 1, 7, 2, 0, 0], [4, 4, 1, 0, 0, 0]])
     return {"source": source, "source_attention_mask": source != 0}
-
-
-class Shifted(nnx.Module):
-    """One that says the token after that which another model says, so that it is always wrong."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def start(self, batch_size: int, room: int) -> Any:
-        return self.model.start(batch_size, room)
-
-    def step(self, tokens: Any, state: Any, *, valid_lens: Any = None, each: bool = False) -> Any:
-        logits, state = self.model.step(tokens, state, valid_lens=valid_lens, each=each)
-        return jnp.roll(logits, 1, axis=-1), state
 
 
 class Bigrams(nnx.Module):
@@ -120,10 +106,201 @@ def test_greedy_is_what_generate_gives(kind: str) -> None:
 
 def test_drafts_that_are_always_right_or_wrong() -> None:
     """Of 9 tokens after the first, rounds of 4, 4 and 1 where 3 are drafted: the last token is not worth drafting."""
-    model = made()
+    table = np.random.default_rng(0).normal(size=(V, V))
+    model, wrong = Bigrams(table), Bigrams(np.roll(table, 1, axis=1))
     expected = decoding.generate(model, PROMPT, LENS, max_new_tokens=10)
-    for draft, accepted, drafted in ((model, 6, 6), (Shifted(model), 0, 3 * 6 + 2 + 1)):
+    for draft, accepted, drafted in ((model, 6, 6), (wrong, 0, 3 * 6 + 2 + 1)):
         found = decoding.speculate(model, draft, PROMPT, LENS, max_new_tokens=10, ahead=3)
         np.testing.assert_array_equal(found.tokens, expected.tokens)
         assert found.accepted.tolist() == [accepted] * 3
         assert found.drafted.tolist() == [drafted] * 3
+
+
+@pytest.mark.whole
+def test_room_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 8 tokens, prompt and all, to 24."""
+    model, draft = made(), made(noise=0.2)
+    whole = decoding.speculate(model, draft, PROMPT, LENS, max_new_tokens=17, ahead=3)
+    monkeypatch.setattr(room, "GROWTH", 3)
+    rooms: list[int] = []
+    monkeypatch.setattr(speculative, "with_more_room", lambda now, *more: rooms.append(more[0]) or grow(now, *more))
+    grow = rounds.with_more_room
+    found = decoding.speculate(model, draft, PROMPT, LENS, max_new_tokens=17, ahead=3)
+    assert len(rooms) > 1
+    for one, expected in zip(found, whole, strict=True):
+        np.testing.assert_allclose(one, expected, atol=1e-5)
+
+
+@pytest.mark.whole
+def test_going_on_from_a_state() -> None:
+    """The model has read more than the draft, which has then, too."""
+    model, draft = made(), made(noise=0.2)
+    options: dict[str, Any] = {"max_new_tokens": 6, "return_state": True}
+    begun, of_draft = (decoding.generate(one, PROMPT, LENS, **options) for one in (model, draft))
+    last = begun.tokens[:, -1:]
+    expected = decoding.generate(model, last, max_new_tokens=9, state=begun.state).tokens
+    for given in ({}, {"state": of_draft.state}):
+        found = decoding.speculate(model, draft, last, max_new_tokens=9, ahead=3, state=begun.state, draft_given=given)
+        np.testing.assert_array_equal(found.tokens, expected)
+
+
+@pytest.mark.whole
+def test_jit_and_what_is_compiled() -> None:
+    model, draft = made(), made(noise=0.2)
+    options: dict[str, Any] = {"max_new_tokens": 5, "ahead": 2}
+    first = decoding.speculate(model, draft, PROMPT, LENS, **options)
+    compiled = rounds.gone_on._cache_size()
+    decoding.speculate(draft, model, PROMPT[::-1], LENS[::-1], **{**options, "max_new_tokens": 4})
+    assert rounds.gone_on._cache_size() == compiled, "other prompts, models and limits are data"
+    graph, parameters = nnx.split(draft)
+    inside = jax.jit(lambda x, p, n: decoding.speculate(model, nnx.merge(graph, x), p, n, **options))
+    for one, expected in zip(inside(parameters, PROMPT, LENS), first, strict=True):
+        np.testing.assert_allclose(one, expected, atol=1e-5)
+    rngs = jax.random.split(jax.random.key(0), 3)
+    drawn = decoding.speculate(model, draft, PROMPT, LENS, rng=rngs, **options)
+    inside = jax.jit(lambda rng: decoding.speculate(model, draft, PROMPT, LENS, rng=rng, **options))
+    np.testing.assert_array_equal(inside(rngs).tokens, drawn.tokens)
+    plain = jax.jit(lambda rng: decoding.generate(model, PROMPT, LENS, rng=rng, max_new_tokens=5))
+    np.testing.assert_array_equal(
+        plain(rngs).tokens, decoding.generate(model, PROMPT, LENS, rng=rngs, max_new_tokens=5).tokens
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Drawn tokens.
+
+
+def test_the_rule_by_hand() -> None:
+    """Of two tokens: kept and not; both; not, where p and q are alike; one, as the other may not be kept."""
+    p = jnp.array([[[0.5, 0.25, 0.25], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]] * 4)
+    q = jnp.array([[[0.25, 0.5, 0.25], [0.25, 0.25, 0.5]]] * 4)
+    p, q = p.at[2].set(jnp.array([0.75, 0.25, 0.0])), q.at[2].set(jnp.array([0.75, 0.25, 0.0]))
+    tokens = jnp.array([[1, 0], [1, 2], [2, 0], [0, 1]])
+    uniforms = jnp.array([[0.49, 0.0], [0.0, 0.99], [0.0, 0.0], [0.99, 0.0]])
+    found = rounds.judged(p, q, tokens, uniforms, jnp.array([2, 2, 2, 1]))
+    assert found.accepted.tolist() == [1, 2, 0, 1]
+    np.testing.assert_array_equal(found.rest, [[0, 0.25, 0], [1, 0, 0], [0.75, 0.25, 0], [0, 0.5, 0.5]])
+    not_kept = rounds.judged(p[:1], q[:1], tokens[:1], jnp.array([[0.5, 0.0]]), jnp.array([2]))
+    assert not_kept.accepted.tolist() == [0]
+    np.testing.assert_array_equal(not_kept.rest, [[0.25, 0, 0]])
+
+
+TABLES = np.random.default_rng(0).normal(size=(2, 3, 3))  # the logits of the model and of the draft
+
+
+def no_return(logits: Any, transcript: decoding.Transcript) -> Any:
+    """Not so likely the token before the last one, so that it matters which are there."""
+    before = jnp.take_along_axis(transcript.tokens, transcript.lengths[:, None] - 2, 1)
+    return logits - 2 * (jnp.arange(3) == before)
+
+
+def p_value(count: int, processors: tuple[Any, ...] = (), **options: Any) -> float:
+    """Of the counts of all texts of five tokens, beside their exact probabilities."""
+    model, draft = map(Bigrams, TABLES)
+    prompt = jnp.tile(jnp.array([[0, 1]]), (count, 1))
+    found = decoding.speculate(
+        model, draft, prompt, max_new_tokens=5, ahead=2, rng=jax.random.key(7), processors=processors, **options
+    )
+    assert 0.2 < int(found.accepted.sum()) / int(found.drafted.sum()) < 0.8
+    expected = []
+    for text in itertools.product(range(3), repeat=5):
+        probability, said = 1.0, [0, 1]
+        for token in text:
+            logits = TABLES[0, said[-1]].copy()
+            if processors:
+                logits[said[-2]] -= 2
+            probability *= np.exp(logits[token]) / np.exp(logits).sum()
+            said.append(token)
+        expected.append(count * probability)
+    observed = np.bincount(np.asarray(found.tokens) @ 3 ** np.arange(4, -1, -1), minlength=3**5)
+    rare = np.array(expected) < 5
+    o, e = (np.append(x[~rare], x[rare].sum()) for x in (observed, np.array(expected)))
+    return float(stats.chisquare(o, e * o.sum() / e.sum()).pvalue)
+
+
+@pytest.mark.parametrize("processors", [(no_return,), ()], ids=["a processor", "none"])
+def test_drawn_tokens_have_the_distribution_of_the_model(processors: tuple[Any, ...]) -> None:
+    assert p_value(20_000, processors) > 1e-4
+
+
+@pytest.mark.whole
+def test_the_test_of_the_distribution_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn anew from p rather than from p - q; and a processor that sees other tokens than there are."""
+
+    def from_p(*given: Any) -> rounds.Verdict:
+        right, p = rule(*given), given[0]
+        return right._replace(rest=jax.vmap(lambda row, i: row[i])(p, right.accepted))
+
+    rule = rounds.judged
+    assert p_value(20_000, (lambda x, now: no_return(x, now._replace(lengths=now.prompt_lens + 1)),)) < 1e-4
+    monkeypatch.setattr(rounds, "judged", from_p)
+    assert p_value(20_001) < 1e-4  # another number of examples, to be compiled anew
+
+
+@pytest.mark.whole
+def test_drawn_tokens_depend_on_nothing_else_in_the_batch() -> None:
+    """And where the draft is the model, they are those of generate."""
+    model, draft, rngs = made(), made(noise=0.2), jax.random.split(jax.random.key(3), 3)
+    options: dict[str, Any] = {"ahead": 3, "processors": (lambda x, _: 2 * x,)}
+    found = decoding.speculate(model, draft, PROMPT, LENS, rng=rngs, max_new_tokens=12, **options)
+    assert len(np.unique(found.tokens)) > 8
+    assert 0 < found.accepted.sum() < found.drafted.sum()
+    order = jnp.array([2, 0, 1])
+    other = decoding.speculate(model, draft, PROMPT[order], LENS[order], rng=rngs[order], max_new_tokens=12, **options)
+    np.testing.assert_array_equal(other.tokens, found.tokens[order])
+    alone = decoding.speculate(model, draft, PROMPT[1:2, :2], rng=rngs[1:2], max_new_tokens=12, **options)
+    np.testing.assert_array_equal(alone.tokens, found.tokens[1:2])
+    itself = decoding.speculate(model, model, PROMPT, LENS, rng=rngs, max_new_tokens=12, **options)
+    np.testing.assert_array_equal(itself.accepted, itself.drafted)
+    expected = decoding.generate(
+        model, PROMPT, LENS, rng=rngs, max_new_tokens=12, processors=options["processors"], eos=(), pad=0
+    )
+    np.testing.assert_array_equal(itself.tokens, expected.tokens)
+    np.testing.assert_allclose(itself.log_probabilities, expected.log_probabilities, atol=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Mistakes.
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("wrong", "phrases"),
+    [
+        ({"ahead": 0}, ("ahead must be an integer in [1, inf). Got 0.",)),
+        ({"ahead": 2.0}, ("ahead must be an integer in [1, inf). Got 2.0.",)),
+        ({"max_new_tokens": 0}, ("max_new_tokens must be at least 1", "Got 0")),
+        ({"prompt": PROMPT[0]}, ("prompt must have the axes b t", "(5,)")),
+        ({"draft": None}, ("draft must take what the model takes. Of it: model must have the methods", "NoneType")),
+        ({"draft": Bigrams(TABLES[0])}, ("draft must take what the model takes. Of it: prompt must lie between 0",)),
+        (
+            {"draft": Bigrams(np.zeros((V + 1, V + 1)))},
+            ("draft must have the vocabulary of the model, 19 tokens. Got 20.",),
+        ),
+        (
+            {"draft": Remembering(np.zeros((V, V)))},
+            (
+                "draft must be able to take tokens back: its state must be made of jattn.Cache, or have a method",
+                "rewound(before, n). Got float32 of shape (3, 7) in it.",
+            ),
+        ),
+        ({"model": Remembering(np.zeros((V, V)))}, ("model must be able to take tokens back", "shape (3, 7)")),
+        ({"rng": 0}, ("rng must be a jax.random.key. Got 0.",)),
+        ({"rng": jax.random.split(jax.random.key(0), 2)}, ("one for each of 3 prompts. Got shape (2,)",)),
+    ],
+)
+def test_one_clear_error(wrong: dict[str, Any], phrases: tuple[str, ...]) -> None:
+    model = Bigrams(np.zeros((V, V)))
+    with raises(*phrases):
+        decoding.speculate(**{"model": model, "draft": model, "prompt": PROMPT, "max_new_tokens": 3, **wrong})
+
+
+@pytest.mark.whole
+def test_windows_too_short_for_what_is_drafted() -> None:
+    with raises("ahead must be less than the 4 tokens of a window of draft, so that none is lost that is kept. Got 4."):
+        decoding.speculate(Bigrams(np.zeros((V, V))), made(), PROMPT, max_new_tokens=3, ahead=4)
+
+
+def test_what_only_generate_takes() -> None:
+    with pytest.raises(TypeError, match=r"Bigrams\.start\(\) got an unexpected keyword argument 'sequences'"):
+        decoding.speculate(*map(Bigrams, TABLES), PROMPT % 3, max_new_tokens=3, sequences=2)

@@ -1,0 +1,3 @@
+"""Decoding, one example and one token at a time."""
+
+from torch_ref.decoding import speculative as speculative
