@@ -84,6 +84,7 @@ def assert_same(found: decoding.Speculated, expected: list[speculative.Said]) ->
         assert (int(found.accepted[i]), int(found.drafted[i])) == (said.accepted, said.drafted)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", ["another model", "the model", "always wrong"])
 def test_greedy(kind: str) -> None:
     """Token for token what ``generate`` gives, and as many drafted ones among them as torch_ref has."""
@@ -119,7 +120,8 @@ def test_greedy(kind: str) -> None:
         assert {"another model": 0 < kept < drafted, "the model": kept == drafted, "always wrong": kept == 0}[kind]
 
 
-@pytest.mark.parametrize("name", ["Mistral", pytest.param("GPT-2", marks=pytest.mark.whole)])
+@pytest.mark.whole
+@pytest.mark.parametrize("name", ["Mistral", "GPT-2"])
 def test_drawn(name: str) -> None:
     """The same numbers drawn, the same tokens; Mistral's window is 4."""
     with float64_throughout(), jax.enable_x64(True), torch.no_grad():
