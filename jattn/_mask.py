@@ -82,6 +82,11 @@ class Mask(Rule):
         """Whether it is the same for all queries."""
         return False
 
+    @property
+    def finite_keys(self) -> bool:
+        """Whether the keys and values that it rules out are known to be finite, so that a weight of zero is enough."""
+        return False
+
     def __and__(self, other: "Mask | Array") -> "Mask":
         return And(self, as_mask(other))
 
@@ -165,6 +170,10 @@ class Pair(Mask):
 
 class And(Pair):
     join = staticmethod(operator.and_)
+
+    @property
+    def finite_keys(self) -> bool:
+        return self.a.finite_keys or self.b.finite_keys
 
     def attended(self, grid: Grid) -> Keys:
         if self.a.by_key or self.b.by_key:

@@ -194,9 +194,10 @@ class Logits(Rule):
         return jnp.where(in_reach.any(), first, 0), jnp.where(in_reach.any(), last, 0)
 
     def attended(self) -> Bool[Array, "*b s k 1"] | None:
-        """Which keys some query may attend to; None if all of them. The others may hold anything, also NaN."""
+        """Which keys some query may attend to; None if all of them. The others may hold anything, also NaN, unless the
+        mask knows better."""
         batch, h, t, s = self.shape
-        if self.mask is None or (isinstance(t, int) and t == 0):
+        if self.mask is None or self.mask.finite_keys or (isinstance(t, int) and t == 0):
             return None
         rules = self.aligned(len(batch))
         assert rules.mask is not None

@@ -66,7 +66,7 @@ def test_equal_to_the_whole(case: tuple[dict[str, Any], int, bool], sizes: list[
     output, after = run(cache, query, key, value)
     expected = jattn.attention(query, key, value, **rule)
     np.testing.assert_allclose(output, expected, rtol=1e-12, atol=1e-12)
-    assert after.keys.shape[1] == room
+    assert after.keys.shape[2] == room
     np.testing.assert_array_equal(after.length, [T, T])
 
 
@@ -118,7 +118,7 @@ def test_padding_takes_no_slots(side: str, ring: bool) -> None:
         kept = np.asarray(now.cache.positions[i])
         order = np.argsort(kept[kept >= 0])
         assert sorted(kept[kept >= 0]) == list(range(max(0, n - now.cache.room), n))
-        held = np.asarray(now.cache.keys[i])[kept >= 0][order]
+        held = np.asarray(now.cache.keys[i].swapaxes(0, 1))[kept >= 0][order]
         np.testing.assert_array_equal(held, np.asarray(x[i, max(0, n - now.cache.room) : n]))
 
 
@@ -145,23 +145,23 @@ def test_cropped_takes_tokens_back(ring: bool) -> None:
     output, _ = in_chunks(back, [1, 1], rest, rest, rest, mask=mask)
     expected = jattn.attention(x, x, x, mask=mask)
     np.testing.assert_allclose(output, jnp.stack([expected[0, 6:8], expected[1, 7:9]]), rtol=1e-12)
+    program = jax.jit(lambda cache, length: cache.cropped(length).length)
+    np.testing.assert_array_equal(program(back, jnp.array([-1, 9])), [0, 7])
 
 
-@pytest.mark.parametrize("ring", [False, True])
-def test_rewound_is_as_if_no_more_had_come(ring: bool) -> None:
-    """Also of a ring that has replaced most of what it held; each example keeps another number of tokens."""
+@pytest.mark.parametrize(("ring", "dtype"), [(True, jnp.int8), (False, jnp.float64)])
+def test_rewound_is_as_if_no_more_had_come(ring: bool, dtype: Any) -> None:
+    """Also of a ring that has replaced all that it held; each example keeps another number of tokens."""
     x, kept = drawn(4, 9, 1, 4), [0, 1, 2, 3]
-    empty = Cache.empty((4,), room=4 if ring else 12, num_heads=1, features=4, dtype=jnp.float64, ring=ring)
+    empty = Cache.empty((4,), room=4 if ring else 12, num_heads=1, features=4, dtype=dtype, ring=ring)
     before = empty.append(x[:, :5], x[:, :5]).cache
     real = jnp.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]) == 1
-    wrong = jnp.where(jnp.arange(4)[:, None, None] < jnp.array(kept)[:, None, None, None], x[:, 5:], -x[:, 5:])
-    back = before.append(wrong, wrong, real=real).cache.rewound(before, jnp.array(kept))
-    expected = before.append(x[:, 5:], x[:, 5:], real=jnp.arange(4) < jnp.array(kept)[:, None]).cache
+    rejected = jnp.arange(4)[:, None, None] >= jnp.array(kept)[:, None, None, None]
+    wrong = jnp.where(rejected, jnp.nan, x[:, 5:])
+    back = before.append(wrong, wrong, real=real).cache.rewound(before, jnp.array(kept), since=4)
+    expected = before.append(x[:, 5:], x[:, 5:], real=~rejected[..., 0, 0]).cache
     np.testing.assert_array_equal(back.length, [5, 6, 7, 8])
-    np.testing.assert_array_equal(back.positions, expected.positions)
-    used = back.positions >= 0
-    for name in ("keys", "values"):
-        np.testing.assert_array_equal(getattr(back, name)[used], getattr(expected, name)[used])
+    jax.tree.map(np.testing.assert_array_equal, back, expected)
 
 
 def test_reordered() -> None:
@@ -169,7 +169,7 @@ def test_reordered() -> None:
     empty = Cache.empty((3,), room=6, num_heads=1, features=4, dtype=jnp.float64)
     _, cache = in_chunks(empty, [4], x, x, x, mask=masks.causal())
     other = cache.reordered(jnp.array([2, 2, 0]))
-    np.testing.assert_array_equal(other.keys[:, :4], x[jnp.array([2, 2, 0])])
+    np.testing.assert_array_equal(other.keys[:, 0, :4], x[jnp.array([2, 2, 0]), :, 0])
 
 
 def test_kept_in_bfloat16() -> None:
@@ -274,9 +274,10 @@ def _layer(**arguments: Any) -> Any:
     return layer(jnp.ones((1, 2, 8)), **{"cache": new_cache(layer, (1,), 4), **arguments})
 
 
-def _append(shape: tuple[int, ...] = (1, 2, 2, 4), room: int = 4, **arguments: Any) -> Any:
+def _append(shape: tuple[int, ...] = (1, 2, 2, 4), batch: int | None = None, **arguments: Any) -> Any:
     x = jnp.ones(shape)
-    return Cache.empty((1,), room=room, num_heads=2, features=4).append(x, x, **arguments)
+    batch = shape[0] if batch is None else batch
+    return Cache.empty((batch,), room=4, num_heads=2, features=4).append(x, x, **arguments)
 
 
 def _model(**arguments: Any) -> Any:
@@ -295,10 +296,69 @@ def _model(**arguments: Any) -> Any:
             lambda: _append((1, 2, 3, 4)),
             "keys must have the axes (1, 't', 2, 4) of this cache. Got shape (1, 2, 3, 4).",
         ),
-        (lambda: _append((3, 2, 2, 4)), "keys must have the axes (1, 't', 2, 4) of this cache."),
+        (lambda: _append((3, 2, 2, 4), batch=1), "keys must have the axes (1, 't', 2, 4) of this cache."),
         (
             lambda: _append(real=jnp.ones((1, 3), bool)),
-            "real must have one entry for each of 2 tokens. Got shape (1, 3).",
+            "real must have one entry for each of 2 tokens, (1, 2). Got shape (1, 3).",
+        ),
+        (
+            lambda: _append(positions=jnp.zeros((2, 2), int)),
+            "positions must have one entry for each of 2 tokens, (1, 2). Got shape (2, 2).",
+        ),
+        (
+            lambda: _append((1, 2, 2, 5)),
+            "keys must have the axes (1, 't', 2, 4) of this cache. Got shape (1, 2, 2, 5).",
+        ),
+        (
+            lambda: _append().cache.append(jnp.ones((1, 3, 2, 4)), jnp.ones((1, 3, 2, 4))),
+            "cache must have room for 5 tokens. Got one of 4 slots. Make it larger by cache.grown(5).",
+        ),
+        (
+            lambda: _append().cache.append(jnp.ones((1, 1, 2, 4)), jnp.ones((1, 2, 2, 4))),
+            "values must have the axes (1, 't', 2, 4) of this cache. Got shape (1, 2, 2, 4).",
+        ),
+        (
+            lambda: _append().cache.append(jnp.ones((1, 1, 2, 4), int), jnp.ones((1, 1, 2, 4))),
+            "keys must be floating point. Got int",
+        ),
+        (
+            lambda: _append().cache.cropped(-1),
+            "length must lie between 0 and 2, what the example has been given. Got -1.",
+        ),
+        (
+            lambda: _append((2, 2, 2, 4)).cache.cropped(np.array([2, 3])),
+            "length must lie between 0 and 2, what the example has been given. Got 3.",
+        ),
+        (
+            lambda: _append().cache.cropped(jnp.array([1, 1])),
+            "length must be one number for each example, (1,). Got shape (2,).",
+        ),
+        (lambda: _append().cache.cropped(jnp.array([1.0])), "length must be integers. Got float"),
+        (lambda: jax.jit(lambda cache: cache.cropped(-2))(_append().cache), "length must be 0 or more. Got -2."),
+        (
+            lambda: _append((3, 2, 2, 4)).cache.reordered(jnp.array([0, 3])),
+            "examples must lie between 0 and 2, the examples' numbers. Got 3.",
+        ),
+        (
+            lambda: _append().cache.reordered(jnp.array([-1])),
+            "examples must lie between 0 and 0, the examples' numbers.",
+        ),
+        (
+            lambda: _append().cache.reordered(jnp.int32(0)),
+            "examples must be integers on one axis. Got int32 of shape ().",
+        ),
+        (
+            lambda: _append().cache.reordered(jnp.array([True])),
+            "examples must be integers on one axis. Got bool of shape (1,).",
+        ),
+        (
+            lambda: Cache.empty((), room=2, num_heads=1, features=4).reordered(jnp.array([0])),
+            "cache must have a batch axis to be reordered. Got one of a single example.",
+        ),
+        (lambda: Cache.empty(2, room=2, num_heads=1, features=4), "batch must be a tuple, the lengths of the axes *b."),
+        (
+            lambda: Cache.empty((1,), room=2, num_heads=1, features=4, dtype=jnp.uint8),
+            "dtype must be floating point or int8. Got uint8.",
         ),
         (lambda: _append().cache.grown(3), "room must be an integer in [4, inf). Got 3."),
         (
@@ -306,6 +366,12 @@ def _model(**arguments: Any) -> Any:
             "cache must not be a ring to grow. Got one.",
         ),
         (lambda: Cache.empty((1,), room=0, num_heads=1, features=4), "room must be"),
+        (
+            lambda: (lambda ring: ring.rewound(ring, 0, since=4))(
+                Cache.empty((1,), room=3, num_heads=1, features=4, ring=True)
+            ),
+            "since must be at most the 3 slots of a ring. Got 4.",
+        ),
         (lambda: _layer(key=jnp.ones((1, 2, 8))), "key must be None where there is a cache"),
         (lambda: _layer(valid_lens=jnp.array([1])), "valid_lens must be None where there is a cache"),
         (lambda: _layer(cache=None, real=jnp.ones((1, 2), bool)), "real must be None without a cache"),

@@ -1,13 +1,17 @@
 """Decoding: what a model says after a prompt, token by token."""
 
+from jattn.decoding import processors
 from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated, rewound
 from jattn.decoding.generation import Generated, Stream, generate, stream
+from jattn.decoding.serving import Job, Served, serve
 from jattn.decoding.speculative import Speculated, speculate
 from jattn.decoding.transcript import Transcript
 
 __all__ = [
     "Decodable",
     "Generated",
+    "Job",
+    "Served",
     "Speculated",
     "Stream",
     "Transcript",
@@ -16,9 +20,11 @@ __all__ = [
     "grown",
     "last_of",
     "placed",
+    "processors",
     "reordered",
     "repeated",
     "rewound",
+    "serve",
     "speculate",
     "stream",
 ]

@@ -83,14 +83,14 @@ def cropped(state: S, lengths: Int[Array, "b"]) -> S:
     return _map_caches(lambda cache: cache.cropped(lengths), state)
 
 
-def rewound(state: S, before: S, n: Int[Array, "b"]) -> S:
-    """As it was n tokens of each example after ``before``, to take back those that came then.
+def rewound(state: S, before: S, n: Int[Array, "b"], since: int) -> S:
+    """As it was n tokens of each example after ``before``, since when so many came at most, to take back the others.
 
-    So it is with caches. A state that has other arrays says by a method of this name, of ``before`` and n, what becomes
-    of them; such as nothing, where they are the same at each step.
+    So it is with caches. A state that has other arrays says by a method of this name, of ``before``, n and since, what
+    becomes of them; such as nothing, where they are the same at each step.
     """
     check_rewindable("model", state)
-    return jax.tree.map(lambda x, earlier: x.rewound(earlier, n), state, before, is_leaf=_says_how)
+    return jax.tree.map(lambda x, earlier: x.rewound(earlier, n, since), state, before, is_leaf=_says_how)
 
 
 def check_rewindable(name: str, state: Any) -> None:
@@ -99,7 +99,7 @@ def check_rewindable(name: str, state: Any) -> None:
         if not _says_how(x):
             raise ValueError(
                 f"{name} must be able to take tokens back: its state must be made of jattn.Cache, or have a method "
-                f"rewound(before, n). Got {jnp.result_type(x)} of shape {jnp.shape(x)} in it."
+                f"rewound(before, n, since). Got {jnp.result_type(x)} of shape {jnp.shape(x)} in it."
             )
 
 

@@ -120,8 +120,9 @@ class Request:
     @property
     def is_traced(self) -> bool:
         """Whether this is part of a larger program, which cannot ask how far decoding is."""
-        leaves = jax.tree.leaves((self.prompt, self.lens, self.parts.arrays, jnp.zeros(())))
-        return not all(map(checks.is_concrete, leaves))
+        here = jnp.zeros(())  # under jit no array is known
+        given = (self.prompt, self.lens, self.beginning, self.processors, self.parts.arrays, here)
+        return not all(map(checks.is_concrete, jax.tree.leaves(given)))
 
 
 def _check_model(model: Any) -> None:

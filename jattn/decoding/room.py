@@ -2,7 +2,7 @@
 
 from jattn._engine.buckets import bucket
 
-__all__ = ["first_room", "larger"]
+__all__ = ["GROWTH", "first_room", "larger"]
 
 GROWTH = 256  # new tokens for which there is room at least, before a cache grows
 

@@ -130,13 +130,13 @@ def _round(model: Decodable, draft: Decodable, now: Speculation, choice: Choice,
     of_draft = jnp.where(counts > 0, now.unread - 1 + jnp.minimum(counts, new), 0)  # what it read and need not forget
     return Speculation(
         Progress(
-            rewound(state, progress.state, new),
+            rewound(state, progress.state, new, ahead + 1),
             jnp.where(going, _at(said, jnp.maximum(new - 1, 0)), progress.last),
             transcript,
             _put(progress.log_probabilities, before.lengths, log_probabilities, new),
             going & ~ends.any(-1) & (transcript.new < transcript.limits),
         ),
-        rewound(proposed.state, now.draft, of_draft),
+        rewound(proposed.state, now.draft, of_draft, ahead + 1),
         now.unread + new - of_draft,
         now.accepted + jnp.minimum(accepted, new),
         now.drafted + counts,
@@ -162,7 +162,8 @@ def _proposed(draft: Decodable, now: Speculation, choice: Choice, counts: Int[Ar
     unread = jnp.take_along_axis(transcript.tokens, at, 1, mode="clip")
     logits, state = draft.step(unread, now.draft, valid_lens=jnp.where(counts > 0, now.unread, 0))
     token, q, transcript = propose(logits, transcript, 0)
-    (state, *_), others = jax.lax.scan(step, (state, token, transcript), jnp.arange(1, ahead, dtype=jnp.int32))
+    begun: Any = (state, token, transcript)
+    (state, *_), others = jax.lax.scan(step, begun, jnp.arange(1, ahead, dtype=jnp.int32))
     tokens, q = jax.tree.map(
         lambda x, more: jnp.concatenate([x[:, None], jnp.moveaxis(more, 0, 1)], 1), (token, q), others
     )

@@ -67,7 +67,7 @@ def speculate(
 
     Args:
         model: as of `generate`; one from whose state tokens can be taken back, which is made of `jattn.Cache` or has a
-            method ``rewound(before, n)``. Each decoder and encoder-decoder of `jattn.models` is one.
+            method `rewound`. Each decoder and encoder-decoder of `jattn.models` is one.
         draft: another one, of the same vocabulary.
         prompt, prompt_valid_lens, max_new_tokens, prompt_attention_mask, eos, pad, processors: as of `generate`.
         ahead: a, how many tokens are drafted at a time.

@@ -24,7 +24,7 @@ class Transcript(NamedTuple):
     @property
     def real(self) -> Bool[Array, "b n"]:
         """Where ``tokens`` means something."""
-        return jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
+        return jnp.arange(self.tokens.shape[1], dtype=self.lengths.dtype)[None] < self.lengths[:, None]
 
     def appended(self, token: Int[Array, "b"], going: Bool[Array, "b"]) -> "Transcript":
         """With one more token of each example that is still going."""

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jattn._engine import checks
 from jattn.cache import Cache
-from jattn.masks import Mask, all_of
+from jattn.masks import Mask, all_of, dense
 from jattn.nn.weights import Cached, as_pair
 
 __all__ = ["attend_with_cache", "new_cache"]
@@ -21,8 +22,10 @@ def new_cache(layer: Any, batch: tuple[int, ...], room: int, *, window: int | No
         room: for how many tokens.
         window: how many tokens each token sees, its own among them; then no more slots than that are kept. All by
             default.
-        dtype: of keys and values as they are kept; by default that in which the layer computes them.
+        dtype: of keys and values as they are kept, ``jnp.int8`` among others, as in `Cache.empty`; by default that in
+            which the layer computes them.
     """
+    checks.positive_integers(room=room, window=window)
     kernel = layer.key.kernel
     kept = room if window is None else min(room, window)
     return Cache.empty(
@@ -41,35 +44,43 @@ def attend_with_cache(
     x: Float[Array, "*b t m"],
     cache: Cache,
     *,
-    positions: Int[Array, "*b t"] | None,
-    real: Bool[Array, "*b t"] | None,
+    positions: Int[Array, "..."] | None,
+    real: Bool[Array, "..."] | None,
     mask: Mask | Bool[Array, "..."] | None,
     return_weights: bool,
     **options: Any,
 ) -> Cached:
     """What a layer gives for tokens that come after those of the cache, and the cache with them."""
     x = checks.floating("query", x, "*b t m", 2)
-    if cache.is_known_empty and positions is None and real is None:  # then masks know which keys are out of reach
-        new = layer.project(x)
-        kept = (
-            y.astype(held.dtype).astype(y.dtype) for y, held in ((new.keys, cache.keys), (new.values, cache.values))
-        )
-        attended = layer(x, type(new)(*kept), mask=mask, return_weights=return_weights, **options)
-        output, weights = as_pair(attended, return_weights)
-        return Cached(output, cache.append(new.keys, new.values).cache, weights)
-    if positions is None:
+    _check_made_for(layer, cache, x.shape[:-2])
+    if positions is not None:
+        positions = checks.positions("positions", positions, x.shape[:-2], x.shape[-2])
+    cache.check(x.shape[-2], positions, real)
+    fresh = cache.is_known_empty
+    if positions is None and not (fresh and real is None):  # counted from 0, masks know which keys are out of reach
         positions = cache.next_positions(x.shape[-2], real)
-    positions = checks.positions("positions", positions, x.shape[:-2], x.shape[-2])
     new = layer.project(x, positions=positions)
     now = cache.append(new.keys, new.values, positions=positions, real=real)
-    seen = type(new)(now.keys.astype(new.keys.dtype), now.values.astype(new.values.dtype), now.positions)
-    attended = layer(
-        x,
-        seen,
-        positions=now.query_positions,
-        mask=all_of(now.used, mask),
-        return_weights=return_weights,
-        **options,
-    )
+    if fresh:  # then the new tokens are all that there is, and no slot without one need be looked at
+        seen = type(new)(*cache.rounded(new.keys, new.values), positions)
+        used = None if real is None else dense(jnp.broadcast_to(real, x.shape[:-1])[..., None, None, :])
+    else:
+        seen = type(new)(now.keys.astype(new.keys.dtype), now.values.astype(new.values.dtype), now.positions)
+        positions, used = now.query_positions, now.used
+    attended = layer(x, seen, positions=positions, mask=all_of(used, mask), return_weights=return_weights, **options)
     output, weights = as_pair(attended, return_weights)
     return Cached(output, now.cache, weights)
+
+
+def _check_made_for(layer: Any, cache: Any, batch: tuple[int, ...]) -> None:
+    """Raise ValueError unless the cache was made for this layer and batch."""
+    if not isinstance(cache, Cache):
+        raise ValueError(f"cache must be a jattn.Cache, such as jattn.nn.new_cache makes. Got {type(cache).__name__}.")
+    kernels = (projection.kernel.shape for projection in (layer.key, layer.value))
+    own = [(*batch, heads, "n", features) for _, heads, features in kernels]
+    given = [(*x.shape[:-2], "n", x.shape[-1]) for x in (cache.keys, cache.values)]
+    if own != given:
+        raise ValueError(
+            f"cache must hold keys {own[0]} and values {own[1]} of this layer and batch. Got {given[0]} and "
+            f"{given[1]}. Make it by jattn.nn.new_cache."
+        )

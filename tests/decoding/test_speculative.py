@@ -12,7 +12,7 @@ from flax import nnx
 from scipy import stats
 
 from jattn import decoding, models
-from jattn.decoding import room, rounds, speculative
+from jattn.decoding import processors, room, rounds, speculative
 from jattn.nn import Norm, Rotary
 from tests.errors import raises
 
@@ -116,6 +116,28 @@ def test_drafts_that_are_always_right_or_wrong() -> None:
         assert found.drafted.tolist() == [drafted] * 3
 
 
+def test_processors_see_the_tokens_before_each_place() -> None:
+    """Those that go by what was said, and by the number of the token; with settings of each example's."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(V, V))
+    model, draft = Bigrams(table), Bigrams(table + rng.normal(size=(V, V)))
+    rules = (
+        processors.repetition_penalty(jnp.array([1.5, 1.0, 3.0])),
+        processors.no_repeat_ngrams(2),
+        processors.min_new_tokens(jnp.array([7, 2, 9]), eos=4),
+        processors.forced({3: 11}),
+        processors.top_k(5),
+    )
+    options: dict[str, Any] = {"max_new_tokens": 12, "eos": 4, "processors": rules}
+    expected = decoding.generate(model, PROMPT, LENS, **options)
+    found = decoding.speculate(model, draft, PROMPT, LENS, ahead=3, **options)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.lengths, expected.lengths)
+    free = decoding.generate(model, PROMPT, LENS, **{**options, "processors": ()})
+    assert all((free.tokens != found.tokens).any(-1).tolist())
+    assert 0 < found.accepted.sum() < found.drafted.sum()
+
+
 @pytest.mark.whole
 def test_room_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 8 tokens, prompt and all, to 24."""
@@ -194,20 +216,18 @@ def no_return(logits: Any, transcript: decoding.Transcript) -> Any:
     return logits - 2 * (jnp.arange(3) == before)
 
 
-def p_value(count: int, processors: tuple[Any, ...] = (), **options: Any) -> float:
+def p_value(count: int, rules: tuple[Any, ...] = ()) -> float:
     """Of the counts of all texts of five tokens, beside their exact probabilities."""
     model, draft = map(Bigrams, TABLES)
     prompt = jnp.tile(jnp.array([[0, 1]]), (count, 1))
-    found = decoding.speculate(
-        model, draft, prompt, max_new_tokens=5, ahead=2, rng=jax.random.key(7), processors=processors, **options
-    )
+    found = decoding.speculate(model, draft, prompt, max_new_tokens=5, ahead=2, rng=jax.random.key(7), processors=rules)
     assert 0.2 < int(found.accepted.sum()) / int(found.drafted.sum()) < 0.8
     expected = []
     for text in itertools.product(range(3), repeat=5):
         probability, said = 1.0, [0, 1]
         for token in text:
             logits = TABLES[0, said[-1]].copy()
-            if processors:
+            if rules:
                 logits[said[-2]] -= 2
             probability *= np.exp(logits[token]) / np.exp(logits).sum()
             said.append(token)
@@ -218,9 +238,9 @@ def p_value(count: int, processors: tuple[Any, ...] = (), **options: Any) -> flo
     return float(stats.chisquare(o, e * o.sum() / e.sum()).pvalue)
 
 
-@pytest.mark.parametrize("processors", [(no_return,), ()], ids=["a processor", "none"])
-def test_drawn_tokens_have_the_distribution_of_the_model(processors: tuple[Any, ...]) -> None:
-    assert p_value(20_000, processors) > 1e-4
+@pytest.mark.parametrize("rules", [(no_return,), ()], ids=["a processor", "none"])
+def test_drawn_tokens_have_the_distribution_of_the_model(rules: tuple[Any, ...]) -> None:
+    assert p_value(20_000, rules) > 1e-4
 
 
 @pytest.mark.whole
@@ -281,7 +301,7 @@ def test_drawn_tokens_depend_on_nothing_else_in_the_batch() -> None:
             {"draft": Remembering(np.zeros((V, V)))},
             (
                 "draft must be able to take tokens back: its state must be made of jattn.Cache, or have a method",
-                "rewound(before, n). Got float32 of shape (3, 7) in it.",
+                "rewound(before, n, since). Got float32 of shape (3, 7) in it.",
             ),
         ),
         ({"model": Remembering(np.zeros((V, V)))}, ("model must be able to take tokens back", "shape (3, 7)")),

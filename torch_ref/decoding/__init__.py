@@ -1,3 +1,4 @@
 """Decoding, one example and one token at a time."""
 
+from torch_ref.decoding import processors as processors
 from torch_ref.decoding import speculative as speculative

@@ -49,9 +49,9 @@ class DecodingState(NamedTuple):
         """With other continuations of the same sources."""
         return self._replace(caches=reordered(self.caches, examples))
 
-    def rewound(self, before: "DecodingState", n: Int[Array, "b"]) -> "DecodingState":
-        """The memory is the same at each step."""
-        return self._replace(caches=rewound(self.caches, before.caches, n))
+    def rewound(self, before: "DecodingState", n: Int[Array, "b"], since: int) -> "DecodingState":
+        """As it was n tokens after ``before``; the memory is the same at each step."""
+        return self._replace(caches=rewound(self.caches, before.caches, n, since))
 
 
 class EncoderDecoder(PretrainedModel):

@@ -91,6 +91,7 @@ def run_blocks(
     if caches is None:
         keys = None if real is None else dense(real[:, None, None, :])
     else:
+        _check_rings(caches, windows)
         options["real"] = real
     of_each = [None] * len(blocks) if caches is None else caches
     for block, window, own, cache, rng in zip(blocks, windows, memories, of_each, rngs, strict=True):
@@ -126,6 +127,17 @@ def caches_of(
         new_cache(block.attention, (batch_size,), room, window=window, dtype=dtype)
         for block, window in zip(blocks, windows, strict=True)
     )
+
+
+def _check_rings(caches: Sequence[Cache], windows: Sequence[int | None]) -> None:
+    """Raise ValueError where one forgets tokens that its block sees, such as that of another block."""
+    for i, (cache, window) in enumerate(zip(caches, windows, strict=True)):
+        if cache.ring and (window is None or cache.room < window):
+            seen = "all tokens" if window is None else f"{window} tokens"
+            raise ValueError(
+                f"cache must keep what each block sees, {seen} in block {i}. Got a ring of {cache.room} slots there. "
+                "Pass them in the order of new_cache."
+            )
 
 
 def next_tokens(

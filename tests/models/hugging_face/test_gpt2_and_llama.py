@@ -26,7 +26,7 @@ def made(kind: str, seed: int = 0, **options: Any) -> Any:
     sizes: dict[str, Any] = {"features": 12, "num_heads": 2, "num_layers": 1, "feedforward_features": 16, **options}
     rngs = nnx.Rngs(seed)
     if kind == "gpt2":
-        model: Any = models.GPT2(V, max_length=14, **sizes, rngs=rngs)
+        model: Any = models.GPT2(V, **{"max_length": 14, **sizes}, rngs=rngs)
     else:
         model = models.Llama(V, num_kv_heads=1, **sizes, rngs=rngs)
     for block in model.blocks:
