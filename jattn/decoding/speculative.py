@@ -53,8 +53,8 @@ def speculate(
     """What `generate` gives, in fewer steps of the model: a smaller one drafts tokens, which it reads together.
 
     The draft proposes some tokens one by one, and the model reads all of them in one step. Without rng those are kept
-    that are its own most probable ones, then its next one: token for token what `generate` gives. With rng token y is
-    kept with probability
+    that are its own most probable ones, then its next one: token for token what `generate` gives, but where rounding
+    decides between two that are as probable. With rng token y is kept with probability
 
     ``min(1, p(y) / q(y))``, and else drawn from ``max(p - q, 0)``, normalised,
 
@@ -111,7 +111,7 @@ def speculate(
         )
     n, b = asked.max_new_tokens, len(asked.prompt)
     choice = Choice(asked.processors, jnp.asarray(asked.ends), rngs_of(rng, b))
-    traced = asked.is_traced or of_draft.is_traced
+    traced = asked.is_traced or of_draft.is_traced or not all(map(checks.is_concrete, jax.tree.leaves(choice)))
     room = first_room(asked.prompt.shape[1], n, whole=traced)
     now = _begun(asked, of_draft, choice, room, ahead)
     go_on = functools.partial(gone_on, *asked.parts, *of_draft.parts, choice=choice, ahead=ahead)

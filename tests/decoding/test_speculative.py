@@ -182,6 +182,8 @@ def test_jit_and_what_is_compiled() -> None:
     drawn = decoding.speculate(model, draft, PROMPT, LENS, rng=rngs, **options)
     inside = jax.jit(lambda rng: decoding.speculate(model, draft, PROMPT, LENS, rng=rng, **options))
     np.testing.assert_array_equal(inside(rngs).tokens, drawn.tokens)
+    mapped = jax.vmap(lambda rng: decoding.speculate(model, draft, PROMPT, LENS, rng=rng, **options).tokens)
+    np.testing.assert_array_equal(mapped(rngs[None])[0], drawn.tokens)
     plain = jax.jit(lambda rng: decoding.generate(model, PROMPT, LENS, rng=rng, max_new_tokens=5))
     np.testing.assert_array_equal(
         plain(rngs).tokens, decoding.generate(model, PROMPT, LENS, rng=rngs, max_new_tokens=5).tokens
