@@ -104,8 +104,8 @@ class Appended(NamedTuple):
 
 
 class Cache(Pytree):
-    """Keys and values in slots, and the positions of those that are used. `Cache.empty` makes one; in one of arrays of your
-    own, zeros are put where there is no token.
+    """Keys and values in slots, and the positions of those that are used. `Cache.empty` makes one; in one of your own
+    arrays, zeros are put where there is no token.
 
     Attributes:
         keys: ``*b k n d``: heads first, so that what a head attends to lies together.
@@ -309,7 +309,7 @@ class Cache(Pytree):
         last = self.length[..., None] - 1
         token = last - (last - number) % n if self.ring else number  # which one a slot holds, counted from 0
         kept = token < length[..., None]
-        slots = self._slots.without(~kept)
+        slots = self._slots.without(jnp.logical_not(kept))
         return self._replaced(slots._replace(positions=jnp.where(kept, self.positions, UNUSED)), length)
 
     def rewound(self, before: "Cache", n: Int[ArrayLike, "*b"], since: int) -> "Cache":
@@ -413,4 +413,6 @@ def _check_between(name: str, x: Any, most: Any, what: str) -> None:
 
 def _write(held: Array, slots: Int[Array, "t"], new: Array) -> Array:
     """Of one example, with the new entries in their slots."""
+    if len(slots) == 1:  # XLA would make a slice of a single one, and write it anew, into a copy, where it is read
+        slots, new = jnp.append(slots, len(held)), jnp.concatenate([new, new])
     return held.at[slots].set(new, mode="drop")

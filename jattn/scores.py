@@ -58,7 +58,12 @@ class DotProduct(Score):
 
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
         query, key, score = self.prepare(*in_one_dtype(query, key))
-        products = jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=at_least_float32(query))
+        wide = at_least_float32(query)
+        if query.shape[-3] == 1:  # with its axis, XLA on a CPU copies the keys of a single example, features first
+            products = jnp.einsum("...hd,...shd->...hs", query[..., 0, :, :], key, preferred_element_type=wide)
+            products = products[..., None, :]
+        else:
+            products = jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=wide)
         return score._scaled(products, query)
 
     def pairs(self, query: Float[Array, "t d"], key: Float[Array, "s d"]) -> Float[Array, "t s"]:

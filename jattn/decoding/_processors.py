@@ -39,26 +39,26 @@ _NONE = -1  # in front of the first token
 class Processor(Pytree):
     """From logits and what has been said, other logits. Made by the functions of `jattn.decoding.processors`."""
 
-    def __call__(self, logits: Float[Array, "b v"], history: Transcript) -> Float[Array, "b v"]:
+    def __call__(self, logits: Float[Array, "b v"], transcript: Transcript) -> Float[Array, "b v"]:
         """The logits that the next token is chosen by."""
-        raise NotImplementedError(f"{type(self).__name__} must define __call__, from logits and history to logits.")
+        raise NotImplementedError(f"{type(self).__name__} must define __call__, from logits and transcript to logits.")
 
 
 class Filter(Processor):
     """Minus infinity where a token is forbidden."""
 
-    def __call__(self, logits: Float[Array, "b v"], history: Transcript) -> Float[Array, "b v"]:
-        return jnp.where(self.forbidden(_wide(logits), history), -jnp.inf, logits)
+    def __call__(self, logits: Float[Array, "b v"], transcript: Transcript) -> Float[Array, "b v"]:
+        return jnp.where(self.forbidden(_wide(logits), transcript), -jnp.inf, logits)
 
-    def forbidden(self, logits: Float[Array, "b v"], history: Transcript) -> Bool[Array, "#b v"]:
+    def forbidden(self, logits: Float[Array, "b v"], transcript: Transcript) -> Bool[Array, "#b v"]:
         """Which tokens must not come next, by logits in float32 or wider."""
-        raise NotImplementedError(f"{type(self).__name__} must define forbidden, from logits and history to booleans.")
+        raise NotImplementedError(f"{type(self).__name__} must define forbidden, which gives booleans.")
 
 
 class Temperature(Processor):
     t: float | Array
 
-    def __call__(self, logits: Float[Array, "b v"], history: Transcript) -> Float[Array, "b v"]:
+    def __call__(self, logits: Float[Array, "b v"], transcript: Transcript) -> Float[Array, "b v"]:
         wide = _wide(logits)
         return (wide / _column("t", self.t, wide)).astype(logits.dtype)
 
@@ -66,11 +66,11 @@ class Temperature(Processor):
 class RepetitionPenalty(Processor):
     penalty: float | Array
 
-    def __call__(self, logits: Float[Array, "b v"], history: Transcript) -> Float[Array, "b v"]:
+    def __call__(self, logits: Float[Array, "b v"], transcript: Transcript) -> Float[Array, "b v"]:
         wide = _wide(logits)
         penalty = _column("penalty", self.penalty, wide)
         less = jnp.where(wide < 0, wide * penalty, wide / penalty)
-        said = _marked(history.tokens, history.real, wide.shape[1])
+        said = _marked(transcript.tokens, transcript.real, wide.shape[1])
         return jnp.where(said, less, wide).astype(logits.dtype)
 
 
@@ -78,9 +78,9 @@ class Forced(Processor):
     at: Int[Array, "m"]  # which new token, from 0; those below 0 are counted from the last
     tokens: Int[Array, "m"]
 
-    def __call__(self, logits: Float[Array, "b v"], history: Transcript) -> Float[Array, "b v"]:
-        at = self.at[None].astype(history.limits.dtype)
-        due = history.new[:, None] == jnp.where(at < 0, history.limits[:, None] + at, at)
+    def __call__(self, logits: Float[Array, "b v"], transcript: Transcript) -> Float[Array, "b v"]:
+        at = self.at[None].astype(transcript.limits.dtype)
+        due = transcript.new[:, None] == jnp.where(at < 0, transcript.limits[:, None] + at, at)
         which = jnp.where(due, jnp.arange(due.shape[1])[None], -1).max(1, keepdims=True)
         vocabulary = jnp.arange(logits.shape[1], dtype=jnp.int32)[None]
         alone = jnp.where(vocabulary == self.tokens[which], 0, -jnp.inf).astype(logits.dtype)
@@ -90,7 +90,7 @@ class Forced(Processor):
 class TopK(Filter):
     k: Int[Array, ""] | Int[Array, "b"]
 
-    def forbidden(self, logits: Float[Array, "b v"], history: Transcript) -> Bool[Array, "#b v"]:
+    def forbidden(self, logits: Float[Array, "b v"], transcript: Transcript) -> Bool[Array, "#b v"]:
         v, dtype = logits.shape[1], logits.dtype  # counted in it, which is exact up to 2**24 and faster
         fewer = v - jnp.minimum(_column("k", self.k, logits), v)
         return logits < _smallest(logits, lambda up_to: up_to.sum(1, keepdims=True, dtype=dtype) > fewer)
@@ -99,7 +99,7 @@ class TopK(Filter):
 class TopP(Filter):
     p: float | Array
 
-    def forbidden(self, logits: Float[Array, "b v"], history: Transcript) -> Bool[Array, "#b v"]:
+    def forbidden(self, logits: Float[Array, "b v"], transcript: Transcript) -> Bool[Array, "#b v"]:
         rest, probabilities = 1 - _column("p", self.p, logits), jax.nn.softmax(logits)
         return logits < _smallest(logits, lambda up_to: _mass(probabilities, up_to) > rest)
 
@@ -107,14 +107,14 @@ class TopP(Filter):
 class MinP(Filter):
     p: float | Array
 
-    def forbidden(self, logits: Float[Array, "b v"], history: Transcript) -> Bool[Array, "#b v"]:
+    def forbidden(self, logits: Float[Array, "b v"], transcript: Transcript) -> Bool[Array, "#b v"]:
         return logits < logits.max(1, keepdims=True) + jnp.log(_column("p", self.p, logits))
 
 
 class Typical(Filter):
     p: float | Array
 
-    def forbidden(self, logits: Float[Array, "b v"], history: Transcript) -> Bool[Array, "#b v"]:
+    def forbidden(self, logits: Float[Array, "b v"], transcript: Transcript) -> Bool[Array, "#b v"]:
         log_probabilities = jax.nn.log_softmax(logits)
         probabilities, p = jnp.exp(log_probabilities), _column("p", self.p, logits)
         entropy = -jnp.where(probabilities > 0, probabilities * log_probabilities, 0).sum(1, keepdims=True)
@@ -125,10 +125,10 @@ class Typical(Filter):
 class NoRepeatNgrams(Filter):
     n: int
 
-    def forbidden(self, logits: Float[Array, "b v"], history: Transcript) -> Bool[Array, "#b v"]:
-        tokens, ending = history.tokens, _ending(history, self.n - 1)
+    def forbidden(self, logits: Float[Array, "b v"], transcript: Transcript) -> Bool[Array, "#b v"]:
+        tokens, ending = transcript.tokens, _ending(transcript, self.n - 1)
         starts = max(tokens.shape[1] - self.n + 1, 0)
-        again = jnp.arange(self.n, self.n + starts, dtype=history.lengths.dtype)[None] <= history.lengths[:, None]
+        again = jnp.arange(self.n, self.n + starts, dtype=transcript.lengths.dtype)[None] <= transcript.lengths[:, None]
         for i in range(self.n - 1):
             again &= tokens[:, i : i + starts] == ending[:, i : i + 1]
         return _marked(tokens[:, self.n - 1 :], again, logits.shape[1])
@@ -137,9 +137,9 @@ class NoRepeatNgrams(Filter):
 class BadWords(Filter):
     words: Int[Array, "m n"]  # each at the end of its row, `ANY` in front of it
 
-    def forbidden(self, logits: Float[Array, "b v"], history: Transcript) -> Bool[Array, "#b v"]:
+    def forbidden(self, logits: Float[Array, "b v"], transcript: Transcript) -> Bool[Array, "#b v"]:
         before, last = self.words[None, :, :-1], self.words[:, -1]
-        ending = _ending(history, before.shape[-1])[:, None]
+        ending = _ending(transcript, before.shape[-1])[:, None]
         complete = ((before == ANY) | (before == ending)).all(-1)
         return _marked(jnp.broadcast_to(last[None], complete.shape), complete, logits.shape[1])
 
@@ -148,25 +148,25 @@ class Suppressed(Filter):
     tokens: Int[Array, "m"]
     at_begin: bool
 
-    def forbidden(self, logits: Float[Array, "b v"], history: Transcript) -> Bool[Array, "#b v"]:
+    def forbidden(self, logits: Float[Array, "b v"], transcript: Transcript) -> Bool[Array, "#b v"]:
         listed = _listed(self.tokens, logits.shape[1])
-        return listed & (history.new == 0)[:, None] if self.at_begin else listed
+        return listed & (transcript.new == 0)[:, None] if self.at_begin else listed
 
 
 class MinLength(Filter):
     n: Int[Array, ""] | Int[Array, "b"]
     eos: Int[Array, "m"]
 
-    def forbidden(self, logits: Float[Array, "b v"], history: Transcript) -> Bool[Array, "#b v"]:
-        return _shorter(history.lengths, self.n, logits) & _listed(self.eos, logits.shape[1])
+    def forbidden(self, logits: Float[Array, "b v"], transcript: Transcript) -> Bool[Array, "#b v"]:
+        return _shorter(transcript.lengths, self.n, logits) & _listed(self.eos, logits.shape[1])
 
 
 class MinNewTokens(Filter):
     n: Int[Array, ""] | Int[Array, "b"]
     eos: Int[Array, "m"]
 
-    def forbidden(self, logits: Float[Array, "b v"], history: Transcript) -> Bool[Array, "#b v"]:
-        return _shorter(history.new, self.n, logits) & _listed(self.eos, logits.shape[1])
+    def forbidden(self, logits: Float[Array, "b v"], transcript: Transcript) -> Bool[Array, "#b v"]:
+        return _shorter(transcript.new, self.n, logits) & _listed(self.eos, logits.shape[1])
 
 
 def _wide(logits: Float[Array, "b v"]) -> Float[Array, "b v"]:
@@ -197,10 +197,10 @@ def _listed(tokens: Int[Array, "m"], v: int) -> Bool[Array, "1 v"]:
     return jnp.zeros((1, v), bool).at[0, tokens].set(True, mode="drop")
 
 
-def _ending(history: Transcript, n: int) -> Int[Array, "b {n}"]:
+def _ending(transcript: Transcript, n: int) -> Int[Array, "b {n}"]:
     """The last tokens of each example."""
-    at = history.lengths[:, None] + jnp.arange(-n, 0, dtype=history.lengths.dtype)[None]
-    return jnp.where(at >= 0, jnp.take_along_axis(history.tokens, jnp.maximum(at, 0), axis=1), _NONE)
+    at = transcript.lengths[:, None] + jnp.arange(-n, 0, dtype=transcript.lengths.dtype)[None]
+    return jnp.where(at >= 0, jnp.take_along_axis(transcript.tokens, jnp.maximum(at, 0), axis=1), _NONE)
 
 
 def _mass(probabilities: Float[Array, "b v"], of: Bool[Array, "b v"]) -> Float[Array, "b 1"]:

@@ -5,7 +5,6 @@ numbers of processors are data.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +17,6 @@ from jattn.decoding.decodable import Decodable, grown, repeated
 from jattn.decoding.transcript import Transcript
 
 __all__ = ["Beginning", "Choice", "Parts", "Progress", "advance", "begin", "merged", "with_room"]
-
-Processor = Callable[[Float[Array, "b v"], Transcript], Float[Array, "b v"]]
 
 
 class Parts(NamedTuple):

@@ -1,7 +1,7 @@
 """What becomes of logits before a token is chosen: some tokens are forbidden, others made more or less probable.
 
-A processor is a function from the logits of the next token and a `Transcript` to other logits; what it forbids gets minus
-infinity. `generate` applies those that it is given in order::
+A processor is a function from the logits of the next token and a `Transcript` to other logits; what it forbids
+gets minus infinity. `generate` applies those that it is given in order::
 
     generate(model, prompt, processors=[temperature(0.7), top_k(50), top_p(0.9)], ...)
 
@@ -9,7 +9,7 @@ That order is transformers': `repetition_penalty`, `no_repeat_ngrams`, `bad_word
 `forced`, `suppressed`, `suppressed_at_begin`; then, where tokens are drawn, `temperature`, `top_k`, `top_p`, `min_p`,
 `typical`. Each does what its counterpart there does. One of your own is any such function::
 
-    def only_even(logits, history):
+    def only_even(logits, transcript):
         return jnp.where(jnp.arange(logits.shape[-1]) % 2 == 0, logits, -jnp.inf)
 
 The settings are numbers, or arrays with one for each example. They are data: others compile nothing anew. All but the
@@ -52,8 +52,8 @@ def temperature(t: float | Float[Array, "*b"]) -> Processor:
 
     Example:
 
-        >>> history = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
-        >>> temperature(0.5)(jnp.array([[1.0, -3.0]]), history)
+        >>> transcript = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
+        >>> temperature(0.5)(jnp.array([[1.0, -3.0]]), transcript)
         Array([[ 2., -6.]], dtype=float32)
     """
     remedy = " For the most probable token, decode greedily."
@@ -67,8 +67,8 @@ def top_k(k: int | Int[Array, "*b"]) -> Processor:
 
     Example:
 
-        >>> history = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
-        >>> top_k(2)(jnp.array([[1.0, 4.0, 2.0, 3.0]]), history)
+        >>> transcript = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
+        >>> top_k(2)(jnp.array([[1.0, 4.0, 2.0, 3.0]]), transcript)
         Array([[-inf,   4., -inf,   3.]], dtype=float32)
     """
     return _processors.TopK(_counts("k", k, 1))
@@ -83,8 +83,8 @@ def top_p(p: float | Float[Array, "*b"]) -> Processor:
 
     Example (probabilities of 0.5, 0.2 and 0.3):
 
-        >>> history = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
-        >>> top_p(0.7)(jnp.log(jnp.array([[0.5, 0.2, 0.3]])), history) > -jnp.inf
+        >>> transcript = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
+        >>> top_p(0.7)(jnp.log(jnp.array([[0.5, 0.2, 0.3]])), transcript) > -jnp.inf
         Array([[ True, False,  True]], dtype=bool)
     """
     return _processors.TopP(_one_or_each("p", p, "[0, 1]"))
@@ -97,8 +97,8 @@ def min_p(p: float | Float[Array, "*b"]) -> Processor:
 
     Example (probabilities of 0.5, 0.2 and 0.3):
 
-        >>> history = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
-        >>> min_p(0.5)(jnp.log(jnp.array([[0.5, 0.2, 0.3]])), history) > -jnp.inf
+        >>> transcript = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
+        >>> min_p(0.5)(jnp.log(jnp.array([[0.5, 0.2, 0.3]])), transcript) > -jnp.inf
         Array([[ True, False,  True]], dtype=bool)
     """
     return _processors.MinP(_one_or_each("p", p, "[0, 1]"))
@@ -114,8 +114,8 @@ def typical(p: float | Float[Array, "*b"]) -> Processor:
 
     Example (probabilities of 0.5, 0.2 and 0.3):
 
-        >>> history = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
-        >>> typical(0.2)(jnp.log(jnp.array([[0.5, 0.2, 0.3]])), history) > -jnp.inf
+        >>> transcript = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
+        >>> typical(0.2)(jnp.log(jnp.array([[0.5, 0.2, 0.3]])), transcript) > -jnp.inf
         Array([[False, False,  True]], dtype=bool)
     """
     return _processors.Typical(_one_or_each("p", p, "(0, 1)"))
@@ -130,8 +130,8 @@ def repetition_penalty(penalty: float | Float[Array, "*b"]) -> Processor:
 
     Example:
 
-        >>> history = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
-        >>> repetition_penalty(2.0)(jnp.array([[1.0, 4.0, 2.0, -3.0]]), history)
+        >>> transcript = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
+        >>> repetition_penalty(2.0)(jnp.array([[1.0, 4.0, 2.0, -3.0]]), transcript)
         Array([[ 1.,  2.,  2., -6.]], dtype=float32)
     """
     return _processors.RepetitionPenalty(_one_or_each("penalty", penalty, "(0, inf)"))
@@ -144,8 +144,8 @@ def no_repeat_ngrams(n: int) -> Processor:
 
     Example (after 1 came 2, so that it does not come after this 1):
 
-        >>> history = Transcript(jnp.array([[1, 2, 0, 1]]), jnp.array([4]), jnp.array([1]), jnp.array([5]))
-        >>> no_repeat_ngrams(2)(jnp.zeros((1, 4)), history)
+        >>> transcript = Transcript(jnp.array([[1, 2, 0, 1]]), jnp.array([4]), jnp.array([1]), jnp.array([5]))
+        >>> no_repeat_ngrams(2)(jnp.zeros((1, 4)), transcript)
         Array([[  0.,   0., -inf,   0.]], dtype=float32)
     """
     if not checks.is_count(n) or n < 1:
@@ -154,7 +154,7 @@ def no_repeat_ngrams(n: int) -> Processor:
 
 
 def bad_words(sequences: Sequence[Sequence[int]]) -> Processor:
-    """None of these words: the last token of one is forbidden where those before it are the last of the history.
+    """None of these words: the last token of one is forbidden where those before it are the last of the transcript.
 
     Args:
         sequences: the tokens of each word. A word of one token is always forbidden; eos alone would mean that no text
@@ -162,8 +162,8 @@ def bad_words(sequences: Sequence[Sequence[int]]) -> Processor:
 
     Example (neither 0, nor 2 after 1):
 
-        >>> history = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
-        >>> bad_words([[0], [1, 2], [2, 3]])(jnp.zeros((1, 4)), history)
+        >>> transcript = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
+        >>> bad_words([[0], [1, 2], [2, 3]])(jnp.zeros((1, 4)), transcript)
         Array([[-inf,   0., -inf,   0.]], dtype=float32)
     """
     listed = isinstance(sequences, Sequence) and not isinstance(sequences, str)
@@ -184,8 +184,8 @@ def suppressed(tokens: int | Sequence[int] | Int[Array, "m"]) -> Processor:
 
     Example:
 
-        >>> history = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
-        >>> suppressed([0, 2])(jnp.zeros((1, 4)), history)
+        >>> transcript = Transcript(jnp.array([[3, 1]]), jnp.array([2]), jnp.array([1]), jnp.array([5]))
+        >>> suppressed([0, 2])(jnp.zeros((1, 4)), transcript)
         Array([[-inf,   0., -inf,   0.]], dtype=float32)
     """
     return _processors.Suppressed(_token_numbers("tokens", tokens), at_begin=False)
@@ -196,8 +196,9 @@ def suppressed_at_begin(tokens: int | Sequence[int] | Int[Array, "m"]) -> Proces
 
     Example (a token after the prompt, and one after that):
 
-        >>> history = Transcript(jnp.array([[3, 1], [3, 1]]), jnp.array([2, 2]), jnp.array([2, 1]), jnp.array([5, 5]))
-        >>> suppressed_at_begin(0)(jnp.zeros((2, 3)), history)
+        >>> tokens = jnp.array([[3, 1], [3, 1]])
+        >>> transcript = Transcript(tokens, jnp.array([2, 2]), jnp.array([2, 1]), jnp.array([5, 5]))
+        >>> suppressed_at_begin(0)(jnp.zeros((2, 3)), transcript)
         Array([[-inf,   0.,   0.],
                [  0.,   0.,   0.]], dtype=float32)
     """
@@ -213,8 +214,9 @@ def forced(tokens: Mapping[int, int]) -> Processor:
 
     Example (2 comes first, and 0 last if the text does not end before):
 
-        >>> history = Transcript(jnp.array([[3, 1], [3, 1]]), jnp.array([2, 2]), jnp.array([2, 1]), jnp.array([5, 2]))
-        >>> forced({0: 2, -1: 0})(jnp.ones((2, 3)), history)
+        >>> tokens = jnp.array([[3, 1], [3, 1]])
+        >>> transcript = Transcript(tokens, jnp.array([2, 2]), jnp.array([2, 1]), jnp.array([5, 2]))
+        >>> forced({0: 2, -1: 0})(jnp.ones((2, 3)), transcript)
         Array([[-inf, -inf,   0.],
                [  0., -inf, -inf]], dtype=float32)
     """
@@ -233,8 +235,8 @@ def min_new_tokens(n: int | Int[Array, "*b"], eos: int | Sequence[int] | Int[Arr
 
     Example (two tokens after the prompt, and one):
 
-        >>> history = Transcript(jnp.ones((2, 3), int), jnp.array([3, 3]), jnp.array([1, 2]), jnp.array([5, 5]))
-        >>> min_new_tokens(2, eos=0)(jnp.ones((2, 3)), history)
+        >>> transcript = Transcript(jnp.ones((2, 3), int), jnp.array([3, 3]), jnp.array([1, 2]), jnp.array([5, 5]))
+        >>> min_new_tokens(2, eos=0)(jnp.ones((2, 3)), transcript)
         Array([[  1.,   1.,   1.],
                [-inf,   1.,   1.]], dtype=float32)
     """
@@ -250,8 +252,8 @@ def min_length(n: int | Int[Array, "*b"], eos: int | Sequence[int] | Int[Array, 
 
     Example (three tokens, and two):
 
-        >>> history = Transcript(jnp.ones((2, 3), int), jnp.array([3, 2]), jnp.array([1, 1]), jnp.array([5, 5]))
-        >>> min_length(3, eos=0)(jnp.ones((2, 3)), history)
+        >>> transcript = Transcript(jnp.ones((2, 3), int), jnp.array([3, 2]), jnp.array([1, 1]), jnp.array([5, 5]))
+        >>> min_length(3, eos=0)(jnp.ones((2, 3)), transcript)
         Array([[  1.,   1.,   1.],
                [-inf,   1.,   1.]], dtype=float32)
     """

@@ -89,10 +89,10 @@ def serve(
         )
 
     waiting = (request_of(number, job) for number, job in enumerate(jobs))
-    return _Slots(slots, rng).serve(waiting)
+    return _UnderWay(slots, rng).serve(waiting)
 
 
-class _Slots:
+class _UnderWay:
     """Jobs under way, one in each slot that is not free."""
 
     def __init__(self, slots: int, rng: PRNGKeyArray | None) -> None:

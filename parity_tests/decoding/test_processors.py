@@ -134,9 +134,9 @@ def assert_same(ours: Any, theirs: Tensor) -> None:
 def test_processors(name: str) -> None:
     case = {**SAMPLING, **HISTORY}[name]
     with jax.enable_x64(True):
-        process, history = jax.jit(case.ours), history_of(TEXTS)
+        process, transcript = jax.jit(case.ours), history_of(TEXTS)
         for kind, logits in LOGITS.items():
-            ours = process(jnp.asarray(logits), history)
+            ours = process(jnp.asarray(logits), transcript)
             assert_same(ours, case.reference(torch.tensor(logits), TEXTS))
             cut = kind in ("ties", "zeros of either sign") and name.startswith("top_p")
             if case.theirs and not cut:
@@ -155,7 +155,7 @@ def test_top_p_keeps_all_that_are_as_probable_as_the_last(p: float) -> None:
     assert np.any(ours != theirs)
 
 
-@pytest.mark.parametrize("history_too", [False, True], ids=["sampling", "with history"])
+@pytest.mark.parametrize("history_too", [False, True], ids=["sampling", "with transcript"])
 def test_in_the_order_of_transformers(history_too: bool) -> None:
     """All settings of one generation config, which transformers itself makes its processors of."""
     settings: dict[str, Any] = {"temperature": 1.4, "top_k": 9, "top_p": 0.9, "min_p": 0.05, "typical_p": 0.8}
@@ -197,7 +197,7 @@ def test_in_the_order_of_transformers(history_too: bool) -> None:
         return made
 
     with jax.enable_x64(True):
-        history = history_of(TEXTS)
-        composed = jax.jit(lambda logits: functools.reduce(lambda x, process: process(x, history), ours, logits))
+        transcript = history_of(TEXTS)
+        composed = jax.jit(lambda logits: functools.reduce(lambda x, process: process(x, transcript), ours, logits))
         for kind in ("any", "all above 0", "all below 0"):
             assert_same(composed(jnp.asarray(LOGITS[kind])), in_transformers(theirs, LOGITS[kind]))

@@ -165,7 +165,7 @@ def test_vmap(name: str) -> None:
     logits = jnp.asarray(np.stack([LOG, LOG[::-1], 2 * LOG]), jnp.float32)
     histories = [HISTORY, jax.tree.map(lambda x: x[::-1], HISTORY), HISTORY._replace(lengths=jnp.array([5, 4]))]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *histories)
-    expected = [process(x, history) for x, history in zip(logits, histories, strict=True)]
+    expected = [process(x, transcript) for x, transcript in zip(logits, histories, strict=True)]
     np.testing.assert_array_equal(jax.jit(jax.vmap(process))(logits, stacked), jnp.stack(expected))
 
 
@@ -229,8 +229,8 @@ def test_the_kth_largest_is_exact(dtype: Any) -> None:
     x[1, :6] = [info.max, info.min, -np.inf, 0.0, -0.0, info.tiny]
     x[3, :400] = -np.inf
     with jax.enable_x64(dtype == np.float64):
-        process = jax.jit(lambda k: processors.top_k(k)(jnp.asarray(x), history))
-        history = Transcript(*(jnp.ones((4, 1), int), *[jnp.ones(4, int)] * 3))
+        process = jax.jit(lambda k: processors.top_k(k)(jnp.asarray(x), transcript))
+        transcript = Transcript(*(jnp.ones((4, 1), int), *[jnp.ones(4, int)] * 3))
         for k in (1, 2, 3, 99, 250, 499, 500):
             least = np.sort(x)[:, [-k]]
             np.testing.assert_array_equal(process(jnp.int32(k)), np.where(x < least, -np.inf, x))
@@ -242,15 +242,15 @@ def test_in_a_compiled_loop() -> None:
     applied = [processors.no_repeat_ngrams(1), processors.min_new_tokens(2, 1), processors.forced({-1: 4})]
     logits = jnp.array([[5.0, 9.0, 7.0, 8.0, 1.0, 6.0]] * 2)
 
-    def step(history: Transcript) -> Transcript:
+    def step(transcript: Transcript) -> Transcript:
         now = logits
         for process in applied:
-            now = process(now, history)
-        return history.appended(now.argmax(1), history.new < history.limits)
+            now = process(now, transcript)
+        return transcript.appended(now.argmax(1), transcript.new < transcript.limits)
 
     begun = jnp.array([[3, 0, 0, 0, 0, 0, 0], [2, 5, 0, 0, 0, 0, 0]])
-    history = Transcript(begun, jnp.array([1, 2]), jnp.array([1, 2]), jnp.array([5, 4]))
-    ended = jax.jit(lambda x: jax.lax.while_loop(lambda x: jnp.any(x.new < x.limits), step, x))(history)
+    transcript = Transcript(begun, jnp.array([1, 2]), jnp.array([1, 2]), jnp.array([5, 4]))
+    ended = jax.jit(lambda x: jax.lax.while_loop(lambda x: jnp.any(x.new < x.limits), step, x))(transcript)
     np.testing.assert_array_equal(ended.tokens, [[3, 2, 5, 1, 0, 4, 0], [2, 5, 3, 0, 1, 4, 0]])
     np.testing.assert_array_equal(ended.lengths, [6, 6])
 
