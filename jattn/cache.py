@@ -54,6 +54,26 @@ class _Slots(NamedTuple):
             values = dequantized(values, self.value_scales, value_dtype)
         return jnp.swapaxes(keys, -3, -2), jnp.swapaxes(values, -3, -2)
 
+    def written(self, at: Int[Array, "*b t"], new: "_Slots") -> "_Slots":
+        """With new entries in these slots; n is nowhere."""
+
+        def of(axis: int, old: Any, x: Array) -> Array:
+            write = _write if axis < at.ndim else jax.vmap(_write, (0, None, 0))  # of each head
+            for _ in at.shape[:-1]:
+                write = jax.vmap(write)
+            return write(old, at, x)
+
+        return self.map(of, new)
+
+    def taken(self, at: Int[Array, "*b t"]) -> "_Slots":
+        """What is in these slots."""
+
+        def of(axis: int, x: Any) -> Array:
+            where = at if axis < at.ndim else at[..., None, :]
+            return jnp.take_along_axis(x, where.reshape(*where.shape, *(1,) * (x.ndim - where.ndim)), axis)
+
+        return self.map(of)
+
     def without(self, unused: Bool[Array, "*b n"]) -> "_Slots":
         """With zeros in these slots, but for their positions."""
 
@@ -218,15 +238,7 @@ class Cache(Pytree):
         positions = jnp.broadcast_to(positions, (*self.length.shape, t))
         real = jnp.ones(positions.shape, bool) if real is None else jnp.broadcast_to(real, positions.shape)
         held, new = self._slots, self._kept(keys, values, jnp.where(real, positions, UNUSED))
-        at = self._slots_of(real)
-
-        def written(axis: int, old: Any, x: Array) -> Array:
-            write = _write if axis < at.ndim else jax.vmap(_write, (0, None, 0))  # of each head
-            for _ in self.length.shape:
-                write = jax.vmap(write)
-            return write(old, at, x)
-
-        seen = after = held.map(written, new)
+        seen = after = held.written(self._slots_of(real), new)
         cache = self._replaced(after, self.length + real.sum(-1, dtype=jnp.int32))
         if self.ring and t > 1:
             seen = held.map(lambda axis, *x: jnp.concatenate(x, axis), new.without(~real))
@@ -299,6 +311,38 @@ class Cache(Pytree):
         kept = token < length[..., None]
         slots = self._slots.without(jnp.logical_not(kept))
         return self._replaced(slots._replace(positions=jnp.where(kept, self.positions, UNUSED)), length)
+
+    def rewound(self, before: "Cache", n: Int[ArrayLike, "*b"], since: int) -> "Cache":
+        """As it was n tokens after an earlier cache, of each example, without those that came then.
+
+        What a ring has replaced is taken from the earlier one. No other slots are touched, so that it costs no more
+        than to append as many tokens.
+
+        Args:
+            before: the earlier cache.
+            n: ``*b``, how many of the tokens since then are kept.
+            since: how many there were at most; of a ring no more than it has slots.
+
+        Example (three tokens, of which the first is kept; a ring had put the others in place of two before them):
+
+            >>> x = jax.random.normal(jax.random.key(0), (1, 9, 1, 8))
+            >>> before = Cache.empty((1,), room=4, num_heads=1, features=8, ring=True).append(x[:, :6], x[:, :6]).cache
+            >>> after = before.append(x[:, 6:], x[:, 6:]).cache
+            >>> after.positions, after.rewound(before, 1, since=3).positions
+            (Array([[8, 5, 6, 7]], dtype=int32), Array([[4, 5, 6, 3]], dtype=int32))
+        """
+        if self.ring and checks.number("since", since, "[1, inf)", integer=True) > self.room:
+            raise ValueError(f"since must be at most the {self.room} slots of a ring. Got {since}.")
+        length = self._checked_length(before.length + jnp.asarray(n, jnp.int32))
+        token = before.next_positions(since)  # its number from 0
+        gone = (token >= length[..., None]) & (token < self.length[..., None])
+        if self.ring:
+            earlier = before._slots.taken(token % self.room)
+            token = token % self.room
+        else:  # where there was none
+            blank = self._slots.map(lambda axis, x: jnp.zeros((*x.shape[:axis], since, *x.shape[axis + 1 :]), x.dtype))
+            earlier = blank._replace(positions=jnp.full_like(blank.positions, UNUSED))
+        return self._replaced(self._slots.written(jnp.where(gone, token, self.room), earlier), length)
 
     def reordered(self, examples: Int[Array, "b"]) -> "Cache":
         """With other examples along the first axis, by number: those of the best beams, or one several times.

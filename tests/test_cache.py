@@ -149,6 +149,21 @@ def test_cropped_takes_tokens_back(ring: bool) -> None:
     np.testing.assert_array_equal(program(back, jnp.array([-1, 9])), [0, 7])
 
 
+@pytest.mark.parametrize(("ring", "dtype"), [(True, jnp.int8), (False, jnp.float64)])
+def test_rewound_is_as_if_no_more_had_come(ring: bool, dtype: Any) -> None:
+    """Also of a ring that has replaced all that it held; each example keeps another number of tokens."""
+    x, kept = drawn(4, 9, 1, 4), [0, 1, 2, 3]
+    empty = Cache.empty((4,), room=4 if ring else 12, num_heads=1, features=4, dtype=dtype, ring=ring)
+    before = empty.append(x[:, :5], x[:, :5]).cache
+    real = jnp.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]) == 1
+    rejected = jnp.arange(4)[:, None, None] >= jnp.array(kept)[:, None, None, None]
+    wrong = jnp.where(rejected, jnp.nan, x[:, 5:])
+    back = before.append(wrong, wrong, real=real).cache.rewound(before, jnp.array(kept), since=4)
+    expected = before.append(x[:, 5:], x[:, 5:], real=~rejected[..., 0, 0]).cache
+    np.testing.assert_array_equal(back.length, [5, 6, 7, 8])
+    jax.tree.map(np.testing.assert_array_equal, back, expected)
+
+
 def test_reordered() -> None:
     x = drawn(3, 4, 1, 4)
     empty = Cache.empty((3,), room=6, num_heads=1, features=4, dtype=jnp.float64)
@@ -351,6 +366,12 @@ def _model(**arguments: Any) -> Any:
             "cache must not be a ring to grow. Got one.",
         ),
         (lambda: Cache.empty((1,), room=0, num_heads=1, features=4), "room must be"),
+        (
+            lambda: (lambda ring: ring.rewound(ring, 0, since=4))(
+                Cache.empty((1,), room=3, num_heads=1, features=4, ring=True)
+            ),
+            "since must be at most the 3 slots of a ring. Got 4.",
+        ),
         (lambda: _layer(key=jnp.ones((1, 2, 8))), "key must be None where there is a cache"),
         (lambda: _layer(valid_lens=jnp.array([1])), "valid_lens must be None where there is a cache"),
         (lambda: _layer(cache=None, real=jnp.ones((1, 2), bool)), "real must be None without a cache"),

@@ -2,9 +2,10 @@
 
 from jattn.decoding import processors
 from jattn.decoding.beams import BeamsFound, Hypotheses, beam_search
-from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated
+from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated, rewound
 from jattn.decoding.generation import Generated, Stream, generate, stream
 from jattn.decoding.serving import Job, Served, serve
+from jattn.decoding.speculative import Speculated, speculate
 from jattn.decoding.transcript import Transcript
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Hypotheses",
     "Job",
     "Served",
+    "Speculated",
     "Stream",
     "Transcript",
     "beam_search",
@@ -25,6 +27,8 @@ __all__ = [
     "processors",
     "reordered",
     "repeated",
+    "rewound",
     "serve",
+    "speculate",
     "stream",
 ]

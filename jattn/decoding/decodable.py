@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jattn.cache import Cache
 
-__all__ = ["Decodable", "cropped", "grown", "last_of", "placed", "reordered", "repeated"]
+__all__ = ["Decodable", "check_rewindable", "cropped", "grown", "last_of", "placed", "reordered", "repeated", "rewound"]
 
 S = TypeVar("S")
 
@@ -81,6 +81,30 @@ def grown(state: S, room: int) -> S:
 def cropped(state: S, lengths: Int[Array, "b"]) -> S:
     """As it was after so many tokens of each example; a state that is not all caches can't be."""
     return _map_caches(lambda cache: cache.cropped(lengths), state)
+
+
+def rewound(state: S, before: S, n: Int[Array, "b"], since: int) -> S:
+    """As it was n tokens of each example after ``before``, since when so many came at most, to take back the others.
+
+    So it is with caches. A state that has other arrays says by a method of this name, of ``before``, n and since, what
+    becomes of them; such as nothing, where they are the same at each step.
+    """
+    check_rewindable("model", state)
+    return jax.tree.map(lambda x, earlier: x.rewound(earlier, n, since), state, before, is_leaf=_says_how)
+
+
+def check_rewindable(name: str, state: Any) -> None:
+    """Raise ValueError if tokens can't be taken back from a state of the model of this name."""
+    for x in jax.tree.leaves(state, is_leaf=_says_how):
+        if not _says_how(x):
+            raise ValueError(
+                f"{name} must be able to take tokens back: its state must be made of jattn.Cache, or have a method "
+                f"rewound(before, n, since). Got {jnp.result_type(x)} of shape {jnp.shape(x)} in it."
+            )
+
+
+def _says_how(x: Any) -> bool:
+    return hasattr(x, "rewound")
 
 
 def repeated(state: S, k: int) -> S:

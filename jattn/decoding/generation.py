@@ -12,11 +12,12 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PRNGKeyArray
 from jattn._engine import checks
 from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Choice, Progress, advance, begin, with_room
+from jattn.decoding.randomness import rngs_of
 from jattn.decoding.request import Request
 from jattn.decoding.room import first_room, larger
 from jattn.decoding.transcript import Transcript
 
-__all__ = ["Generated", "Stream", "generate", "stream"]
+__all__ = ["Generated", "Stream", "generate", "new_tokens", "stream"]
 
 
 class Generated(NamedTuple):
@@ -156,7 +157,7 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
             checks.positive_integers(sequences=sequences)
         if stop is not None and request.is_traced:
             raise ValueError("stop must be empty under jit: texts are looked at while it runs. Got strings.")
-        self._choice = Choice(request.processors, jnp.asarray(request.ends), _rngs_of(rng, b, sequences))
+        self._choice = Choice(request.processors, jnp.asarray(request.ends), rngs_of(rng, b, sequences))
         self._done, self._room = 0, first_room(t, n, whole=request.is_traced)
         self._progress: Progress | None = None
 
@@ -184,7 +185,7 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
             raise ValueError("generated must be asked for after the first token. Got no token yet.")
         request = self._request
         transcript, said = self._progress.transcript, self._progress.log_probabilities
-        found = _new_tokens(transcript, said, np.int32(request.padding), request.max_new_tokens)
+        found = new_tokens(transcript, said, np.int32(request.padding), request.max_new_tokens)
         if self._sequences is not None:
             found = jax.tree.map(lambda x: x.reshape(-1, self._sequences, *x.shape[1:]), found)
         return found._replace(state=self._progress.state if return_state else None)
@@ -230,7 +231,7 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _new_tokens(transcript: Transcript, said: Float[Array, "b m"], pad: Int[ArrayLike, ""], n: int) -> Generated:
+def new_tokens(transcript: Transcript, said: Float[Array, "b m"], pad: Int[ArrayLike, ""], n: int) -> Generated:
     """What stands after the prompts."""
     tokens, said = (transcript.of_new(x, n, fill) for x, fill in ((transcript.tokens, pad), (said, 0)))
     return Generated(tokens, transcript.new, said)
@@ -263,18 +264,3 @@ class _Stop:
             text = self.decode(tokens[i, begun[i] : lens[i]].tolist())
             going[i] = not any(string in text for string in self.strings)
         return progress._replace(going=jnp.asarray(going))
-
-
-def _rngs_of(rng: Any, b: int, sequences: int | None) -> Key[Array, "_"] | None:
-    """One for each continuation."""
-    if rng is None:
-        return None
-    if jnp.ndim(rng) != 1 or not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
-        checks.check_rng("rng", rng)
-        rng = jax.random.wrap_key_data(rng) if jnp.issubdtype(rng.dtype, jnp.unsignedinteger) else rng
-    elif rng.shape != (b,):
-        raise ValueError(f"rng must be one key, or one for each of {b} prompts. Got shape {rng.shape}.")
-    each = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(b)) if rng.ndim == 0 else rng
-    if sequences is None:
-        return each
-    return jax.vmap(lambda one: jax.vmap(jax.random.fold_in, (None, 0))(one, jnp.arange(sequences)))(each).reshape(-1)

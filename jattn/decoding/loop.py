@@ -48,19 +48,19 @@ class Choice(NamedTuple):
     ) -> tuple[Int[Array, "b"], Float[Array, "b"]]:
         """The next token of each example, and its log-probability for the model, before the processors."""
         logits = logits.astype(at_least_float32(logits))
-        weighed = self.processed(logits, transcript)
-        if self.rngs is None:
-            token = weighed.argmax(-1)
-        else:  # by the number of the token, so that it depends on nothing else in the batch
-            token = jax.vmap(lambda rng, i, row: jax.random.categorical(jax.random.fold_in(rng, i), row))(
-                self.rngs, transcript.new, weighed
-            )
-        token = token.astype(jnp.int32)
+        token = self.picked(self.processed(logits, transcript), transcript.new)
         return token, jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], -1)[:, 0]
 
     def processed(self, logits: Float[Array, "b v"], transcript: Transcript) -> Float[Array, "b v"]:
         """What the processors make of the logits."""
         return functools.reduce(lambda x, f: f(x, transcript), self.processors, logits)
+
+    def picked(self, weighed: Float[Array, "b v"], numbers: Int[Array, "b"]) -> Int[Array, "b"]:
+        """The most probable tokens, or those drawn with these numbers of new tokens before them."""
+        if self.rngs is None:
+            return weighed.argmax(-1).astype(jnp.int32)
+        rngs = jax.vmap(jax.random.fold_in)(self.rngs, numbers)  # so that nothing else in the batch matters
+        return jax.vmap(jax.random.categorical)(rngs, weighed).astype(jnp.int32)
 
 
 class Progress(NamedTuple):

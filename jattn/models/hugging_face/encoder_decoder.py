@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn.cache import Cache
-from jattn.decoding.decodable import last_of, reordered
+from jattn.decoding.decodable import last_of, reordered, rewound
 from jattn.masks import Mask, all_of, dense
 from jattn.models.hugging_face.audio import FrameEmbedding
 from jattn.models.hugging_face.block_stack import BlockStack
@@ -48,6 +48,10 @@ class DecodingState(NamedTuple):
     def reordered(self, examples: Int[Array, "b"]) -> "DecodingState":
         """With other continuations of the same sources."""
         return self._replace(caches=reordered(self.caches, examples))
+
+    def rewound(self, before: "DecodingState", n: Int[Array, "b"], since: int) -> "DecodingState":
+        """As it was n tokens after ``before``; the memory is the same at each step."""
+        return self._replace(caches=rewound(self.caches, before.caches, n, since))
 
 
 class EncoderDecoder(PretrainedModel):
