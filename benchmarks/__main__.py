@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("attention", "kernel_regression", "additive", "memory", "training", "models", "decoding")
+NAMES = ("attention", "kernel_regression", "additive", "memory", "training", "models", "decoding", "serving")
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:

@@ -55,7 +55,8 @@ def test_every_peer_has_the_same_mask() -> None:
 
 WHOLE = {
     "models": (["--width", "64", "--layers", "1", "--lengths", "8", "--batch", "2"], 3),
-    "decoding": (["--sizes", "384 x 6", "--batches", "1", "--prompts", "4", "--new", "1", "3"], 2),
+    "decoding": (["--sizes", "384 x 6", "--batches", "1", "--prompts", "4", "--new", "1", "3", "--flat", "40"], 2),
+    "serving": (["--jobs", "3", "--slots", "2", "--longest", "16"], 1),
 }
 
 
