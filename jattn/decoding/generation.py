@@ -69,7 +69,8 @@ def generate(
         rng: a ``jax.random.key`` to draw tokens, or one for each prompt, ``b``. What an example gets depends on its
             key, or of a single key on its place in the batch, and on nothing else in the batch. Without one tokens are
             the most probable.
-        sequences: k, how many continuations of each prompt; then the axes of the result are ``b k``.
+        sequences: k, how many continuations of each prompt; then the axes of the result are ``b k``, and processors
+            with a number for each example have one for each continuation, ``b*k``.
         stop: strings; an example ends with the token that completes one of them in the new text.
         decode: what makes a text of a list of tokens, for ``stop``; such as a tokenizer's method.
         state: of the model, to go on from: what an earlier call returned with return_state.

@@ -19,7 +19,10 @@ from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Beginning, Parts
 from jattn.masks import lengths
 
-__all__ = ["Request", "check_model"]
+__all__ = ["Request", "checked"]
+
+_EVALUATED: set[Any] = set()  # graphs of models that were seen to be in eval mode
+_MOST = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Request:
         **given: Any,
     ) -> "Request":
         """Check the arguments of `jattn.decoding.generate`."""
-        check_model(model)
+        parts = checked(model)
         prompt = checks.array("prompt", prompt)
         if prompt.ndim != 2:
             raise ValueError(f"prompt must have the axes b t. Got shape {prompt.shape}.")
@@ -96,7 +99,7 @@ class Request:
             prompt = jnp.asarray(np.pad(prompt, widths)) if checks.is_concrete(prompt) else jnp.pad(prompt, widths)
         return cls(
             model,
-            Parts.of(model),
+            parts,
             prompt,
             lens,
             t,
@@ -125,8 +128,8 @@ class Request:
         return not all(map(checks.is_concrete, jax.tree.leaves(given)))
 
 
-def check_model(model: Any) -> None:
-    """A model that can be decoded with, in eval mode."""
+def checked(model: Any) -> Parts:
+    """The parts of a model that can be decoded with, in eval mode."""
     if not isinstance(model, Decodable):
         raise ValueError(
             "model must have the methods start and step of jattn.decoding.Decodable. "
@@ -137,9 +140,17 @@ def check_model(model: Any) -> None:
             raise ValueError(
                 f"model must be a flax.nnx.Module or a pytree. Got {type(model).__name__}, which is neither."
             )
-        return
-    if any(isinstance(m, nnx.Dropout) and m.rate > 0 and not m.deterministic for _, m in nnx.iter_modules(model)):
-        raise ValueError("model must be in eval mode. Got one in training mode, with dropout on. Call model.eval().")
+        return Parts.of(model)
+    parts = Parts.of(model)
+    if parts.graphdef not in _EVALUATED:  # looking through all modules takes as long as some steps of a small model
+        if any(isinstance(m, nnx.Dropout) and m.rate > 0 and not m.deterministic for _, m in nnx.iter_modules(model)):
+            raise ValueError(
+                "model must be in eval mode. Got one in training mode, with dropout on. Call model.eval()."
+            )
+        if len(_EVALUATED) >= _MOST:
+            _EVALUATED.clear()
+        _EVALUATED.add(parts.graphdef)
+    return parts
 
 
 def _is_pytree(x: Any) -> bool:

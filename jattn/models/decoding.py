@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jattn import decoding
@@ -15,7 +14,7 @@ from jattn._engine import checks
 from jattn._engine.axes import Shape
 from jattn._engine.dtypes import at_least_float32
 from jattn.decoding.loop import Parts, merged
-from jattn.decoding.request import check_model
+from jattn.decoding.request import checked
 from jattn.masks import lengths
 from jattn.models.tasks.translation import Seq2Seq, TranslationState
 
@@ -158,7 +157,7 @@ def _begun(
     """Check, and read the source: the model as arguments, and the arguments of a search that goes on from there."""
     if not isinstance(model, Seq2Seq):
         raise ValueError(f"model must be a jattn.models.Seq2Seq. Got {type(model).__name__}.")
-    check_model(model)
+    parts = checked(model)
     source = checks.tokens("source", source, model.encoder.embedding.num_embeddings, "b s", 2)
     if source_valid_lens is not None:
         source_valid_lens = jnp.asarray(checks.integers("source_valid_lens", source_valid_lens))
@@ -173,7 +172,7 @@ def _begun(
     if pad is not None and (not isinstance(pad, int | np.integer) or isinstance(pad, bool)):
         raise ValueError(f"pad must be an integer, or None for eos. Got {pad!r}.")
     _check_at_least_one("max_length", max_length)
-    parts = Parts(*nnx.split(model))
+
     state = _read(*parts, source, source_valid_lens)
     prompt = jnp.full((len(source), 1), bos, jnp.int32)
     return parts, dict(model=model, prompt=prompt, max_new_tokens=max_length, eos=eos, pad=pad, state=state)

@@ -81,6 +81,7 @@ def test_one_clear_error(wrong: dict[str, Any], phrases: tuple[str, ...]) -> Non
 
 def test_training_mode() -> None:
     model = made("gpt2")
+    models.greedy_continuation(model, PROMPT, max_new_tokens=3)
     model.train()
     with raises("model must be in eval mode", "model.eval()"):
         models.greedy_continuation(model, PROMPT, max_new_tokens=3)
