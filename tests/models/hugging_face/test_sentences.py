@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jattn._engine.buckets import bucket
 from jattn.models import Bert, SentenceEncoder, TextEncoder, pool
 from jattn.models.hugging_face.sentences import TOKENS_PER_BATCH, plan_batches
 from jattn.weights import files
