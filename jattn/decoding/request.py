@@ -92,7 +92,7 @@ class Request:
         for f in processors:
             if not callable(f):
                 raise ValueError(f"processors must be functions of logits and transcript. Got {f!r}.")
-        width = bucket(t)
+        width = t if t == 1 else bucket(max(t, 8))  # one token alone is what most encoder-decoders start with
         if width > t:
             lens = jnp.full(b, t, jnp.int32) if lens is None else lens
             widths = ((0, 0), (0, width - t))  # by NumPy where it can, which needs no program for each t

@@ -84,7 +84,9 @@ class Remembering(Bigrams):
 # The most probable tokens.
 
 
-@pytest.mark.parametrize("kind", [WINDOWS, *(pytest.param(kind, marks=pytest.mark.whole) for kind in OTHERS)])
+@pytest.mark.parametrize(
+    "kind", ["GPT-2", *(pytest.param(kind, marks=pytest.mark.whole) for kind in (WINDOWS, *OTHERS[1:]))]
+)
 def test_greedy_is_what_generate_gives(kind: str) -> None:
     """Prompts with padding, texts longer than the window, and examples that end at different times."""
     model, draft = made(kind), made(kind, 0.2)
