@@ -56,10 +56,11 @@ class Request:
         pad: int | None = None,
         processors: Sequence[Callable[..., Any]] = (),
         state: Any = None,
+        parts: Parts | None = None,
         **given: Any,
     ) -> "Request":
-        """Check the arguments of `jattn.decoding.generate`."""
-        parts = checked(model)
+        """Check the arguments of `jattn.decoding.generate`; parts are what `checked` gave for the model before."""
+        parts = checked(model) if parts is None else parts
         prompt = checks.array("prompt", prompt)
         if prompt.ndim != 2:
             raise ValueError(f"prompt must have the axes b t. Got shape {prompt.shape}.")
