@@ -52,9 +52,9 @@ class Search(NamedTuple):
     going: Bool[Array, "b"]  # whether a better one may come
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "settings", "room", "past", "k"))
+@functools.partial(jax.jit, static_argnames=("structure", "settings", "room", "past", "k"))
 def begin_search(
-    graphdef: Any,
+    structure: Any,
     arrays: Any,
     beginning: Beginning,
     prompt: Int[Array, "b t"],
@@ -69,7 +69,7 @@ def begin_search(
     k: int,
 ) -> Search:
     """Read the prompts, and find the first token of each hypothesis; the arguments are those of `loop.begin`."""
-    model, b = merged(graphdef, arrays), len(prompt)
+    model, b = merged(structure, arrays), len(prompt)
     state, logits, transcript = read(model, beginning, prompt, valid_lens, limits, settings, room, past, k)
     # Before the first token all hypotheses are alike, so that only one of them counts.
     only = jnp.where(jnp.arange(k) == 0, 0.0, -jnp.inf).astype(at_least_float32(logits))
@@ -81,10 +81,10 @@ def begin_search(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def search_on(
-    graphdef: Any, arrays: Any, search: Search, choice: Choice, standard: Standard, steps: Int[ArrayLike, ""]
+    structure: Any, arrays: Any, search: Search, choice: Choice, standard: Standard, steps: Int[ArrayLike, ""]
 ) -> Search:
     """Go on by at most so many steps, until no example can get a better hypothesis."""
-    model = merged(graphdef, arrays)
+    model = merged(structure, arrays)
 
     def another(carry: tuple[Array, Search]) -> Array:
         return (carry[0] < steps) & jnp.any(carry[1].going)

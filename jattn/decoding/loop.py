@@ -5,6 +5,7 @@ numbers of processors are data.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,24 +17,55 @@ from jattn._engine.dtypes import at_least_float32
 from jattn.decoding.decodable import Decodable, grown, repeated
 from jattn.decoding.transcript import Transcript
 
-__all__ = ["Beginning", "Choice", "Parts", "Progress", "advance", "begin", "merged", "read", "wider", "with_room"]
+__all__ = [
+    "Beginning",
+    "Choice",
+    "Parts",
+    "Progress",
+    "Structure",
+    "advance",
+    "begin",
+    "merged",
+    "read",
+    "wider",
+    "with_room",
+]
+
+
+class Structure:
+    """What a model is beside its arrays. Its hash is computed once: each call of a compiled function asks for it."""
+
+    def __init__(self, graphdef: Any, tree: Any) -> None:
+        self.graphdef, self.tree = graphdef, tree  # no graphdef for a model that is a pytree itself
+        self._hash = hash((graphdef, tree))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other or not isinstance(other, Structure):
+            return self is other
+        return self._hash == other._hash and (self.tree, self.graphdef) == (other.tree, other.graphdef)
 
 
 class Parts(NamedTuple):
     """A model as arguments of a compiled function."""
 
-    graphdef: Any  # hashable; None for a model that is a pytree itself
-    arrays: Any
+    structure: Structure
+    arrays: list[Any]
 
     @classmethod
     def of(cls, model: Decodable) -> "Parts":
         """Of a Flax module, or of a pytree."""
-        return cls(*nnx.split(model)) if isinstance(model, nnx.Module) else cls(None, model)
+        graphdef, arrays = nnx.split(model) if isinstance(model, nnx.Module) else (None, model)
+        leaves, tree = jax.tree.flatten(arrays)
+        return cls(Structure(graphdef, tree), leaves)
 
 
-def merged(graphdef: Any, arrays: Any) -> Any:
+def merged(structure: Structure, arrays: Sequence[Any]) -> Any:
     """The model again."""
-    return arrays if graphdef is None else nnx.merge(graphdef, arrays)
+    state = jax.tree.unflatten(structure.tree, arrays)
+    return state if structure.graphdef is None else nnx.merge(structure.graphdef, state)
 
 
 class Choice(NamedTuple):
@@ -86,9 +118,9 @@ class Beginning(NamedTuple):
         return model.start(b, room, **self.given, **dict(settings))
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "settings", "room", "past", "k"))
+@functools.partial(jax.jit, static_argnames=("structure", "settings", "room", "past", "k"))
 def begin(
-    graphdef: Any,
+    structure: Any,
     arrays: Any,
     beginning: Beginning,
     prompt: Int[Array, "b t"],
@@ -104,7 +136,7 @@ def begin(
     """Read the prompts, and choose the first token of each of k continuations.
 
     Args:
-        graphdef, arrays: of the model.
+        structure, arrays: of the model.
         beginning: what is known before the prompts.
         prompt: ``b t``.
         valid_lens: how many tokens of each prompt are real; None for all.
@@ -115,7 +147,7 @@ def begin(
         past: how many more the state has room for, those before the prompt.
         k: how many continuations each prompt has.
     """
-    model = merged(graphdef, arrays)
+    model = merged(structure, arrays)
     state, logits, transcript = read(model, beginning, prompt, valid_lens, limits, settings, room, past, k)
     blank = jnp.zeros(transcript.tokens.shape, at_least_float32(logits))
     unread = Progress(state, transcript.tokens[:, 0], transcript, blank, limits > 0)
@@ -146,7 +178,7 @@ def read(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def advance(
-    graphdef: Any,
+    structure: Any,
     arrays: Any,
     progress: Progress,
     choice: Choice,
@@ -154,7 +186,7 @@ def advance(
     first: Bool[ArrayLike, ""],
 ) -> Progress:
     """Go on by at most so many steps; until all examples have ended, or until the first of those going has."""
-    model = merged(graphdef, arrays)
+    model = merged(structure, arrays)
     going = progress.going
 
     def another(carry: tuple[Array, Progress]) -> Array:

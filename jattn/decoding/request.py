@@ -16,12 +16,12 @@ from jattn._engine.axes import Shape
 from jattn._engine.buckets import bucket
 from jattn.cache import Cache
 from jattn.decoding.decodable import Decodable
-from jattn.decoding.loop import Beginning, Parts
+from jattn.decoding.loop import Beginning, Parts, Structure
 from jattn.masks import lengths
 
 __all__ = ["Request", "checked"]
 
-_EVALUATED: set[Any] = set()  # graphs of models that were seen to be in eval mode
+_EVALUATED: dict[Structure, Structure] = {}  # of models that were seen to be in eval mode
 _MOST = 64
 
 
@@ -143,15 +143,15 @@ def checked(model: Any) -> Parts:
             )
         return Parts.of(model)
     parts = Parts.of(model)
-    if parts.graphdef not in _EVALUATED:  # looking through all modules takes as long as some steps of a small model
+    if parts.structure not in _EVALUATED:  # looking through all modules takes as long as some steps of a small model
         if any(isinstance(m, nnx.Dropout) and m.rate > 0 and not m.deterministic for _, m in nnx.iter_modules(model)):
             raise ValueError(
                 "model must be in eval mode. Got one in training mode, with dropout on. Call model.eval()."
             )
         if len(_EVALUATED) >= _MOST:
             _EVALUATED.clear()
-        _EVALUATED.add(parts.graphdef)
-    return parts
+        _EVALUATED[parts.structure] = parts.structure
+    return parts._replace(structure=_EVALUATED[parts.structure])  # the same one, which is found at once
 
 
 def _is_pytree(x: Any) -> bool:

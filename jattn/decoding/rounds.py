@@ -79,9 +79,9 @@ def judged(
 
 @functools.partial(jax.jit, static_argnums=(0, 2), static_argnames="ahead", donate_argnums=4)
 def gone_on(
-    graphdef: Any,
+    structure: Any,
     arrays: Any,
-    draft_graphdef: Any,
+    draft_structure: Any,
     draft_arrays: Any,
     now: Speculation,
     choice: Choice,
@@ -89,7 +89,7 @@ def gone_on(
     ahead: int,
 ) -> Speculation:
     """Round after round, until all examples have ended, or there is no room for another round of one of them."""
-    model, draft = merged(graphdef, arrays), merged(draft_graphdef, draft_arrays)
+    model, draft = merged(structure, arrays), merged(draft_structure, draft_arrays)
 
     def another(now: Speculation) -> Array:
         transcript, going = now.progress.transcript, now.progress.going

@@ -14,7 +14,7 @@ from jattn._engine import checks
 from jattn._engine.buckets import bucket
 from jattn.decoding.decodable import Decodable, placed, repeated
 from jattn.decoding.loop import Choice, Progress, advance, begin, with_room
-from jattn.decoding.request import Request
+from jattn.decoding.request import Request, checked
 from jattn.decoding.room import GROWTH
 
 __all__ = ["Job", "Served", "serve"]
@@ -76,6 +76,8 @@ def serve(
     if rng is not None:
         checks.check_rng("rng", rng)
 
+    parts = checked(model)
+
     def request_of(number: int, job: Any) -> Request:
         job = job if isinstance(job, Job) else Job(job)
         n = max_new_tokens if job.max_new_tokens is None else job.max_new_tokens
@@ -85,7 +87,13 @@ def serve(
         if prompt.ndim != 1 or not prompt.size:
             raise ValueError(f"jobs must be prompts with one axis, not empty. Got shape {prompt.shape}, job {number}.")
         return Request.of(
-            model, jnp.asarray(prompt)[None], max_new_tokens=n, eos=eos, processors=processors, **(job.given or {})
+            model,
+            jnp.asarray(prompt)[None],
+            max_new_tokens=n,
+            eos=eos,
+            processors=processors,
+            parts=parts,
+            **(job.given or {}),
         )
 
     waiting = (request_of(number, job) for number, job in enumerate(jobs))

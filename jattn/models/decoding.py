@@ -180,15 +180,15 @@ def _begun(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _read(
-    graphdef: Any, arrays: Any, source: Int[Array, "b s"], valid_lens: Int[Array, "b"] | None
+    structure: Any, arrays: Any, source: Int[Array, "b s"], valid_lens: Int[Array, "b"] | None
 ) -> TranslationState:
     """The state of decoding, before the first token."""
-    return merged(graphdef, arrays).start(len(source), 0, source=source, source_valid_lens=valid_lens)
+    return merged(structure, arrays).start(len(source), 0, source=source, source_valid_lens=valid_lens)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _looked_at(
-    graphdef: Any,
+    structure: Any,
     arrays: Any,
     state: TranslationState,
     bos: Int[Array, "b 1"],
@@ -201,7 +201,7 @@ def _looked_at(
     rows = known.reshape(-1, known.shape[-1])
     k = len(rows) // len(bos)
     fed = jnp.concatenate([jnp.repeat(bos, k, axis=0), rows[:, :-1]], axis=1)
-    _, _, weights = merged(graphdef, arrays).decoder(fed, decoding.repeated(state, k).of_decoder)
+    _, _, weights = merged(structure, arrays).decoder(fed, decoding.repeated(state, k).of_decoder)
     weights = weights.reshape(*tokens.shape, -1).astype(at_least_float32(weights))
     return jnp.where(real[..., None], weights, 0)
 
