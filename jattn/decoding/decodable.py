@@ -42,7 +42,8 @@ class Decodable(Protocol):
                [8, 9, 9, 9]], dtype=int32)
     """
 
-    def start(self, batch_size: int, room: int, **given: Any) -> Any:
+    # With `*_` type checkers take a start that names what it is given, or is given nothing.
+    def start(self, batch_size: int, room: int, *_: Any, **given: Any) -> Any:
         """The state before the first token.
 
         Args:
