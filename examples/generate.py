@@ -10,7 +10,7 @@ It prints the perplexity of paragraphs that were held out; the continuations by 
 beam search and by speculation, with how many of the drafted tokens were kept; a text as it comes, one that ends with a
 string, and a queue of prompts. It saves who attends to whom in a drawn text as a page, attention.html.
 
-About two to three minutes on 2 cores, half of it to learn. Expected: perplexity 34, 1.6 bits a character, and 45 for
+Under two minutes on 2 quiet cores, most of it to learn. Expected: perplexity 34, 1.6 bits a character, and 45 for
 the smaller one, of whose drafts a third is kept; most continuations are phrases of English, of one kind with the text,
 that repeat themselves where no token is drawn, mean little, and spell rare words wrongly.
 """
