@@ -239,7 +239,7 @@ def table_of(title: str, rows: list[Row], labels: list[str], columns: list[str])
     peers = [name for name in columns if name != OURS]
     baseline, *others = peers or [OURS]
     scratch = [name for name in columns if name in (OURS, "jax.nn")]
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = new_table(title)
     table.caption = (
         "ms: the fastest round, and the median one. Then ratios of the fastest, less is better: jattn's to "
         f"{baseline}'s and to the best of all others', and the others' to {baseline}'s. MiB: scratch memory."
@@ -271,6 +271,11 @@ def table_of(title: str, rows: list[Row], labels: list[str], columns: list[str])
     for i, row in enumerate(rows):
         table.add_row(*cells(row), end_section=i + 1 < len(rows) and row[labels[0]] != rows[i + 1][labels[0]])
     return table
+
+
+def new_table(title: str) -> Table:
+    """Without rows."""
+    return Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
 
 
 def _milliseconds(seconds: float) -> str:

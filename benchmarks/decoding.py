@@ -11,17 +11,27 @@ or of a window.
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from rich import box
 from rich.table import Table
 
-from benchmarks.comparison import MIB, PASSES, Column, Row, at_least_one, best_of, parser_of, print_table, run
+from benchmarks.comparison import (
+    MIB,
+    PASSES,
+    Column,
+    Row,
+    at_least_one,
+    best_of,
+    new_table,
+    parser_of,
+    print_table,
+    run,
+)
 from jattn import decoding, models, nn
 
 SIZES: dict[str, dict[str, int]] = {
@@ -112,22 +122,16 @@ def per_token(rows: list[Row]) -> list[PerToken]:
 
 
 def table_of_tokens(found: list[PerToken]) -> Table:
-    table = Table(title="each further token", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = new_table("each further token")
     names = list(found[0].columns)
     for header in [*found[0].label, *(f"{name}\n{unit}" for name in names for unit in ("ms", "tokens/s"))]:
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("ratio", justify="right")
     for label, columns in found:
-        cells = [f"{x:.2f}" if unit == 1000 else f"{x:.0f}" for x, unit in _cells(columns, label["batch"])]
+        cells = [cell for x in columns.values() for cell in (f"{1000 * x:.2f}", f"{label['batch'] / x:.0f}")]
         ratio = columns[names[0]] / columns[names[-1]]
         table.add_row(*map(str, label.values()), *cells, f"{ratio:.2f}" if len(names) > 1 else "-")
     return table
-
-
-def _cells(columns: dict[str, float], batch: int) -> Iterator[tuple[float, int]]:
-    for seconds in columns.values():
-        yield 1000 * seconds, 1000
-        yield batch / seconds, 1
 
 
 def print_flat(size: str, batch: int, t: int, rounds: int, new: Iterable[int], window: int) -> None:
@@ -149,7 +153,7 @@ def print_flat(size: str, batch: int, t: int, rounds: int, new: Iterable[int], w
                 seconds = (time.perf_counter() - start) / steps
                 best[name, n] = min(best.get((name, n), seconds), seconds)
                 held[name, n] = sum(x.nbytes for x in jax.tree.leaves(stream.state)) / MIB
-    table = Table(title=f"{size}, {batch} x {t}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = new_table(f"{size}, {batch} x {t}")
     for header in ("attends to", "asked for", "ms a token", "caches MiB"):
         table.add_column(header, justify="right")
     for (name, n), seconds in best.items():

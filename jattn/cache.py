@@ -69,8 +69,7 @@ class _Slots(NamedTuple):
         """What is in these slots."""
 
         def of(axis: int, x: Any) -> Array:
-            where = at if axis < at.ndim else at[..., None, :]
-            return jnp.take_along_axis(x, where.reshape(*where.shape, *(1,) * (x.ndim - where.ndim)), axis)
+            return jnp.take_along_axis(x, _beside(x, at, axis), axis)
 
         return self.map(of)
 
@@ -78,10 +77,15 @@ class _Slots(NamedTuple):
         """With zeros in these slots, but for their positions."""
 
         def zeroed(axis: int, x: Any) -> Array:
-            where = unused if axis < unused.ndim else unused[..., None, :]
-            return jnp.where(where.reshape(*where.shape, *(1,) * (x.ndim - where.ndim)), 0, x)
+            return jnp.where(_beside(x, unused, axis), 0, x)
 
         return self.map(zeroed)._replace(positions=self.positions)
+
+
+def _beside(x: Any, of_slots: Array, axis: int) -> Array:
+    """What is of slots, with the axes of x, which has heads before them or not, and perhaps features after."""
+    aligned = of_slots if axis < of_slots.ndim else of_slots[..., None, :]
+    return aligned.reshape(*aligned.shape, *(1,) * (x.ndim - aligned.ndim))
 
 
 class Used(DenseMask):
@@ -337,8 +341,8 @@ class Cache(Pytree):
         token = before.next_positions(since)  # its number from 0
         gone = (token >= length[..., None]) & (token < self.length[..., None])
         if self.ring:
-            earlier = before._slots.taken(token % self.room)
             token = token % self.room
+            earlier = before._slots.taken(token)
         else:  # where there was none
             blank = self._slots.map(lambda axis, x: jnp.zeros((*x.shape[:axis], since, *x.shape[axis + 1 :]), x.dtype))
             earlier = blank._replace(positions=jnp.full_like(blank.positions, UNUSED))

@@ -2,7 +2,7 @@
 
 from jattn.decoding import processors
 from jattn.decoding.beams import BeamsFound, Hypotheses, beam_search
-from jattn.decoding.decodable import Decodable, cropped, grown, last_of, placed, reordered, repeated, rewound
+from jattn.decoding.decodable import Decodable, grown, last_of, placed, reordered, repeated, rewound
 from jattn.decoding.generation import Generated, Stream, generate, stream
 from jattn.decoding.serving import Job, Served, serve
 from jattn.decoding.speculative import Speculated, speculate
@@ -19,7 +19,6 @@ __all__ = [
     "Stream",
     "Transcript",
     "beam_search",
-    "cropped",
     "generate",
     "grown",
     "last_of",

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
 
 from jattn._engine.dtypes import at_least_float32
 from jattn.decoding.decodable import grown, reordered
-from jattn.decoding.loop import Beginning, Choice, merged, read, wider
+from jattn.decoding.loop import Beginning, Choice, Setup, Structure, merged, read, wider
 from jattn.decoding.transcript import Transcript
 
 __all__ = ["Search", "Standard", "begin_search", "search_on", "search_with_room"]
@@ -52,25 +52,13 @@ class Search(NamedTuple):
     going: Bool[Array, "b"]  # whether a better one may come
 
 
-@functools.partial(jax.jit, static_argnames=("structure", "settings", "room", "past", "k"))
+@functools.partial(jax.jit, static_argnames=("structure", "setup"))
 def begin_search(
-    structure: Any,
-    arrays: Any,
-    beginning: Beginning,
-    prompt: Int[Array, "b t"],
-    valid_lens: Int[Array, "b"] | None,
-    limits: Int[Array, "r"],
-    choice: Choice,
-    standard: Standard,
-    *,
-    settings: tuple[tuple[str, Any], ...],
-    room: int,
-    past: int,
-    k: int,
+    structure: Structure, arrays: list[Any], beginning: Beginning, choice: Choice, standard: Standard, setup: Setup
 ) -> Search:
-    """Read the prompts, and find the first token of each hypothesis; the arguments are those of `loop.begin`."""
-    model, b = merged(structure, arrays), len(prompt)
-    state, logits, transcript = read(model, beginning, prompt, valid_lens, limits, settings, room, past, k)
+    """Read the prompts, and find the first token of each hypothesis."""
+    state, logits, transcript = read(merged(structure, arrays), beginning, setup)
+    b, k = len(beginning.prompt), setup.k
     # Before the first token all hypotheses are alike, so that only one of them counts.
     only = jnp.where(jnp.arange(k) == 0, 0.0, -jnp.inf).astype(at_least_float32(logits))
     log_probabilities = jnp.broadcast_to(only, (b, k))
@@ -81,7 +69,12 @@ def begin_search(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def search_on(
-    structure: Any, arrays: Any, search: Search, choice: Choice, standard: Standard, steps: Int[ArrayLike, ""]
+    structure: Structure,
+    arrays: list[Any],
+    search: Search,
+    choice: Choice,
+    standard: Standard,
+    steps: Int[ArrayLike, ""],
 ) -> Search:
     """Go on by at most so many steps, until no example can get a better hypothesis."""
     model = merged(structure, arrays)

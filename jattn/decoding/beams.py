@@ -13,7 +13,7 @@ from jattn.decoding.beam_loop import Search, Standard, begin_search, search_on, 
 from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Choice
 from jattn.decoding.request import Request
-from jattn.decoding.room import first_room, larger
+from jattn.decoding.room import first_room, stretch
 
 __all__ = ["BeamsFound", "Hypotheses", "beam_search"]
 
@@ -104,25 +104,12 @@ def _searched(request: Request, k: int, standard: Standard) -> Search:
     n, t = request.max_new_tokens, request.prompt.shape[1]
     room = first_room(t, n, whole=is_traced)
     choice = Choice(request.processors, jnp.asarray(request.ends), None)
-    search = begin_search(
-        *request.parts,
-        request.beginning,
-        request.prompt,
-        request.lens,
-        jnp.full(len(request.prompt) * k, n, jnp.int32),
-        choice,
-        standard,
-        settings=request.settings,
-        room=room,
-        past=request.past,
-        k=k,
-    )
+    search = request.begun(begin_search, choice, standard, room=room, k=k)
     done = 1
     while done < n and (is_traced or np.any(np.asarray(search.going))):
-        if room - request.longest - done < 1:
-            room = larger(room, n - done)
-            search = search_with_room(search, room, request.past)
-        steps = min(room - request.longest, n) - done
+        wanted, steps = stretch(room, request.longest + done, n - done)
+        if wanted > room:
+            room, search = wanted, search_with_room(search, wanted, request.past)
         search = search_on(*request.parts, search, choice, standard, np.int32(steps))
         done += steps
     return search

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jattn.cache import Cache
 
-__all__ = ["Decodable", "check_rewindable", "cropped", "grown", "last_of", "placed", "reordered", "repeated", "rewound"]
+__all__ = ["Decodable", "check_rewindable", "grown", "last_of", "placed", "reordered", "repeated", "rewound"]
 
 S = TypeVar("S")
 
@@ -21,7 +21,7 @@ class Decodable(Protocol):
     """A model that reads tokens and says what may follow, and keeps what it read in a state that the caller carries.
 
     A state is a pytree of arrays, the first axis of each of which is that of the examples; a `jattn.Cache` in it grows
-    and is cropped as decoding goes on. Every decoder and encoder-decoder of `jattn.models` is one. A model of your own
+    as decoding goes on. Every decoder and encoder-decoder of `jattn.models` is one. A model of your own
     needs two methods:
 
     Example (a model that knows which tokens follow the last one):
@@ -76,12 +76,11 @@ def last_of(x: Float[Array, "b t c"], valid_lens: Int[Array, "b"] | None) -> Flo
 
 def grown(state: S, room: int) -> S:
     """With room for so many tokens at least in each cache; those of windows stay as they are."""
-    return _map_caches(lambda cache: cache if cache.ring else cache.grown(max(room, cache.room)), state)
 
+    def larger(x: Any) -> Any:
+        return x.grown(max(room, x.room)) if isinstance(x, Cache) and not x.ring else x
 
-def cropped(state: S, lengths: Int[Array, "b"]) -> S:
-    """As it was after so many tokens of each example; a state that is not all caches can't be."""
-    return _map_caches(lambda cache: cache.cropped(lengths), state)
+    return jax.tree.map(larger, state, is_leaf=lambda x: isinstance(x, Cache))
 
 
 def rewound(state: S, before: S, n: Int[Array, "b"], since: int) -> S:
@@ -118,15 +117,13 @@ def reordered(state: Any, examples: Int[Array, "b"]) -> Any:
 
     What all of them have in common need not be moved: a state that has some says so by a method of this name.
     """
-    if not isinstance(state, Cache) and hasattr(state, "reordered"):
-        return state.reordered(examples)
-    return jax.tree.map(lambda x: jnp.take(x, examples, axis=0), state)
+
+    def moved(x: Any) -> Any:
+        return x.reordered(examples) if hasattr(x, "reordered") else jnp.take(x, examples, axis=0)
+
+    return jax.tree.map(moved, state, is_leaf=lambda x: hasattr(x, "reordered"))
 
 
 def placed(state: S, slot: Int[Array, ""] | int, other: S) -> S:
     """With the only example of ``other`` in place of one."""
     return jax.tree.map(lambda x, new: jnp.asarray(x).at[slot].set(new[0]), state, other)
-
-
-def _map_caches(f: Any, state: Any) -> Any:
-    return jax.tree.map(lambda x: f(x) if isinstance(x, Cache) else x, state, is_leaf=lambda x: isinstance(x, Cache))

@@ -14,7 +14,7 @@ from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Choice, Progress, advance, begin, with_room
 from jattn.decoding.randomness import rngs_of
 from jattn.decoding.request import Request
-from jattn.decoding.room import first_room, larger
+from jattn.decoding.room import first_room, stretch
 from jattn.decoding.transcript import Transcript
 
 __all__ = ["Generated", "Stream", "generate", "new_tokens", "stream"]
@@ -202,29 +202,14 @@ class Stream(Iterator[Int[np.ndarray, "b"]]):
         """By at most so many tokens, as far as there is room."""
         request, choice = self._request, self._choice
         if self._progress is None:
-            k = self._sequences or 1
-            limits = jnp.full(len(request.prompt) * k, request.max_new_tokens, jnp.int32)
-            self._progress = begin(
-                *request.parts,
-                request.beginning,
-                request.prompt,
-                request.lens,
-                limits,
-                choice,
-                settings=request.settings,
-                room=self._room,
-                past=request.past,
-                k=k,
-            )
+            self._progress = request.begun(begin, choice, room=self._room, k=self._sequences or 1)
             steps = 1
         else:
-            free = self._room - request.longest - self._done
-            if free < 1:
-                left = request.max_new_tokens - self._done
-                self._room = larger(self._room, left)
-                self._progress = with_room(self._progress, self._room, request.past)
-                free = self._room - request.longest - self._done
-            steps = min(steps, free, request.max_new_tokens - self._done)
+            done, left = request.longest + self._done, request.max_new_tokens - self._done
+            room, most = stretch(self._room, done, left)
+            if room > self._room:
+                self._room, self._progress = room, with_room(self._progress, room, request.past)
+            steps = min(steps, most)
             self._progress = advance(*request.parts, self._progress, choice, np.int32(steps), np.False_)
         self._done += steps
         if self._stop is not None:

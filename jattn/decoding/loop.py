@@ -15,18 +15,21 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, Shaped
 
 from jattn._engine.dtypes import at_least_float32
 from jattn.decoding.decodable import Decodable, grown, repeated
-from jattn.decoding.transcript import Transcript
+from jattn.decoding.randomness import with_number
+from jattn.decoding.transcript import Transcript, put
 
 __all__ = [
     "Beginning",
     "Choice",
     "Parts",
     "Progress",
+    "Setup",
     "Structure",
     "advance",
     "begin",
     "merged",
     "read",
+    "started",
     "wider",
     "with_room",
 ]
@@ -91,7 +94,7 @@ class Choice(NamedTuple):
         """The most probable tokens, or those drawn with these numbers of new tokens before them."""
         if self.rngs is None:
             return weighed.argmax(-1).astype(jnp.int32)
-        rngs = jax.vmap(jax.random.fold_in)(self.rngs, numbers)  # so that nothing else in the batch matters
+        rngs = with_number(self.rngs, numbers)  # so that nothing else in the batch matters
         return jax.vmap(jax.random.categorical)(rngs, weighed).astype(jnp.int32)
 
 
@@ -106,80 +109,55 @@ class Progress(NamedTuple):
 
 
 class Beginning(NamedTuple):
-    """What is known before the prompts, as arguments of a compiled function."""
+    """What there is before the first new token, as arguments of a compiled function."""
 
+    prompt: Int[Array, "b t"]
+    valid_lens: Int[Array, "b"] | None  # how many tokens of each prompt are real; None for all
+    limits: Int[Array, "b"]  # how many new ones there may be
     state: Any  # of the model, to go on from; None to start
     given: dict[str, Any]  # what it starts with
 
-    def started(self, model: Decodable, b: int, room: int, settings: tuple[tuple[str, Any], ...]) -> Any:
-        """The state of the model with so much room."""
-        if self.state is not None:
-            return grown(self.state, room)
-        return model.start(b, room, **self.given, **dict(settings))
+
+class Setup(NamedTuple):
+    """What a program is compiled for, beside the shapes of its arguments."""
+
+    settings: tuple[tuple[str, Any], ...]  # what the model starts with beside arrays
+    room: int  # n, how many tokens there may be
+    past: int  # how many more the state has room for, those before the prompt
+    k: int  # how many continuations each prompt has
 
 
-@functools.partial(jax.jit, static_argnames=("structure", "settings", "room", "past", "k"))
-def begin(
-    structure: Any,
-    arrays: Any,
-    beginning: Beginning,
-    prompt: Int[Array, "b t"],
-    valid_lens: Int[Array, "b"] | None,
-    limits: Int[Array, "_"],
-    choice: Choice,
-    *,
-    settings: tuple[tuple[str, Any], ...],
-    room: int,
-    past: int = 0,
-    k: int = 1,
-) -> Progress:
-    """Read the prompts, and choose the first token of each of k continuations.
+def started(model: Decodable, state: Any, b: int, room: int, **given: Any) -> Any:
+    """The state before the prompts, with so much room: the one to go on from, or else a new one."""
+    return model.start(b, room, **given) if state is None else grown(state, room)
 
-    Args:
-        structure, arrays: of the model.
-        beginning: what is known before the prompts.
-        prompt: ``b t``.
-        valid_lens: how many tokens of each prompt are real; None for all.
-        limits: ``b*k``, how many new ones there may be.
-        choice: how they are chosen.
-        settings: what the model starts with beside arrays.
-        room: n, how many tokens there may be.
-        past: how many more the state has room for, those before the prompt.
-        k: how many continuations each prompt has.
-    """
-    model = merged(structure, arrays)
-    state, logits, transcript = read(model, beginning, prompt, valid_lens, limits, settings, room, past, k)
+
+@functools.partial(jax.jit, static_argnames=("structure", "setup"))
+def begin(structure: Structure, arrays: list[Any], beginning: Beginning, choice: Choice, setup: Setup) -> Progress:
+    """Read the prompts, and choose the first token of each continuation."""
+    state, logits, transcript = read(merged(structure, arrays), beginning, setup)
     blank = jnp.zeros(transcript.tokens.shape, at_least_float32(logits))
-    unread = Progress(state, transcript.tokens[:, 0], transcript, blank, limits > 0)
+    unread = Progress(state, transcript.tokens[:, 0], transcript, blank, transcript.limits > 0)
     return _said(unread, logits, choice)
 
 
-def read(
-    model: Decodable,
-    beginning: Beginning,
-    prompt: Int[Array, "b t"],
-    valid_lens: Int[Array, "b"] | None,
-    limits: Int[Array, "_"],
-    settings: tuple[tuple[str, Any], ...],
-    room: int,
-    past: int,
-    k: int,
-) -> tuple[Any, Float[Array, "_ v"], Transcript]:
+def read(model: Decodable, beginning: Beginning, setup: Setup) -> tuple[Any, Float[Array, "_ v"], Transcript]:
     """Read the prompts: the state after them, the logits of what follows, and they themselves, each k times."""
-    b, t = prompt.shape
-    state = beginning.started(model, b, past + room, settings)
-    logits, state = model.step(prompt, state, valid_lens=valid_lens)
+    prompt, valid_lens, limits, state, given = beginning
+    (b, t), room = prompt.shape, setup.past + setup.room
+    begun = started(model, state, b, room, **given, **dict(setup.settings))
+    logits, state = model.step(prompt, begun, valid_lens=valid_lens)
     lens = jnp.full(b, t, jnp.int32) if valid_lens is None else valid_lens.astype(jnp.int32)
-    tokens = wider(prompt, room)
-    if k > 1:
-        state, logits, lens, tokens = repeated((state, logits, lens, tokens), k)
+    tokens = wider(prompt, setup.room)
+    if setup.k > 1:
+        state, logits, lens, tokens, limits = repeated((state, logits, lens, tokens, limits), setup.k)
     return state, logits, Transcript(tokens, lens, lens, limits)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def advance(
-    structure: Any,
-    arrays: Any,
+    structure: Structure,
+    arrays: list[Any],
     progress: Progress,
     choice: Choice,
     steps: Int[ArrayLike, ""],
@@ -206,13 +184,11 @@ def _said(progress: Progress, logits: Float[Array, "b v"], choice: Choice) -> Pr
     before, going = progress.transcript, progress.going
     token, log_probability = choice(logits, before)
     transcript = before.appended(token, going)
-    at = jnp.where(going, before.lengths, before.tokens.shape[1])
-    rows = jnp.arange(len(token))
     return Progress(
         progress.state,
         token,
         transcript,
-        progress.log_probabilities.at[rows, at].set(log_probability, mode="drop"),
+        put(progress.log_probabilities, before.lengths, log_probability[:, None], going),
         going & ~jnp.isin(token, choice.ends) & (transcript.new < transcript.limits),
     )
 

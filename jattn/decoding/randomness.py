@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from jattn._engine import checks
 
-__all__ = ["rngs_of"]
+__all__ = ["rngs_of", "with_number"]
 
 
 def rngs_of(rng: Any, b: int, sequences: int | None = None) -> Key[Array, "_"] | None:
@@ -20,7 +20,12 @@ def rngs_of(rng: Any, b: int, sequences: int | None = None) -> Key[Array, "_"] |
         rng = jax.random.wrap_key_data(rng) if jnp.issubdtype(rng.dtype, jnp.unsignedinteger) else rng
     elif rng.shape != (b,):
         raise ValueError(f"rng must be one key, or one for each of {b} prompts. Got shape {rng.shape}.")
-    each = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(b)) if rng.ndim == 0 else rng
+    each = with_number(jnp.broadcast_to(rng, b), jnp.arange(b)) if rng.ndim == 0 else rng
     if sequences is None:
         return each
-    return jax.vmap(lambda one: jax.vmap(jax.random.fold_in, (None, 0))(one, jnp.arange(sequences)))(each).reshape(-1)
+    return with_number(jnp.repeat(each, sequences), jnp.tile(jnp.arange(sequences), b))
+
+
+def with_number(rngs: Key[Array, "b"], numbers: Int[Array, "b"]) -> Key[Array, "b"]:
+    """Another key for each number, such as that of a token."""
+    return jax.vmap(jax.random.fold_in)(rngs, numbers)

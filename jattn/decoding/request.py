@@ -1,6 +1,7 @@
 """What is asked of decoding, checked once: prompts, how far to go, and what the model is given beside them."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,10 +17,10 @@ from jattn._engine.axes import Shape
 from jattn._engine.buckets import bucket
 from jattn.cache import Cache
 from jattn.decoding.decodable import Decodable
-from jattn.decoding.loop import Beginning, Parts, Structure
+from jattn.decoding.loop import Beginning, Parts, Setup, Structure, started
 from jattn.masks import lengths
 
-__all__ = ["Request", "checked"]
+__all__ = ["Request", "checked", "lens_of"]
 
 _EVALUATED: dict[Structure, Structure] = {}  # of models that were seen to be in eval mode
 _MOST = 64
@@ -29,10 +30,9 @@ _MOST = 64
 class Request:
     """Prompts as they are read: padded on the right to a length that many others have too."""
 
-    model: Decodable
     parts: Parts
-    prompt: Int[Array, "b t"]
-    lens: Int[Array, "b"] | None  # how many of each are real, where not all are
+    beginning: Beginning
+    settings: tuple[tuple[str, Any], ...]  # what the model starts with beside arrays
     longest: int  # of the prompts, without what was padded here
     past: int  # how many tokens the state has read before them
     max_new_tokens: int
@@ -40,8 +40,6 @@ class Request:
     pad: int | None
     processors: tuple[Any, ...]
     vocab_size: int
-    beginning: Beginning  # what the model starts with, or goes on from
-    settings: tuple[tuple[str, Any], ...]  # what it starts with beside arrays
 
     @classmethod
     def of(
@@ -69,10 +67,10 @@ class Request:
                 f"max_new_tokens must be at least 1, an integer known while tracing. Got {max_new_tokens!r}."
             )
         b, t = prompt.shape
-        beginning, settings = _beginning_of(model, state, given)
-        v = _vocab_size(model, b, beginning, settings)
+        arrays, settings = _given_to(model, state, given)
+        v = _vocab_size(model, b, state, given)
         prompt = checks.tokens("prompt", prompt, v, "b t", 2).astype(jnp.int32)
-        lens = _lens_of(prompt_valid_lens, b, t)
+        lens = _prompt_lens(prompt_valid_lens, b, t)
         if prompt_attention_mask is not None:
             if lens is not None:
                 raise ValueError("prompt_valid_lens must be None beside a prompt_attention_mask. Got both.")
@@ -98,11 +96,11 @@ class Request:
             lens = jnp.full(b, t, jnp.int32) if lens is None else lens
             widths = ((0, 0), (0, width - t))  # by NumPy where it can, which needs no program for each t
             prompt = jnp.asarray(np.pad(prompt, widths)) if checks.is_concrete(prompt) else jnp.pad(prompt, widths)
+        limits = jnp.full(b, max_new_tokens, jnp.int32)
         return cls(
-            model,
             parts,
-            prompt,
-            lens,
+            Beginning(prompt, lens, limits, state, arrays),
+            settings,
             t,
             past,
             int(max_new_tokens),
@@ -110,9 +108,16 @@ class Request:
             pad,
             tuple(f if _is_pytree(f) else jax.tree_util.Partial(f) for f in processors),
             v,
-            beginning,
-            settings,
         )
+
+    def begun(self, begin: Callable[..., Any], *how: Any, room: int, k: int = 1) -> Any:
+        """What a loop begins with, k continuations of each prompt."""
+        return begin(*self.parts, self.beginning, *how, Setup(self.settings, room, self.past, k))
+
+    @property
+    def prompt(self) -> Int[Array, "b t"]:
+        """The prompts, padded."""
+        return self.beginning.prompt
 
     @property
     def padding(self) -> int:
@@ -121,11 +126,11 @@ class Request:
             return int(self.pad)
         return int(self.ends[0]) if len(self.ends) else 0
 
-    @property
+    @functools.cached_property  # as it is asked for with each token
     def is_traced(self) -> bool:
         """Whether this is part of a larger program, which cannot ask how far decoding is."""
         here = jnp.zeros(())  # under jit no array is known
-        given = (self.prompt, self.lens, self.beginning, self.processors, self.parts.arrays, here)
+        given = (self.beginning, self.processors, self.parts.arrays, here)
         return not all(map(checks.is_concrete, jax.tree.leaves(given)))
 
 
@@ -158,12 +163,12 @@ def _is_pytree(x: Any) -> bool:
     return not jax.tree_util.all_leaves([x])
 
 
-def _beginning_of(model: Any, state: Any, given: dict[str, Any]) -> tuple[Beginning, tuple[tuple[str, Any], ...]]:
-    """What the model starts with, arrays apart; what it does not know is an error."""
+def _given_to(model: Any, state: Any, given: dict[str, Any]) -> tuple[dict[str, Any], tuple[tuple[str, Any], ...]]:
+    """What the model starts with: arrays, and the rest; what it does not know is an error."""
     if state is not None:
         if given:
             raise ValueError(f"state must be None where {', '.join(given)} is given: the model knows it. Got a state.")
-        return Beginning(state, {}), ()
+        return {}, ()
     parameters = inspect.signature(model.start).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         names = [*parameters][2:]
@@ -172,30 +177,36 @@ def _beginning_of(model: Any, state: Any, given: dict[str, Any]) -> tuple[Beginn
             if parameters[name].default is inspect.Parameter.empty and name not in given:
                 raise ValueError(f"{name} must be given to decode with {type(model).__name__}. Got none.")
     arrays = {name: x for name, x in given.items() if isinstance(x, jax.Array | np.ndarray)}
-    return Beginning(None, arrays), tuple((name, x) for name, x in given.items() if name not in arrays)
+    return arrays, tuple((name, x) for name, x in given.items() if name not in arrays)
 
 
-def _vocab_size(model: Any, b: int, beginning: Beginning, settings: tuple[tuple[str, Any], ...]) -> int:
+def _vocab_size(model: Any, b: int, state: Any, given: dict[str, Any]) -> int:
     """How many tokens the model knows."""
     said = getattr(model, "vocab_size", None)
     if said is not None:
         return int(said)
 
     def first() -> Any:
-        return model.step(jnp.zeros((b, 1), jnp.int32), beginning.started(model, b, 1, settings))[0]
+        return model.step(jnp.zeros((b, 1), jnp.int32), started(model, state, b, 1, **given))[0]
 
     return int(jax.eval_shape(first).shape[-1])
 
 
-def _lens_of(prompt_valid_lens: Any, b: int, t: int) -> Any:
-    if prompt_valid_lens is None:
+def lens_of(name: str, what: str, lens: Any, b: int, t: int) -> Any:
+    """How many tokens of each of these are real, if it is said."""
+    if lens is None:
         return None
-    lens = jnp.asarray(checks.integers("prompt_valid_lens", prompt_valid_lens))
+    lens = jnp.asarray(checks.integers(name, lens))
     if lens.shape != (b,):
-        raise ValueError(
-            f"prompt_valid_lens must have one entry for each prompt, shape {(b,)}. Got shape {lens.shape}."
-        )
+        raise ValueError(f"{name} must have one entry for each {what}, shape {(b,)}. Got shape {lens.shape}.")
     lengths(lens, per_query=False).check(Shape((b,), None, 1, t))
+    return lens
+
+
+def _prompt_lens(lens: Any, b: int, t: int) -> Any:
+    lens = lens_of("prompt_valid_lens", "prompt", lens, b, t)
+    if lens is None:
+        return None
     if checks.is_concrete(lens) and np.any(np.asarray(lens) < 1):
         raise ValueError("prompt_valid_lens must be at least 1: there is nothing to continue otherwise. Got 0.")
     return lens.astype(jnp.int32)

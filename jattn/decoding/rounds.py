@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jattn._engine.dtypes import at_least_float32
 from jattn.decoding.decodable import Decodable, grown, rewound
 from jattn.decoding.loop import Choice, Progress, merged, with_room
-from jattn.decoding.transcript import Transcript
+from jattn.decoding.randomness import with_number
+from jattn.decoding.transcript import Transcript, put
 
 __all__ = ["Speculation", "Verdict", "gone_on", "judged", "with_more_room"]
 
@@ -119,13 +120,13 @@ def _round(model: Decodable, draft: Decodable, now: Speculation, choice: Choice,
     read = jnp.concatenate([progress.last[:, None], proposed.tokens], axis=1)
     logits, state = model.step(read, progress.state, valid_lens=jnp.where(going, counts + 1, 0), each=True)
     logits = logits.astype(at_least_float32(logits))
-    with_draft = before._replace(tokens=_put(before.tokens, before.lengths, proposed.tokens, counts))
+    with_draft = before._replace(tokens=put(before.tokens, before.lengths, proposed.tokens, counts))
     said, accepted = _decided(logits, proposed, with_draft, choice, counts)
 
     places = jnp.arange(ahead + 1, dtype=jnp.int32)
     ends = jnp.isin(said, choice.ends) & (places <= accepted[:, None])
     new = jnp.where(going, jnp.where(ends.any(-1), ends.argmax(-1), accepted) + 1, 0).astype(jnp.int32)
-    transcript = before._replace(tokens=_put(before.tokens, before.lengths, said, new), lengths=before.lengths + new)
+    transcript = before._replace(tokens=put(before.tokens, before.lengths, said, new), lengths=before.lengths + new)
     log_probabilities = jnp.take_along_axis(jax.nn.log_softmax(logits), said[..., None], -1)[..., 0]
     of_draft = jnp.where(counts > 0, now.unread - 1 + jnp.minimum(counts, new), 0)  # what it read and need not forget
     return Speculation(
@@ -133,7 +134,7 @@ def _round(model: Decodable, draft: Decodable, now: Speculation, choice: Choice,
             rewound(state, progress.state, new, ahead + 1),
             jnp.where(going, _at(said, jnp.maximum(new - 1, 0)), progress.last),
             transcript,
-            _put(progress.log_probabilities, before.lengths, log_probabilities, new),
+            put(progress.log_probabilities, before.lengths, log_probabilities, new),
             going & ~ends.any(-1) & (transcript.new < transcript.limits),
         ),
         rewound(proposed.state, now.draft, of_draft, ahead + 1),
@@ -188,20 +189,16 @@ def _decided(
     p = jax.nn.softmax(logits)
     judges = jax.vmap(jax.random.fold_in, (0, None))(choice.rngs, JUDGE)  # apart from those that draw tokens
     uniforms = jax.vmap(
-        lambda number: jax.vmap(lambda rng: jax.random.uniform(rng, dtype=p.dtype))(_with_number(judges, 2 * number)),
+        lambda number: jax.vmap(lambda rng: jax.random.uniform(rng, dtype=p.dtype))(with_number(judges, 2 * number)),
         in_axes=1,
         out_axes=1,
     )(transcript.new[:, None] + places[:-1])
     accepted, rest = judged(p, draft.probabilities, draft.tokens, uniforms, counts)
     number = transcript.new + accepted
-    rngs = jnp.where(accepted < counts, _with_number(judges, 2 * number + 1), _with_number(choice.rngs, number))
+    rngs = jnp.where(accepted < counts, with_number(judges, 2 * number + 1), with_number(choice.rngs, number))
     last = jax.vmap(jax.random.categorical)(rngs, jnp.log(rest)).astype(jnp.int32)
     drafted = jnp.pad(draft.tokens, ((0, 0), (0, 1)))
     return jnp.where(places == accepted[:, None], last[:, None], drafted), accepted
-
-
-def _with_number(rngs: Key[Array, "b"], numbers: Int[Array, "b"]) -> Key[Array, "b"]:
-    return jax.vmap(jax.random.fold_in)(rngs, numbers)
 
 
 def _leading(right: Bool[Array, "b a"], counts: Int[Array, "b"]) -> Int[Array, "b"]:
@@ -213,12 +210,3 @@ def _leading(right: Bool[Array, "b a"], counts: Int[Array, "b"]) -> Int[Array, "
 def _at(x: Shaped[Array, "b n ..."], place: Int[Array, "b"]) -> Shaped[Array, "b ..."]:
     """Of each example the entry of this place."""
     return jax.vmap(lambda row, i: row[i])(x, place)
-
-
-def _put(
-    x: Shaped[Array, "b n"], start: Int[Array, "b"], new: Shaped[Array, "b m"], counts: Int[Array, "b"]
-) -> Shaped[Array, "b n"]:
-    """With so many new entries of each example, from a place of its own."""
-    number = jnp.arange(new.shape[1], dtype=jnp.int32)
-    at = jnp.where(number < counts[:, None], start[:, None] + number, x.shape[1])  # that is nowhere
-    return x.at[jnp.arange(len(x))[:, None], at].set(new, mode="drop")

@@ -11,11 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
-from jattn._engine.buckets import bucket
 from jattn.decoding.decodable import Decodable, placed, repeated
 from jattn.decoding.loop import Choice, Progress, advance, begin, with_room
 from jattn.decoding.request import Request, checked
-from jattn.decoding.room import GROWTH
+from jattn.decoding.room import first_room, stretch
 
 __all__ = ["Job", "Served", "serve"]
 
@@ -124,18 +123,9 @@ class _UnderWay:
 
     def _fill(self, slot: int, number: int, request: Request) -> None:
         """Read the prompt of a job, and let it go on in a slot."""
-        self._grow(bucket(request.prompt.shape[1] + min(request.max_new_tokens, GROWTH)))
+        self._grow(first_room(request.prompt.shape[1], request.max_new_tokens, whole=False))
         rngs = None if self.rng is None else jax.random.fold_in(self.rng, number)[None]
-        one = begin(
-            *request.parts,
-            request.beginning,
-            request.prompt,
-            request.lens,
-            jnp.full(1, request.max_new_tokens, jnp.int32),
-            Choice(request.processors, jnp.asarray(request.ends), rngs),
-            settings=request.settings,
-            room=self.room,
-        )
+        one = request.begun(begin, Choice(request.processors, jnp.asarray(request.ends), rngs), room=self.room)
         if self.progress is None:
             self.progress = repeated(one._replace(going=jnp.zeros(1, bool)), len(self.numbers))
         shapes = [jax.tree.map(lambda x: x.shape[1:], progress.state) for progress in (self.progress, one)]
@@ -149,9 +139,10 @@ class _UnderWay:
     def _advance(self) -> None:
         assert self.progress is not None
         assert self.last is not None
-        if (free := self._free()) < 1:
-            self._grow(bucket(self.room + max(GROWTH, self.room // 2)))
-            free = self._free()
+        transcript, taken = self.progress.transcript, np.array([number is not None for number in self.numbers])
+        full, left = (int(np.asarray(x)[taken].max()) for x in (transcript.lengths, transcript.limits - transcript.new))
+        room, free = stretch(self.room, full, left)
+        self._grow(room)
         choice = Choice(self.last.processors, jnp.asarray(self.last.ends), self.rngs)
         self.progress = advance(*self.last.parts, self.progress, choice, np.int32(free), np.True_)
 
@@ -165,12 +156,6 @@ class _UnderWay:
                 rows = (np.asarray(x)[slot, new] for x in (transcript.tokens, self.progress.log_probabilities))
                 yield Served(number, *rows)
                 self.numbers[slot] = None
-
-    def _free(self) -> int:
-        """For how many tokens more each job under way has room."""
-        assert self.progress is not None
-        taken = np.array([number is not None for number in self.numbers])
-        return self.room - int(np.asarray(self.progress.transcript.lengths)[taken].max())
 
     def _grow(self, room: int) -> None:
         if room > self.room:

@@ -125,21 +125,7 @@ def speculate(
 
 def _both_begun(asked: Request, of_draft: Request, choice: Choice, room: int, ahead: int) -> Speculation:
     """Where both have read the prompts, and the first token is chosen."""
-    limits = jnp.full(len(asked.prompt), asked.max_new_tokens, jnp.int32)
-    read = [
-        begin(
-            *request.parts,
-            request.beginning,
-            request.prompt,
-            request.lens,
-            limits,
-            how,
-            settings=request.settings,
-            room=room,
-            past=request.past,
-        )
-        for request, how in ((asked, choice), (of_draft, Choice((), choice.ends, None)))
-    ]
+    read = [asked.begun(begin, choice, room=room), of_draft.begun(begin, Choice((), choice.ends, None), room=room)]
     for name, progress in zip(("model", "draft"), read, strict=True):
         check_rewindable(name, progress.state)
         for cache in jax.tree.leaves(progress.state, is_leaf=lambda x: isinstance(x, Cache)):
@@ -148,5 +134,5 @@ def _both_begun(asked: Request, of_draft: Request, choice: Choice, room: int, ah
                     f"ahead must be less than the {cache.room} tokens of a window of {name}, so that none is lost that "
                     f"is kept. Got {ahead}."
                 )
-    counts = (np.full(len(limits), i, np.int32) for i in (1, 0, 0))
+    counts = (np.full(len(asked.prompt), i, np.int32) for i in (1, 0, 0))
     return Speculation(read[0], read[1].state, *map(jnp.asarray, counts))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
-__all__ = ["Transcript"]
+__all__ = ["Transcript", "put"]
 
 
 class Transcript(NamedTuple):
@@ -34,6 +34,14 @@ class Transcript(NamedTuple):
 
     def appended(self, token: Int[Array, "b"], going: Bool[Array, "b"]) -> "Transcript":
         """With one more token of each example that is still going."""
-        at = jnp.where(going, self.lengths, self.tokens.shape[1])  # that is nowhere
-        tokens = self.tokens.at[jnp.arange(len(token)), at].set(token, mode="drop")
+        tokens = put(self.tokens, self.lengths, token[:, None], going)
         return self._replace(tokens=tokens, lengths=self.lengths + going)
+
+
+def put(
+    x: Shaped[Array, "b n"], start: Int[Array, "b"], new: Shaped[Array, "b m"], counts: Shaped[Array, "b"]
+) -> Shaped[Array, "b n"]:
+    """With so many new entries of each example, from a place of its own."""
+    number = jnp.arange(new.shape[1], dtype=jnp.int32)
+    at = jnp.where(number < counts[:, None], start[:, None] + number, x.shape[1])  # that is nowhere
+    return x.at[jnp.arange(len(x))[:, None], at].set(new, mode="drop")

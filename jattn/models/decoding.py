@@ -11,11 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from jattn import decoding
 from jattn._engine import checks
-from jattn._engine.axes import Shape
 from jattn._engine.dtypes import at_least_float32
-from jattn.decoding.loop import Parts, merged
-from jattn.decoding.request import checked
-from jattn.masks import lengths
+from jattn.decoding.loop import Parts, Structure, merged
+from jattn.decoding.request import checked, lens_of
 from jattn.models.tasks.translation import Seq2Seq, TranslationState
 
 __all__ = ["Beams", "Decoded", "beam_search", "greedy"]
@@ -159,14 +157,7 @@ def _begun(
         raise ValueError(f"model must be a jattn.models.Seq2Seq. Got {type(model).__name__}.")
     parts = checked(model)
     source = checks.tokens("source", source, model.encoder.embedding.num_embeddings, "b s", 2)
-    if source_valid_lens is not None:
-        source_valid_lens = jnp.asarray(checks.integers("source_valid_lens", source_valid_lens))
-        if source_valid_lens.shape != source.shape[:1]:
-            raise ValueError(
-                f"source_valid_lens must have one entry for each source, shape {source.shape[:1]}. "
-                f"Got shape {source_valid_lens.shape}."
-            )
-        lengths(source_valid_lens, per_query=False).check(Shape(source.shape[:1], None, 1, source.shape[1]))
+    source_valid_lens = lens_of("source_valid_lens", "source", source_valid_lens, *source.shape)
     _check_token("bos", bos, model.vocab_size)
     _check_token("eos", eos, model.vocab_size)
     if pad is not None and (not isinstance(pad, int | np.integer) or isinstance(pad, bool)):
@@ -180,7 +171,7 @@ def _begun(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _read(
-    structure: Any, arrays: Any, source: Int[Array, "b s"], valid_lens: Int[Array, "b"] | None
+    structure: Structure, arrays: list[Any], source: Int[Array, "b s"], valid_lens: Int[Array, "b"] | None
 ) -> TranslationState:
     """The state of decoding, before the first token."""
     return merged(structure, arrays).start(len(source), 0, source=source, source_valid_lens=valid_lens)
@@ -188,8 +179,8 @@ def _read(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _looked_at(
-    structure: Any,
-    arrays: Any,
+    structure: Structure,
+    arrays: list[Any],
     state: TranslationState,
     bos: Int[Array, "b 1"],
     tokens: Int[Array, "b *k t"],

@@ -161,7 +161,7 @@ class EncoderDecoder(PretrainedModel):
         """
         rngs = split(rng, 2)
         encoded = self._encoded(source, attention_mask, valid_lens, positions, mask, return_weights, rngs[0])
-        logits, decoded = self._decoded(
+        decoded = self._decoded(
             target,
             encoded.x,
             (target_attention_mask, target_valid_lens, target_positions, target_mask),
@@ -170,6 +170,7 @@ class EncoderDecoder(PretrainedModel):
             rngs[1],
             "target_",
         )
+        logits = self._logits(decoded.x)
         weights = _weights_of(encoded.weights, decoded) if return_weights else None
         if return_hidden:
             return WithHidden(logits, weights, EncoderDecoderHidden(_hidden_of(encoded), _hidden_of(decoded)))
@@ -254,7 +255,8 @@ class EncoderDecoder(PretrainedModel):
         """
         of_target = (attention_mask, valid_lens, positions, mask)
         of_memory = (memory_attention_mask, memory_valid_lens, memory_mask)
-        logits, ran = self._decoded(target, memory, of_target, of_memory, return_weights, rng, cache=cache)
+        ran = self._decoded(target, memory, of_target, of_memory, return_weights, rng, cache=cache)
+        logits = self._logits(ran.x)
         weights = _weights_of(None, ran) if return_weights else None
         if ran.caches is not None:
             return Cached(logits, ran.caches, weights, _hidden_of(ran) if return_hidden else None)
@@ -298,7 +300,7 @@ class EncoderDecoder(PretrainedModel):
         each: bool = False,
     ) -> tuple[Float[Array, "b v"] | Float[Array, "b t v"], "DecodingState"]:
         """The logits of what follows these tokens, and the state after them, as `jattn.decoding.Decodable` says."""
-        ran = self._ran(
+        ran = self._decoded(
             tokens,
             state.memory,
             (None, valid_lens, None, None),
@@ -329,12 +331,7 @@ class EncoderDecoder(PretrainedModel):
             rng=rng,
         )
 
-    def _decoded(self, *given: Any, **options: Any) -> tuple[Array, StackOutput]:
-        """The logits, and the run of the decoder."""
-        ran = self._ran(*given, **options)
-        return self._logits(ran.x), ran
-
-    def _ran(
+    def _decoded(
         self,
         target: Any,
         memory: Any,
