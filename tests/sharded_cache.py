@@ -1,22 +1,17 @@
 """Decoding with caches that lie on four devices: python -m tests.sharded_cache. Says what is not as it should be."""
 
-import os
-
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-
 import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jattn
 from jattn import Cache, masks
 
 COLLECTIVES = re.compile(r"all-gather|all-reduce|all-to-all|collective-|reduce-scatter")
-MESH = jax.make_mesh((2, 2), ("examples", "heads"), axis_types=(AxisType.Auto, AxisType.Auto))
 BY_HEAD, BY_EXAMPLE = PartitionSpec("examples", None, "heads"), PartitionSpec("examples")  # of tokens
 HELD = PartitionSpec("examples", "heads")
 KINDS: dict[str, dict[str, Any]] = {"all": {}, "a ring": {"ring": True}, "int8": {"dtype": jnp.int8}}
@@ -34,38 +29,39 @@ def specs_of(cache: Cache) -> Any:
     return jax.tree.map(lambda x: HELD if x.ndim > 2 else BY_EXAMPLE, cache)
 
 
-def placed(x: Any, spec: Any) -> Any:
-    return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(MESH, spec)), x, spec)
+def placed(x: Any, spec: Any, mesh: Mesh) -> Any:
+    return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), x, spec)
 
 
-def check(how: str, **kind: Any) -> None:
+def check(how: str, mesh: Mesh, **kind: Any) -> None:
     """Two tokens, then one and one more, beside one device."""
     alone = Cache.empty((4,), room=4, num_heads=2, features=6, value_features=5, **kind)
     specs = specs_of(alone)
-    cache, run = placed(alone, specs), step
+    cache, run = placed(alone, specs, mesh), step
     if how == "shard_map":
         arrays = (BY_HEAD,) * 3
-        run = jax.shard_map(step, mesh=MESH, in_specs=(specs, *arrays), out_specs=(BY_HEAD, specs))
+        run = jax.shard_map(step, mesh=mesh, in_specs=(specs, *arrays), out_specs=(BY_HEAD, specs))
     run = jax.jit(run, donate_argnums=0)
     numbers = np.random.default_rng(0)
     for t in (2, 1, 1):
         new = [jnp.asarray(numbers.standard_normal((4, t, h, d)), jnp.float32) for h, d in ((4, 6), (2, 6), (2, 5))]
         output, alone = jax.jit(step)(alone, *new)
-        arguments = (cache, *(placed(x, BY_HEAD) for x in new))
+        arguments = (cache, *(placed(x, BY_HEAD, mesh) for x in new))
         found = COLLECTIVES.findall(run.lower(*arguments).compile().as_text())
         assert not found, f"the devices wait for each other: {found}"
         on_devices, after = run(*arguments)
         assert all(x.is_deleted() for x in jax.tree.leaves(cache)), "a cache that was donated is still there"
         for x, spec in zip(jax.tree.leaves((on_devices, after)), jax.tree.leaves((BY_HEAD, specs)), strict=True):
-            assert x.sharding.is_equivalent_to(NamedSharding(MESH, spec), x.ndim), f"{x.sharding}, not {spec}"
+            assert x.sharding.is_equivalent_to(NamedSharding(mesh, spec), x.ndim), f"{x.sharding}, not {spec}"
         np.testing.assert_allclose(on_devices, output, rtol=1e-5, atol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after, alone)
         cache = after
 
 
 if __name__ == "__main__":
-    assert jax.device_count() == 4
+    jax.config.update("jax_num_cpu_devices", 4)
+    grid = jax.make_mesh((2, 2), ("examples", "heads"), axis_types=(AxisType.Auto, AxisType.Auto))
     for how in ("jit", "shard_map"):
         for name, kind in KINDS.items():
-            check(how, **kind)
+            check(how, grid, **kind)
             print(how, name)
