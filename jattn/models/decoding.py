@@ -69,6 +69,7 @@ def greedy(
 
     Example:
 
+        >>> from flax import nnx
         >>> model = Seq2Seq(10, 12, rngs=nnx.Rngs(0))
         >>> model.eval()
         >>> decoded = greedy(model, jnp.ones((2, 7), int), jnp.array([4, 7]), bos=0, eos=1, max_length=5)
@@ -115,6 +116,7 @@ def beam_search(
 
     Example:
 
+        >>> from flax import nnx
         >>> model = Seq2Seq(10, 12, rngs=nnx.Rngs(0))
         >>> model.eval()
         >>> found = beam_search(model, jnp.ones((2, 7), int), bos=0, eos=1, max_length=5, beam_size=3)

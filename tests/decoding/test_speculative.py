@@ -174,7 +174,7 @@ def test_jit_and_what_is_compiled() -> None:
     options: dict[str, Any] = {"max_new_tokens": 5, "ahead": 2}
     first = decoding.speculate(model, draft, PROMPT, LENS, **options)
     compiled = rounds.gone_on._cache_size()
-    decoding.speculate(draft, model, PROMPT[::-1], LENS[::-1], **{**options, "max_new_tokens": 4})
+    decoding.speculate(draft, model, PROMPT[::-1], LENS[::-1], **{**options, "max_new_tokens": 6})
     assert rounds.gone_on._cache_size() == compiled, "other prompts, models and limits are data"
     graph, parameters = nnx.split(draft)
     inside = jax.jit(lambda x, p, n: decoding.speculate(model, nnx.merge(graph, x), p, n, **options))
