@@ -30,7 +30,7 @@ class AttentionStatistics(NamedTuple):
     received: Float[Array, "*b h s"]  # the sum of a key's weights over all queries
 
 
-_AXES: Any = AttentionStatistics(*("bht",) * 3, received="bhs")  # type: ignore[arg-type]
+_LETTERS: Any = AttentionStatistics(*("bht",) * 3, received="bhs")  # type: ignore[arg-type]
 
 
 def weights_of(x: Float[Array, "*b h t s"], sinks: Float[Array, "*#b h #t"] | None) -> Float[Array, "*b h t s"]:
@@ -47,7 +47,7 @@ def statistics_of(logits: Logits) -> AttentionStatistics:
 
 @compiled("alone")
 def _statistics(call: Call, alone: bool) -> AttentionStatistics:
-    return over_mesh(functools.partial(_statistics_here, alone=alone), call, _AXES)
+    return over_mesh(functools.partial(_statistics_here, alone=alone), call, _LETTERS)
 
 
 def _statistics_here(call: Call, alone: bool) -> AttentionStatistics:

@@ -22,8 +22,6 @@ from jattn.implementations.call import Call
 
 __all__ = ["over_mesh"]
 
-Shape = tuple[int, ...]
-
 
 def over_mesh(run: Callable[[Call], Any], call: Call, results: Any, whole: str = "") -> Any:
     """``run(call)``, of each device's part where the arrays are divided over explicit axes of a mesh.
@@ -72,9 +70,9 @@ class _Division(NamedTuple):
     @property
     def axes(self) -> set[str]:
         """All of them."""
-        return {name for axes in (*self.b, self.h, self.t, self.e) for name in _names(axes)}
+        return {name for axes in (*self.b, self.h, self.t, self.e) for name in _names_of(axes)}
 
-    def spec(self, letters: str, shape: Shape | None = None) -> PartitionSpec:
+    def spec(self, letters: str, shape: tuple[int, ...] | None = None) -> PartitionSpec:
         """Of an array whose last axes are these letters, b standing for all of the batch; length 1 is not divided."""
         axes = [x for letter in letters for x in (self.b if letter == "b" else [getattr(self, letter, None)])]
         if shape is not None:
@@ -93,7 +91,7 @@ class _Division(NamedTuple):
 
     def parts(self, axes: Any) -> int:
         """How many these axes make."""
-        return math.prod(self.mesh.shape[name] for name in _names(axes))
+        return math.prod(self.mesh.shape[name] for name in _names_of(axes))
 
 
 def _spec(x: Array) -> tuple[Any, ...]:
@@ -101,7 +99,7 @@ def _spec(x: Array) -> tuple[Any, ...]:
     return tuple(jax.typeof(x).sharding.spec)
 
 
-def _names(axes: Any) -> tuple[str, ...]:
+def _names_of(axes: Any) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
@@ -116,7 +114,7 @@ def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any]:
 
     def first_unused(*candidates: Any) -> Any:
         for axes in candidates:
-            if (names := _names(axes)) and used.isdisjoint(names):
+            if (names := _names_of(axes)) and used.isdisjoint(names):
                 used.update(names)
                 return axes
         return None
