@@ -15,7 +15,9 @@ from jattn._engine import checks
 from jattn._engine.axes import over
 from jattn._engine.checks import is_concrete
 from jattn._engine.grid import Grid
+from jattn._engine.platform import divided_among
 from jattn._engine.rule import Rule
+from jattn._engine.varying import varying_as
 
 __all__ = ["Allowed", "And", "DenseMask", "Keys", "Mask", "Not", "Or", "Pair", "as_mask"]
 
@@ -59,7 +61,7 @@ class Mask(Rule):
             return _any_query(self.formula(grid))
         t, s = grid.row.shape[-2], grid.column.shape[-1]
         of_pairs = functools.partial(_any_of_pairs, self, grid.in_program)
-        if self.by_key or not isinstance(t, int) or t != s:
+        if self.by_key or not isinstance(t, int) or t != s or divided_among() > 1:  # who would have to agree
             return of_pairs()
         # All pairs take an eighth of the time of causal attention within segments of 512 on 2,048 tokens. Where each
         # token may attend to itself, which takes no time to see, what is in reach is attended to.
@@ -73,8 +75,8 @@ class Mask(Rule):
         shape = jnp.broadcast_shapes(jax.eval_shape(of_pairs).shape, (1, s))
         return lax.cond(
             jnp.all(each),
-            lambda: jnp.broadcast_to(reachable, shape),
-            lambda: jnp.broadcast_to(of_pairs(), shape),
+            lambda: varying_as(jnp.broadcast_to(reachable, shape), jnp.asarray(each)),
+            lambda: varying_as(jnp.broadcast_to(of_pairs(), shape), jnp.asarray(each)),
         )
 
     @property

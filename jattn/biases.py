@@ -228,8 +228,10 @@ def relative_bucket(distance: np.ndarray, n: int, bidirectional: bool, max_dista
     return first + np.where(rest < exact, rest, np.minimum(shared, n - 1))
 
 
-def look_up(table: Float[Array, "*#b #h 1 1 n"], index: Any) -> Float[Array, "*#b #h t s"]:
-    """``table[..., index]`` for each head."""
-    flat = table.reshape(-1, table.shape[-1])
-    rows = jnp.arange(flat.shape[0]).reshape(*table.shape[:-3], 1, 1)
-    return flat[rows, index]
+def look_up(table: Float[Array, "*#b h 1 1 n"], index: Any) -> Float[Array, "*#b h t s"]:
+    """``table[..., index]`` for each head; index is ``*#b 1 t s``.
+
+    The axis of heads is left alone, as devices may hold some each.
+    """
+    heads = table.reshape(table.shape[-4], table.shape[-1])
+    return jnp.moveaxis(jnp.take(heads, index.squeeze(-3), axis=-1, mode="clip"), 0, -3)

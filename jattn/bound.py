@@ -16,6 +16,7 @@ from jattn.biases import Bias, as_bias
 from jattn.implementations import choice
 from jattn.implementations.call import Call, Result
 from jattn.implementations.choice import Explanation, ImplementationName
+from jattn.implementations.explicit import over_mesh
 from jattn.logits import Logits, ScoreFn
 from jattn.scores import DotProduct, Modified, Number
 from jattn.statistics import AttentionStatistics, statistics_of, weights_of
@@ -93,7 +94,8 @@ class Bound:
             None if x is None else tuple(checks.selection(name, x, n).tolist())
             for name, x, n in (("heads", heads, h), ("queries", queries, t))
         ]
-        return _weights(logits.called(), *chosen)
+        call = Call(logits.called(), None)
+        return _weights(call, *chosen)
 
     def statistics(self) -> AttentionStatistics:
         """Entropy and the like, as `attention_statistics` returns them."""
@@ -101,8 +103,10 @@ class Bound:
 
 
 @compiled("heads", "queries")
-def _weights(logits: Logits, heads: tuple[int, ...] | None, queries: tuple[int, ...] | None) -> Array:
-    return weights_of(*logits.chosen(*(None if x is None else np.asarray(x, int) for x in (heads, queries))))
+def _weights(call: Call, heads: tuple[int, ...] | None, queries: tuple[int, ...] | None) -> Array:
+    chosen = [None if x is None else np.asarray(x, int) for x in (heads, queries)]
+    whole = "".join(letter for letter, x in zip("ht", chosen, strict=True) if x is not None)
+    return over_mesh(lambda call: weights_of(*call.logits.chosen(*chosen)), call, "bhts", whole)
 
 
 def bind(

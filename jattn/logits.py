@@ -27,6 +27,7 @@ from jattn._engine.extents import Extent, slice_along
 from jattn._engine.grid import Grid, grid_of
 from jattn._engine.of_caller import an_array, as_part_of_a_program
 from jattn._engine.rule import Rule
+from jattn._engine.varying import varying_as
 from jattn._kernels import Given
 from jattn._mask import Mask
 from jattn._score import Number, Score, is_by_pair
@@ -301,12 +302,16 @@ def _replaced(x: Array, attended: Array, instead: Array, unless_all: bool) -> Ar
     def replaced(x: Array) -> Array:
         return jnp.where(attended, x, instead)
 
-    return lax.cond(jnp.all(attended), lambda x: x, replaced, x) if unless_all else replaced(x)
+    def as_it_is(x: Array) -> Array:
+        return varying_as(x, attended, instead)
+
+    return lax.cond(jnp.all(attended), as_it_is, replaced, x) if unless_all else replaced(x)
 
 
 @_replaced.defjvp
 def _replaced_jvp(unless_all: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    return _replaced(*primals, unless_all), tangents[0]
+    replaced = _replaced(*primals, unless_all)
+    return replaced, varying_as(tangents[0], replaced)
 
 
 def _called(score: Callable[..., Any], query: Array, key: Array) -> Any:
@@ -322,7 +327,11 @@ def _check_scores(x: Any, shape: tuple[Any, ...], axes: str) -> None:
 
 def repeat_heads(x: Shaped[Array, "*b s k d"], h: int) -> Shaped[Array, "*b s h d"]:
     """Each key or value head, once for each of the h / k consecutive query heads that share it."""
-    return x if x.shape[-2] == h else jnp.repeat(x, h // x.shape[-2], axis=-2)
+    *batch, s, k, d = x.shape
+    if k == h:
+        return x
+    # As jnp.repeat, which asks for a sharding where axes of a mesh are explicit.
+    return jnp.broadcast_to(x[..., None, :], (*batch, s, k, h // k, d)).reshape(*batch, s, h, d)
 
 
 def _take(x: Array, indices: np.ndarray | None, axis: int) -> Array:

@@ -1,6 +1,7 @@
 """What the weights of attention look like, without the weights: numbers of each row and column, in linear memory."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +10,10 @@ from jaxtyping import Array, Float
 
 from jattn._engine.compiled import compiled
 from jattn._engine.dtypes import at_least_float32
-from jattn._engine.platform import Platform, where_lowered
+from jattn._engine.platform import Platform, is_alone, where_lowered
+from jattn._engine.varying import varying_as
 from jattn.implementations.call import Call
+from jattn.implementations.explicit import over_mesh
 from jattn.implementations.streaming import Streaming, streamed
 from jattn.logits import Logits, repeat_heads
 from jattn.softmax import Average, beside_sinks, softmax
@@ -27,6 +30,9 @@ class AttentionStatistics(NamedTuple):
     received: Float[Array, "*b h s"]  # the sum of a key's weights over all queries
 
 
+_LETTERS: Any = AttentionStatistics(*("bht",) * 3, received="bhs")  # type: ignore[arg-type]
+
+
 def weights_of(x: Float[Array, "*b h t s"], sinks: Float[Array, "*#b h #t"] | None) -> Float[Array, "*b h t s"]:
     """The weights under these logits, beside the sinks."""
     weights, log_sum_exp = softmax(x)
@@ -35,18 +41,24 @@ def weights_of(x: Float[Array, "*b h t s"], sinks: Float[Array, "*#b h #t"] | No
 
 def statistics_of(logits: Logits) -> AttentionStatistics:
     """The statistics of the weights under these logits."""
-    return _statistics(logits.called())
+    call = Call(logits.called(), None)
+    return _statistics(call, is_alone(call))
 
 
-@compiled()
-def _statistics(logits: Logits) -> AttentionStatistics:
+@compiled("alone")
+def _statistics(call: Call, alone: bool) -> AttentionStatistics:
+    return over_mesh(functools.partial(_statistics_here, alone=alone), call, _LETTERS)
+
+
+def _statistics_here(call: Call, alone: bool) -> AttentionStatistics:
+    logits = call.logits
     if not logits.by_pair:
         return _of_matrix(logits)
     key = repeat_heads(logits.key, logits.query.shape[-2])  # as each query head has weights of its own
     logits = dataclasses.replace(logits, key=key)
     # A column's sum is the derivative of all outputs for its value.
     value = jnp.ones((*key.shape[:-1], 1), at_least_float32(logits.query))
-    call = Call(logits, value)
+    call = Call(logits, varying_as(value, *jax.tree.leaves(logits)))
     streaming = Streaming()
 
     def of_platform(platform: Platform, call: Call) -> AttentionStatistics:
@@ -54,7 +66,7 @@ def _statistics(logits: Logits) -> AttentionStatistics:
             return _of_matrix(call.logits)
         return _streamed(call, platform)
 
-    return where_lowered(of_platform, call, streaming.program)
+    return where_lowered(of_platform, call, streaming.program, alone=alone)
 
 
 def _of_matrix(logits: Logits) -> AttentionStatistics:

@@ -5,6 +5,7 @@ So a program that a CPU process exports for a TPU has a TPU's loops, and arrays 
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from jax import lax
 
 from jattn._engine.loops import Each, one_by_one, side_by_side
 
-__all__ = ["ACCELERATOR", "CPU", "Platform", "platform_of", "platforms", "where_lowered"]
+__all__ = ["ACCELERATOR", "CPU", "Platform", "divided_among", "is_alone", "platform_of", "platforms", "where_lowered"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Platform:
     parts: tuple[float, ...]  # of all keys: the widths
     least_part: int
     rows: int  # at most, as the keys that more of them see lie further apart
+    # Among how many XLA may have to divide the program's arrays, which it can't where a loop goes over examples or
+    # heads, nor without a message where all of them decide together.
+    devices: int = 1
     capability: float = 0.0  # of an NVIDIA GPU that is here, such as 9.0 for Hopper
 
     @property
@@ -45,15 +49,42 @@ ACCELERATOR = Platform(
 )
 
 
-def platforms() -> dict[str, Platform]:
-    """Those that a program can be lowered for, by JAX's names."""
+def platforms(*, alone: bool = False) -> dict[str, Platform]:
+    """Those that a program can be lowered for, by JAX's names; ``alone``: on one device of it."""
     nvidia = dataclasses.replace(ACCELERATOR, name="cuda", capability=_compute_capability())
-    return {
+    known = {
         "cpu": CPU,
         "cuda": nvidia,
         "rocm": dataclasses.replace(ACCELERATOR, name="rocm"),
         "tpu": dataclasses.replace(ACCELERATOR, name="tpu"),
     }
+    return known if alone else {name: _spread(one) for name, one in known.items()}
+
+
+def _spread(platform: Platform) -> Platform:
+    devices = divided_among(platform.name)
+    if devices == 1:
+        return platform
+    name, capability = platform.name, platform.capability
+    return dataclasses.replace(ACCELERATOR, name=name, capability=capability, parts=(1.0,), devices=devices)
+
+
+def divided_among(platform: str | None = None) -> int:
+    """How many devices of a platform, by default JAX's, XLA may divide among what is traced here.
+
+    It divides over automatic axes. Those of a mesh that is set are known; else it may be any, and outside of a
+    `jax.shard_map` all of the devices there are.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return _device_count(platform or jax.default_backend())
+    return math.prod(mesh.shape[axis] for axis in mesh.auto_axes)
+
+
+def is_alone(arguments: Any) -> bool:
+    """Whether arrays lie on one device each, as far as they are there."""
+    arrays = [x for x in jax.tree.leaves(arguments) if isinstance(x, jax.Array)]
+    return all(not isinstance(x, jax.core.Tracer) and len(x.sharding.device_set) == 1 for x in arrays)
 
 
 def platform_of(x: Any) -> Platform:
@@ -64,17 +95,19 @@ def platform_of(x: Any) -> Platform:
         name = jax.default_backend()
     if name == "gpu":
         name = "cuda" if _compute_capability() else "rocm"
-    return platforms().get(name, ACCELERATOR)
+    return platforms(alone=is_alone(x)).get(name, ACCELERATOR)
 
 
-def where_lowered(run: Callable[[Platform, Any], Any], arguments: Any, alike: Callable[[Platform], Any]) -> Any:
-    """``run(platform, arguments)`` for the platform that the program is lowered for.
+def where_lowered(
+    run: Callable[[Platform, Any], Any], arguments: Any, alike: Callable[[Platform], Any], *, alone: bool = False
+) -> Any:
+    """``run(platform, arguments)`` for the platform that the program is lowered for; ``alone``: on one device of it.
 
     Platforms for which ``alike`` gives the same are one program, and where all are there is nothing to choose.
     """
     programs: dict[Any, Platform] = {}
     names: dict[str, Platform] = {}
-    for name, platform in platforms().items():
+    for name, platform in platforms(alone=alone).items():
         names[name] = programs.setdefault(alike(platform), platform)
     if len(programs) == 1:
         return run(next(iter(programs.values())), arguments)
@@ -87,6 +120,15 @@ def where_lowered(run: Callable[[Platform, Any], Any], arguments: Any, alike: Ca
     default = branches[id(names["tpu"])]
     others = {name: branches[id(platform)] for name, platform in names.items() if platform is not names["tpu"]}
     return lax.platform_dependent(*leaves, default=default, **others)
+
+
+@functools.cache
+def _device_count(platform: str) -> int:
+    """Of all processes; 1 where there are none."""
+    try:
+        return jax.device_count(backend=platform)
+    except RuntimeError:
+        return 1
 
 
 @functools.cache

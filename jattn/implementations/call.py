@@ -1,10 +1,14 @@
 """What an implementation is asked for, and what it gives."""
 
 import abc
+import math
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, PRNGKeyArray
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jattn._engine.dropout import dropout_keep_at
+from jattn._engine.extents import Extent
 from jattn._engine.platform import Platform
 from jattn._engine.pytree import Known, Pytree
 from jattn.logits import Logits
@@ -24,6 +28,29 @@ class Call(Pytree):
     return_weights: bool = False
     return_log_sum_exp: bool = False
     xla_only: bool = False
+    # Where this is a part of a larger call: what its weights' dropout goes by.
+    matrices: Array | None = None  # *b h, the number of each head's matrix
+    first_query: Extent = 0
+    first_key: Extent = 0
+
+    def matrix_numbers(self) -> Int[Array, "*#b #h"]:
+        """Which matrix of weights each head has, among those of all heads and examples."""
+        if self.matrices is not None:
+            return self.matrices
+        *batch, _, h, _ = self.logits.query.shape
+        return jnp.arange(math.prod(batch) * h).reshape(*batch, h)
+
+    def keep(
+        self, matrices: Int[Array, "..."], rows: Int[Array, "..."], columns: Int[Array, "..."]
+    ) -> Bool[Array, "..."] | None:
+        """What dropout keeps of the weights at these places, which broadcast; None if there is none."""
+        if self.dropout_rate == 0:
+            return None
+        assert self.dropout_rng is not None
+        if self.broadcast_dropout:
+            matrices = jnp.zeros_like(matrices)
+        at = rows + self.first_query, columns + self.first_key
+        return dropout_keep_at(self.dropout_rng, self.dropout_rate, matrices, *at)
 
     @property
     def is_empty(self) -> bool:

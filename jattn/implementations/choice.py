@@ -1,16 +1,18 @@
 """Which implementation computes a call: what each one cannot honour, and which is chosen, where it is lowered."""
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Array
 
 from jattn._engine import checks
 from jattn._engine.compiled import compiled
-from jattn._engine.platform import Platform, platform_of, where_lowered
+from jattn._engine.platform import Platform, is_alone, platform_of, where_lowered
 from jattn.implementations.call import Call, Implementation, Result
 from jattn.implementations.cudnn import Cudnn
 from jattn.implementations.dense import Dense
+from jattn.implementations.explicit import over_mesh
 from jattn.implementations.streaming import Streaming
 
 __all__ = ["Explanation", "ImplementationName", "decide", "run"]
@@ -51,11 +53,19 @@ def run(call: Call, name: str | None) -> Result:
     """The result of the implementation of that name, or of the one that fits best on the platform of the program."""
     if name is not None:
         decide(call, name, platform_of(call.logits.query))  # raises where the one asked for can't
-    return _run(dataclasses.replace(call, logits=call.logits.called()), name)
+    call = dataclasses.replace(call, logits=call.logits.called())
+    return _run(call, name, is_alone(call))
 
 
-@compiled("name")
-def _run(call: Call, name: str | None) -> Result:
+@compiled("name", "alone")
+def _run(call: Call, name: str | None, alone: bool) -> Result:
+    """Likewise; ``alone``: on one device."""
+    asked_for = (True, call.return_weights, call.return_log_sum_exp)
+    axes = Result(*(x if given else None for given, x in zip(asked_for, ("bthe", "bhts", "bth"), strict=True)))  # type: ignore[arg-type]
+    return over_mesh(functools.partial(_run_here, name=name, alone=alone), call, axes)
+
+
+def _run_here(call: Call, name: str | None, alone: bool) -> Result:
     def chosen(platform: Platform) -> Implementation:
         return _BY_NAME[name or decide(call, None, platform).implementation]
 
@@ -66,7 +76,7 @@ def _run(call: Call, name: str | None) -> Result:
         implementation = chosen(platform)
         return implementation.name, implementation.program(platform)
 
-    result = where_lowered(run_on, call, alike)
+    result = where_lowered(run_on, call, alike, alone=alone)
     assert call.value is not None
     return result._replace(output=_gated(result.output, call.head_gates).astype(call.value.dtype))
 

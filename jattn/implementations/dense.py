@@ -4,7 +4,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jattn._engine.dropout import dropout_keep
 from jattn._engine.platform import Platform
 from jattn.implementations.call import Call, Implementation, Result
 from jattn.logits import harmless_value, repeat_heads
@@ -38,12 +37,9 @@ class Dense(Implementation):
         assert call.value is not None
         attended = logits.attended()
         value = harmless_value(call.value, attended)
-        *batch, t, h, _ = logits.query.shape
-        keep = None
-        if call.dropout_rate > 0:
-            assert call.dropout_rng is not None
-            lead = (1,) * (len(batch) + 1) if call.broadcast_dropout else (*batch, h)
-            keep = dropout_keep(call.dropout_rng, call.dropout_rate, (*lead, t, logits.key.shape[-3]))
+        t, h = logits.query.shape[-3:-1]
+        s = logits.key.shape[-3]
+        keep = call.keep(call.matrix_numbers()[..., None, None], jnp.arange(t)[:, None], jnp.arange(s)[None, :])
         average = Average(
             logits.matrix(attended),
             jnp.swapaxes(repeat_heads(value, h), -2, -3),

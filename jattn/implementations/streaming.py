@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jattn._engine.dropout import dropout_keep_at
 from jattn._engine.extents import Extent, clip, slice_along
 from jattn._engine.loops import a_few_at_once, broadcast_map, largest_divisor, largest_of_all, one_by_one
 from jattn._engine.plan import key_ranges, plan
@@ -28,7 +27,7 @@ from jattn._kernels import Products
 from jattn._score import Score
 from jattn.implementations.call import Call, Implementation, Result
 from jattn.implementations.dense import Dense
-from jattn.logits import Logits, harmless_key, harmless_value
+from jattn.logits import Logits, harmless_key, harmless_value, repeat_heads
 from jattn.softmax import Average
 
 __all__ = ["Streaming", "output", "output_and_log_sum_exp", "streamed"]
@@ -80,6 +79,7 @@ def output_and_log_sum_exp(average: Average) -> Any:
 
 def streamed(call: Call, platform: Platform, of: Callable[[Average], Any] = output) -> Any:
     """What ``of`` takes of each row of a block's `Average`, for all rows: by default the output ``*b t h e``."""
+    call = _divisible(call, platform)
     logits, score = call.logits, call.logits.score
     assert isinstance(score, Score)
     if type(score).as_products is Score.as_products:
@@ -99,6 +99,18 @@ def streamed(call: Call, platform: Platform, of: Callable[[Average], Any] = outp
         )
 
     return lax.cond(exact, lambda: with_score(Products(), queries, keys), lambda: with_score(score, query, key))
+
+
+def _divisible(call: Call, platform: Platform) -> Call:
+    """With a key head for each query head, where there may be more devices than key heads, which would wait for the
+    queries of a group."""
+    *_, h, _ = call.logits.query.shape
+    k = call.logits.key.shape[-2]
+    if platform.devices == 1 or k == h or k % platform.devices == 0:
+        return call
+    assert call.value is not None
+    logits = dataclasses.replace(call.logits, key=repeat_heads(call.logits.key, h))
+    return dataclasses.replace(call, logits=logits, value=repeat_heads(call.value, h))
 
 
 def _over_examples(
@@ -138,7 +150,7 @@ def _over_examples(
         return jnp.moveaxis(x, 1, 2).reshape(*batch, t, h, *x.shape[4:])
 
     rules = dataclasses.replace(logits, query=None, key=None, score=None).aligned(len(batch)).by_head(batch, k, g)
-    matrices = h * jnp.arange(n)[:, None] + g * jnp.arange(k)[None, :]  # of weights, before each
+    matrices = call.matrix_numbers().reshape(-1, k, g)  # of weights
     if attended is not None:
         attended = jnp.broadcast_to(attended, (*batch, *attended.shape[len(batch) :]))
         attended = attended.reshape(n, *attended.shape[len(batch) :])
@@ -247,23 +259,21 @@ def _block(
         tile,
         slice_along(value, first, width, -1).T,
         sinks=sinks,
-        keep=_keep(call, matrix, g, start, r, first, width),
+        keep=_keep(call, matrix, start, r, first, width),
         dropout_rate=call.dropout_rate,
         divide_last=platform.is_cpu,
     )
     return of(average)
 
 
-def _keep(call: Call, matrix: Array, g: int, start: Extent, r: int, first: Extent, width: int) -> Array | None:
+def _keep(call: Call, matrices: Array, start: Extent, r: int, first: Extent, width: int) -> Array | None:
     """What dropout keeps of a block, ``rg w``."""
-    if call.dropout_rate == 0:
-        return None
-    assert call.dropout_rng is not None
-    heads = jnp.arange(g)[:, None, None]
-    matrices = jnp.zeros_like(heads) if call.broadcast_dropout else matrix + heads
     rows, columns = start + jnp.arange(r)[None, :, None], first + jnp.arange(width)[None, None, :]
-    keep = dropout_keep_at(call.dropout_rng, call.dropout_rate, matrices, rows, columns)
-    return jnp.swapaxes(keep, 0, 1).reshape(r * g, width)
+    keep = call.keep(matrices[:, None, None], rows, columns)
+    if keep is None:
+        return None
+    keep = jnp.broadcast_to(keep, (matrices.shape[0], r, width))
+    return jnp.swapaxes(keep, 0, 1).reshape(r * matrices.shape[0], width)
 
 
 def _over_rows(
@@ -288,7 +298,7 @@ def _over_rows(
         if platform.is_cpu:
             # What depends on nothing but constants JAX computes ahead of a loop around this one, and keeps for its
             # backward pass: the masks of all blocks. Hence starts that depend on the matrix.
-            starts = starts + 0 * matrix
+            starts = starts + 0 * matrix[0]
         xs: tuple[Any, ...] = (
             starts,
             query[start * g : stop * g].reshape(len(blocks), rows * g, -1),
