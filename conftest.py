@@ -2,7 +2,8 @@
 
 ``pytest`` runs what a newcomer waits for: of each test the first case, or every case if the test is marked
 ``every_case``, and none of the tests marked ``whole``. ``pytest --whole``, and ``pytest`` with the names of files or
-tests, run every case. ``--resume`` goes on with a run that was stopped.
+tests, run every case. What has a name is compiled as users compile it, the rest without LLVM's optimisations, as a
+program runs once. ``--resume`` goes on with a run that was stopped.
 """
 
 import contextlib
@@ -39,8 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.whole = config.workerinput["whole"]
     elif config.args_source is not config.ArgsSource.TESTPATHS:
         config.option.whole = True  # what is asked for by name is run
-    if not (config.option.whole or config.option.setting):
-        # Compiling is most of the work, and what runs once need not run fast. --whole compiles as users do.
+    elif not config.option.setting:
+        # Compiling is most of the work, and what runs once need not run fast. Processes of xdist's inherit it.
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_COMPILED_FAST])
     config.pluginmanager.register(Resuming(config))
     config.addinivalue_line("markers", "whole: too long for a newcomer, so run by --whole alone")
