@@ -42,12 +42,12 @@ _LAYOUTS: dict[str, dict[str, str]] = {
 _OF_BATCHES = ("data", "fsdp")
 
 
-def layout(mesh: Mesh | AbstractMesh, kind: str) -> dict[str, str | tuple[str, ...] | None]:
+def layout(mesh: Mesh | AbstractMesh, kind: str | None = None) -> dict[str, str | tuple[str, ...] | None]:
     """The rules that go by this name, on this mesh: from names of axes to axes of the mesh, to be changed at will.
 
     Args:
         mesh: with the axes that the name stands for.
-        kind: ``"data"``, ``"fsdp"``, ``"tensor"`` or ``"fsdp+tensor"``.
+        kind: ``"data"``, ``"fsdp"``, ``"tensor"`` or ``"fsdp+tensor"``; by default what the mesh has the axes for.
 
     Example:
 
@@ -56,6 +56,8 @@ def layout(mesh: Mesh | AbstractMesh, kind: str) -> dict[str, str | tuple[str, .
         {'batch': ('data', 'fsdp'), 'embed': 'fsdp'}
     """
     _check_mesh(mesh)
+    if kind is None:
+        kind = "+".join(axis for axis in ("fsdp", "tensor") if axis in mesh.axis_names) or "data"
     checks.one_of("rules", kind, tuple(_LAYOUTS))
     needed = kind.split("+")
     if missing := [axis for axis in needed if axis not in mesh.axis_names]:
