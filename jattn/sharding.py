@@ -106,7 +106,7 @@ def specs(model: nnx.Module, mesh: Mesh | AbstractMesh, rules: str | Rules) -> P
     """
     _check_model(model)
     names = names_of(model)
-    rules = _as_table(rules, mesh, names.values())
+    rules = _table_of_rules(rules, mesh, names.values())
     state = nnx.state(model)
     flat = {path: _spec(names.get(path), x.shape, mesh, rules) for path, x in nnx.to_flat_state(state)}
     return nnx.from_flat_state(
@@ -130,7 +130,7 @@ def shard(model: nnx.Module, mesh: Mesh, rules: str | Rules) -> None:
 
 def mesh_axes_of(name: str, mesh: Mesh | AbstractMesh, rules: str | Rules) -> tuple[str, ...]:
     """Over which axes of the mesh the rules split axes of this name, "batch" among others."""
-    return _as_tuple(_as_table(rules, mesh, ()).get(name))
+    return _as_tuple(_table_of_rules(rules, mesh, ()).get(name))
 
 
 def _spec(names: Names | None, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules) -> PartitionSpec:
@@ -147,7 +147,7 @@ def _spec(names: Names | None, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
     return PartitionSpec(*parts)
 
 
-def _as_table(rules: str | Rules, mesh: Mesh | AbstractMesh, names: Iterable[Names | None]) -> Rules:
+def _table_of_rules(rules: str | Rules, mesh: Mesh | AbstractMesh, names: Iterable[Names | None]) -> Rules:
     """The rules as a table, which leads from names that there are to axes of the mesh."""
     _check_mesh(mesh)
     if isinstance(rules, str):
