@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jattn._engine import checks
@@ -70,6 +71,8 @@ class Embed(nnx.Embed):
             self.embedding[...] = self.embedding[...].at[padding_idx].set(0)
 
     def __call__(self, inputs: Int[Array, "..."], out_sharding: Any = None) -> Float[Array, "... m"]:
+        if out_sharding is None:
+            out_sharding = _along(inputs, 0, self.embedding[...], 1)
         x = super().__call__(inputs, out_sharding=out_sharding)
         if self.padding_idx is not None:
             stop = self._stop_gradient_of_padding
@@ -78,5 +81,27 @@ class Embed(nnx.Embed):
             x = stop(inputs, x)
         return x if self.scale is None else x * jnp.asarray(self.scale, x.dtype)
 
+    def attend(self, query: Float[Array, "... m"], out_sharding: Any = None) -> Float[Array, "... v"]:
+        """The products of query with all vectors, unscaled."""
+        if out_sharding is None:
+            out_sharding = _along(query, 1, self.embedding[...], 0)
+        return super().attend(query, out_sharding=out_sharding)
+
     def _stop_gradient_of_padding(self, inputs: Array, x: Array) -> Array:
         return jnp.where(inputs[..., None] == self.padding_idx, jax.lax.stop_gradient(x), x)
+
+
+def _along(x: Array, without: int, table: Array, axis: int) -> NamedSharding | None:
+    """The sharding of x, without so many of its last axes, and one axis of the table's; None unless JAX asks for it.
+
+    Under explicit axes JAX will not guess how the result of a lookup lies. What splits x does not split the table's
+    axis, too.
+    """
+    sharding, own = jax.typeof(table).sharding, jax.typeof(x).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return None
+    kept = tuple(own.spec[: x.ndim - without])
+    used = {name for part in kept for name in (part if isinstance(part, tuple) else (part,))}
+    last = sharding.spec[axis]
+    of_last = last if isinstance(last, tuple) else (last,)
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept, None if used & set(of_last) - {None} else last))

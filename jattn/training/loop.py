@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from rich.errors import LiveError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from jattn.sharding import Rules
 from jattn.training import arguments
 from jattn.training.checkpoints import CheckpointError, Checkpoints, checksum, numbered_leaves
+from jattn.training.placement import placement_of
 from jattn.training.run import History, Run
 from jattn.training.schedules import ReduceLROnPlateau
 from jattn.training.settings import Settings
@@ -43,6 +46,10 @@ def fit(
     wrt: Any = nnx.Param,
     checkpoints: str | Path | None = None,
     progress: bool = True,
+    mesh: Mesh | None = None,
+    rules: str | Rules | None = None,
+    accumulate: int = 1,
+    remat: str | None = None,
 ) -> History:
     """Train ``model`` in place; the steps of an epoch are one compiled scan.
 
@@ -82,6 +89,18 @@ def fit(
             for the one before. A folder of other data, initial parameters or arguments is refused; that the loss, a
             schedule or a hyperparameter other than the learning rate has changed cannot be seen.
         progress: whether to show a progress bar.
+        mesh: devices to train on, with the losses of one device, up to rounding. The data lie whole on each device; a
+            batch is split over some axes of the mesh, parameters and the optimiser's state lie by the rules, and so
+            does the model afterwards. Its axes are automatic in here, whatever they are outside.
+        rules: a name or a table of `jattn.sharding`; by default the layout that the mesh's axes are named after. A step
+            brings together what is split over the axes of batches, once, and adds up its gradients once. A last batch
+            that these do not divide is computed whole on each device.
+        accumulate: in how many pieces, one after the other, a batch is taken, whose gradients' mean is the step's; rng
+            is another for each. On a mesh each device takes some of the pieces, for itself, and gradients are added up
+            once in the end. A last batch that does not divide is taken in one piece. Not for models that change their
+            own state.
+        remat: what is kept for the backward pass, by its name in ``jax.checkpoint_policies``, such as
+            ``"dots_with_no_batch_dims_saveable"``; the rest is computed again, which takes time and spares memory.
 
     Returns:
         The `History`.
@@ -126,15 +145,21 @@ def fit(
         wrt=wrt,
         checkpoints=checkpoints,
         progress=progress,
+        mesh=mesh,
+        rules=rules,
+        accumulate=accumulate,
+        remat=remat,
     ).checked(n, validates=validation is not None)
 
     rng = jax.random.key(settings.seed)
     run = _start(model, settings)
+    kept = {"train": data, "validation": validation_data}
+    data, validation_data = (run.recipe.placement.data(x) for x in (data, validation_data))
     validation_rng = jax.random.fold_in(rng, 2**32 - 1)  # of no step
     validation_batches = _batches(np.arange(validation_n), settings.batch_size)
     for indices in validation_batches:  # a mistake shows now, not after an epoch
         evaluate.eval_shape(run.state.variables, validation_data, indices, validation_rng, run.recipe)
-    saved = _resumed(run, settings, {"train": data, "validation": validation_data})
+    saved = _resumed(run, settings, kept)
 
     with progress_bar(settings.progress) as bar:
         task = bar.add_task("fit", total=settings.epochs, completed=run.epoch, figures=run.figures())
@@ -162,6 +187,8 @@ def _start(model: nnx.Module, settings: Settings) -> Run:
     train_graph, parameters, rest = nnx.split(model, settings.wrt, ...)  # type: ignore[misc]
     model.eval()
     arguments.trainable(parameters, settings.wrt)
+    placement = placement_of(model, settings.mesh, settings.rules)
+    variables = placement.put((parameters, rest))
     recipe = Recipe(
         train_graph=train_graph,
         eval_graph=nnx.graphdef(model),
@@ -170,9 +197,12 @@ def _start(model: nnx.Module, settings: Settings) -> Run:
         metrics=tuple((settings.metrics or {}).items()),
         optimizer=settings.optimizer,
         skip=settings.nonfinite == "skip",
+        placement=placement,
+        accumulate=settings.accumulate,
+        remat=settings.remat,
     )
-    state = State((parameters, rest), settings.optimizer.init(parameters), jnp.int32(0), jnp.bool_(False))
-    state = jax.tree.map(jnp.copy, state)  # some of it is donated, and the model's own arrays must live
+    state = State(variables, settings.optimizer.init(variables[0]), jnp.int32(0), jnp.bool_(False))
+    state = jax.tree.map(jnp.copy, placement.put(state))  # some is donated, and the model's own arrays must live
     return Run(state, recipe, settings)
 
 

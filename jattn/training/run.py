@@ -114,7 +114,8 @@ class Run:
             before = float(learning_rates(self.state.opt_state)[0])
             after, self.plateau_state = self.plateau.update(before, loss, self.plateau_state)
             if after != before:
-                self.state = self.state._replace(opt_state=with_learning_rate(self.state.opt_state, after))
+                state = self.state._replace(opt_state=with_learning_rate(self.state.opt_state, after))
+                self.state = self.recipe.placement.put(state)
 
     def figures(self) -> str:
         """What the progress bar shows."""
@@ -152,9 +153,10 @@ class Run:
 
     def resume(self, arrays: SavedArrays, numbers: dict[str, Any]) -> None:
         """Go on from what a checkpoint holds."""
-        self.state = with_leaves(self.state, arrays["state"])
+        put = self.recipe.placement.put
+        self.state = put(with_leaves(self.state, arrays["state"]))
         if "best" in arrays:
-            self.best = with_leaves(self.state.variables, arrays["best"])
+            self.best = put(with_leaves(self.state.variables, arrays["best"]))
         self.log = {name: arrays["log"].get(name, np.array([])).tolist() for name in self.log}
         self.metrics = {name: arrays["metrics"][str(i)].tolist() for i, name in enumerate(self.metrics)}
         for name in _NUMBERS:

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optax
+from jax.sharding import Mesh
 
+from jattn import sharding
 from jattn._engine import checks
 from jattn.training import arguments
 from jattn.training.optimizers import clip_grad_norm
@@ -36,6 +39,10 @@ class Settings:
     wrt: Any
     checkpoints: str | Path | None
     progress: bool
+    mesh: Mesh | None
+    rules: str | sharding.Rules | None
+    accumulate: int
+    remat: str | None
 
     def checked(self, n: int, *, validates: bool) -> "Settings":
         """The same for ``n`` examples, found to be what they must be.
@@ -61,6 +68,11 @@ class Settings:
             raise ValueError("validation must be given when patience or metrics are. Got None.")
         if not isinstance(self.plateau, ReduceLROnPlateau | None):
             raise ValueError(f"plateau must be a ReduceLROnPlateau. Got {self.plateau!r:.80}.")
+        rules = _rules(self.mesh, self.rules)
+        accumulate = checks.number("accumulate", self.accumulate, "[1, inf)", integer=True)
+        _check_batch(batch_size, accumulate, self.mesh, rules)
+        if self.remat is not None:
+            checks.one_of("remat", self.remat, _POLICIES)
         checks.one_of("nonfinite", self.nonfinite, ("raise", "skip"))
         if self.checkpoints is not None and (not isinstance(self.checkpoints, str | Path) or self.checkpoints == ""):
             raise ValueError(f"checkpoints must be the path of a folder. Got {self.checkpoints!r:.80}.")
@@ -74,6 +86,8 @@ class Settings:
             clip_norm=clip_norm,
             patience=patience,
             wrt=arguments.predicate(self.wrt),
+            rules=rules,
+            accumulate=accumulate,
         )
 
     def kept(self) -> dict[str, Any]:
@@ -88,7 +102,42 @@ class Settings:
             "patience": self.patience,
             "nonfinite": self.nonfinite,
             "metrics": list(self.metrics or ()),
+            "accumulate": self.accumulate,
         }
+
+
+_POLICIES = (  # of jax.checkpoint_policies, those that take no arguments
+    "everything_saveable",
+    "nothing_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+)
+
+
+def _rules(mesh: Mesh | None, rules: Any) -> Any:
+    """The rules for the mesh, by default those that its axes' names ask for."""
+    if mesh is None:
+        if rules is not None:
+            raise ValueError(f"rules must be None without a mesh. Got {rules!r:.80}. Pass mesh=jax.make_mesh(...).")
+        return None
+    return sharding.layout(mesh) if rules is None else rules
+
+
+def _check_batch(batch_size: int, accumulate: int, mesh: Mesh | None, rules: Any) -> None:
+    """Raise ValueError unless a batch can be split over the devices, and into pieces."""
+    over = () if mesh is None else sharding.mesh_axes_of("batch", mesh, rules)
+    shards = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in over)
+    if batch_size % shards:
+        raise ValueError(
+            f"batch_size must be a multiple of {shards}, as the mesh's {', '.join(over)} split a batch into so many "
+            f"parts. Got {batch_size}."
+        )
+    checks.divides("accumulate", accumulate, "batch_size", batch_size)
+    if accumulate > 1 and accumulate % shards:
+        raise ValueError(
+            f"accumulate must be 1, or a multiple of {shards}, as the mesh's {', '.join(over)} share the pieces of a "
+            f"batch among so many. Got {accumulate}."
+        )
 
 
 @functools.lru_cache(maxsize=64)

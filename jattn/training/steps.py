@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jattn._engine.dtypes import at_least_float32
+from jattn.training.placement import Placement
 
 __all__ = [
     "Loss",
@@ -41,6 +42,9 @@ class Recipe(NamedTuple):
     metrics: tuple[tuple[str, Metric], ...]
     optimizer: optax.GradientTransformation
     skip: bool  # whether a step that is not finite is left out, or ends the run
+    placement: Placement = Placement()
+    accumulate: int = 1  # in how many pieces a batch is taken
+    remat: str | None = None  # the policy that says what the backward pass keeps
 
 
 class State(NamedTuple):
@@ -75,16 +79,12 @@ def _run_steps(variables: Any, others: Any, data: Any, order: Any, rng: Any, rec
     optimizer = optax.with_extra_args_support(recipe.optimizer)
 
     def step(state: State, indices: Array) -> tuple[State, Steps]:
-        (parameters, rest), batch = state.variables, select(data, indices)
-
-        def loss(parameters: Any) -> tuple[Array, Any]:
-            model = nnx.merge(recipe.train_graph, parameters, rest, copy=True)  # it may change its state
-            value = recipe.loss(model, batch, jax.random.fold_in(rng, state.step))
-            _, _, changed = nnx.split(model, recipe.wrt, ...)  # type: ignore[misc]
-            _check_same_variables(rest, changed)
-            return scalar_result("loss", value), changed
-
-        (value, changed), gradients = _value_and_grad(loss, parameters)
+        parameters, _ = state.variables
+        in_pieces = recipe.accumulate > 1 and len(indices) % recipe.accumulate == 0
+        gradients_of = _gradients_by_pieces if in_pieces else _gradients
+        value, changed, gradients = gradients_of(
+            state.variables, data, indices, jax.random.fold_in(rng, state.step), recipe
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, parameters, value=value)
         finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves((value, gradients))])
         choose = functools.partial(jnp.where, finite & ~state.failed)
@@ -95,9 +95,54 @@ def _run_steps(variables: Any, others: Any, data: Any, order: Any, rng: Any, rec
             failed=state.failed | (~finite & (not recipe.skip)),
         )
         rates = learning_rates(opt_state)
-        return after, Steps(value, rates[0] if len(rates) == 1 else None, finite)
+        return recipe.placement.kept(after), Steps(value, rates[0] if len(rates) == 1 else None, finite)
 
     return jax.lax.scan(step, State(variables, *others), order)
+
+
+def _gradients(variables: Any, data: Any, indices: Array, rng: Any, recipe: Recipe) -> tuple[Array, Any, Any]:
+    """The loss of a batch, the model's other variables after it, and the gradients."""
+    place, (parameters, rest) = recipe.placement, variables
+    batch = place.batch(select(data, indices))
+    (value, changed), gradients = _of_batch(place.gathered(parameters), rest, batch, rng, recipe)
+    return value, changed, _reduced(gradients, place)
+
+
+def _gradients_by_pieces(variables: Any, data: Any, indices: Array, rng: Any, recipe: Recipe) -> tuple[Array, Any, Any]:
+    """The same, as means over the pieces of the batch, each of which has an rng of its own."""
+    (parameters, rest), n = variables, recipe.accumulate
+
+    def piece(shared: Any, parameters: Any, piece: Any) -> tuple[Array, Any]:
+        (rest, data, rng), (number, indices) = shared, piece
+        batch = select(data, indices)
+        (value, changed), gradients = _of_batch(parameters, rest, batch, jax.random.fold_in(rng, number), recipe)
+        _check_unchanged(rest, changed)
+        return value, gradients
+
+    pieces = (jnp.arange(n), indices.reshape(n, -1))
+    total = recipe.placement.sum_of(piece, (rest, data, rng), parameters, pieces)
+    value, gradients = jax.tree.map(lambda x: x / n, total)
+    return value, rest, _reduced(gradients, recipe.placement)
+
+
+def _reduced(gradients: Any, place: Placement) -> Any:
+    """Added up over the devices first, and split then: together, XLA would rather move activations than gradients."""
+    return place.kept(place.gathered(gradients))
+
+
+def _of_batch(parameters: Any, rest: Any, batch: Any, rng: Any, recipe: Recipe) -> Any:
+    """The loss and the model's other variables after it, and the gradients."""
+
+    def loss(parameters: Any) -> tuple[Array, Any]:
+        model = nnx.merge(recipe.train_graph, parameters, rest, copy=True)  # it may change its state
+        value = recipe.loss(model, batch, rng)
+        _, _, changed = nnx.split(model, recipe.wrt, ...)  # type: ignore[misc]
+        _check_same_variables(rest, changed)
+        return scalar_result("loss", value), changed
+
+    if recipe.remat is not None:
+        loss = jax.checkpoint(loss, policy=getattr(jax.checkpoint_policies, recipe.remat))
+    return _value_and_grad(loss, parameters)
 
 
 def _value_and_grad(loss: Callable[[Any], tuple[Array, Any]], parameters: Any) -> Any:
@@ -131,10 +176,12 @@ def evaluate(
     variables: tuple[Any, Any], data: PyTree, order: Int[Array, "n b"], rng: PRNGKeyArray, recipe: Recipe
 ) -> Float[Array, "numbers"]:
     """Loss and metrics in eval mode, the mean over the rows of ``order``; what the model changes in itself is lost."""
+    parameters, rest = variables
+    parameters = recipe.placement.gathered(parameters)
 
     def one(indices: Array) -> Array:
-        batch = select(data, indices)
-        model = nnx.merge(recipe.eval_graph, *variables, copy=True)
+        batch = recipe.placement.batch(select(data, indices))
+        model = nnx.merge(recipe.eval_graph, parameters, rest, copy=True)
         values = [scalar_result("loss", recipe.loss(model, batch, rng))]
         values += [scalar_result(f"metrics[{name!r}]", metric(model, batch)) for name, metric in recipe.metrics]
         return jnp.stack(values)
@@ -177,4 +224,18 @@ def _check_same_variables(before: Any, after: Any) -> None:
         raise ValueError(
             "loss must not add variables to the model, as sow does, or take some away. Got a model with other "
             "variables after the call than before it."
+        )
+
+
+def _check_unchanged(before: Any, after: Any) -> None:
+    """Raise ValueError if the model has changed its state, of which pieces that run side by side would make several."""
+    changed = [
+        path
+        for (path, x), y in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True)
+        if x is not y
+    ]
+    if changed:
+        where = jax.tree_util.keystr(changed[0], simple=True, separator=".").removesuffix(".value")
+        raise ValueError(
+            f"accumulate must be 1 for a model that changes its own state while training. Got {where}, which changes."
         )

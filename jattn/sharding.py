@@ -1,0 +1,192 @@
+"""Where a model's parameters lie on a mesh of devices, as JAX's own shardings.
+
+A parameter's axes have names ("embed", "heads", "mlp", "vocab" ..., which `axes` lists). A table of rules leads from
+these names to axes of the mesh; four such tables have names of their own, which `layout` spells out:
+
+    "data"         parameters whole on each device, batches split
+    "fsdp"         batches split, and parameters along the model's width (fully sharded data parallelism, ZeRO)
+    "tensor"       heads, inner widths of networks and the vocabulary split (Megatron)
+    "fsdp+tensor"  both
+
+The mesh's axes are "data", "fsdp" and "tensor" there; batches are split over the first two where the mesh has them. All
+else is a table of your own, such as ``{"batch": "hosts", "heads": "chips", "experts": "chips"}``.
+
+An axis that the devices do not divide stays whole, as do fewer key and value heads than devices; of several axes of the
+mesh, as many are taken as do. No axis of a mesh splits a parameter twice: the first of its axes gets it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from jattn._axis_names import KNOWN, Names, names_of
+from jattn._engine import checks
+
+__all__ = ["Rules", "axes", "layout", "mesh_axes_of", "shard", "specs"]
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+_SPLIT_BY_FSDP = dict.fromkeys(("embed",), "fsdp")
+_SPLIT_BY_TENSOR = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), "tensor")
+_LAYOUTS: dict[str, dict[str, str]] = {
+    "data": {},
+    "fsdp": _SPLIT_BY_FSDP,
+    "tensor": _SPLIT_BY_TENSOR,
+    "fsdp+tensor": {**_SPLIT_BY_FSDP, **_SPLIT_BY_TENSOR},
+}
+_OF_BATCHES = ("data", "fsdp")
+
+
+def layout(mesh: Mesh | AbstractMesh, kind: str | None = None) -> dict[str, str | tuple[str, ...] | None]:
+    """The rules that go by this name, on this mesh: from names of axes to axes of the mesh, to be changed at will.
+
+    Args:
+        mesh: with the axes that the name stands for.
+        kind: ``"data"``, ``"fsdp"``, ``"tensor"`` or ``"fsdp+tensor"``; by default what the mesh has the axes for.
+
+    Example:
+
+        >>> mesh = jax.make_mesh((1, 1), ("data", "fsdp"))
+        >>> layout(mesh, "fsdp")
+        {'batch': ('data', 'fsdp'), 'embed': 'fsdp'}
+    """
+    _check_mesh(mesh)
+    if kind is None:
+        kind = "+".join(axis for axis in ("fsdp", "tensor") if axis in mesh.axis_names) or "data"
+    checks.one_of("rules", kind, tuple(_LAYOUTS))
+    needed = kind.split("+")
+    if missing := [axis for axis in needed if axis not in mesh.axis_names]:
+        raise ValueError(
+            f"mesh must have the axes {', '.join(needed)} for the layout {kind!r}. Got {_joined(mesh.axis_names)}, "
+            f"without {', '.join(missing)}. Name them so, or give rules from names of parameters' axes to the mesh's."
+        )
+    over = tuple(axis for axis in _OF_BATCHES if axis in mesh.axis_names)
+    return {"batch": over or None, **_LAYOUTS[kind]}
+
+
+def axes(model: nnx.Module) -> dict[str, Names | None]:
+    """The names of the axes of a model's variables, by their paths; None for a variable that nobody has named.
+
+    A module of yours names its own as Flax does: ``nnx.Param(x, out_sharding=("embed", "mlp"), eager_sharding=False)``.
+
+    Example:
+
+        >>> from jattn import nn
+        >>> axes(nn.FeedForward(4, 8, use_bias=False, rngs=nnx.Rngs(0)))
+        {'linear1.kernel': ('embed', 'mlp'), 'linear2.kernel': ('mlp', 'embed')}
+    """
+    _check_model(model)
+    return {".".join(map(str, path)): names for path, names in names_of(model).items()}
+
+
+def specs(model: nnx.Module, mesh: Mesh | AbstractMesh, rules: str | Rules) -> PyTree:
+    """A `NamedSharding` for each of the model's variables, in a nest like ``nnx.state(model)``.
+
+    It fits ``jax.device_put``, ``in_shardings``, orbax. A model that need not exist yet, as ``nnx.eval_shape`` makes
+    it, will do.
+
+    Args:
+        model: its variables' names, shapes and no more are looked at.
+        mesh: of any axis types; an AbstractMesh, whose devices need not be there, will do.
+        rules: a layout's name, or a table from names of axes to an axis of the mesh, a tuple of them, or None; what it
+            leaves out stays whole. "batch" is what `jattn.training.fit` splits.
+
+    Example:
+
+        >>> from jattn import nn
+        >>> mesh = jax.make_mesh((1,), ("tensor",))
+        >>> network = nn.FeedForward(4, 8, use_bias=False, rngs=nnx.Rngs(0))
+        >>> specs(network, mesh, "tensor")["linear1"]["kernel"].get_value().spec[1]
+        'tensor'
+    """
+    _check_model(model)
+    names = names_of(model)
+    rules = _table_of_rules(rules, mesh, names.values())
+    state = nnx.state(model)
+    flat = {path: _spec(names.get(path), x.shape, mesh, rules) for path, x in nnx.to_flat_state(state)}
+    return nnx.from_flat_state(
+        [(path, x.replace(NamedSharding(mesh, flat[path]))) for path, x in nnx.to_flat_state(state)]
+    )
+
+
+def shard(model: nnx.Module, mesh: Mesh, rules: str | Rules) -> None:
+    """Put the model's variables where the rules say, in place. Arguments as in `specs`.
+
+    Example:
+
+        >>> from jattn import nn
+        >>> network = nn.FeedForward(4, 8, rngs=nnx.Rngs(0))
+        >>> shard(network, jax.make_mesh((1,), ("fsdp",)), "fsdp")
+        >>> network.linear1.kernel.sharding.spec[0]
+        'fsdp'
+    """
+    nnx.update(model, jax.device_put(nnx.state(model), specs(model, mesh, rules)))
+
+
+def mesh_axes_of(name: str, mesh: Mesh | AbstractMesh, rules: str | Rules) -> tuple[str, ...]:
+    """Over which axes of the mesh the rules split axes of this name, "batch" among others."""
+    return _as_tuple(_table_of_rules(rules, mesh, ()).get(name))
+
+
+def _spec(names: Names | None, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules) -> PartitionSpec:
+    taken: set[str] = set()
+    parts: list[Any] = []
+    for name, n in zip(names or (None,) * len(shape), shape, strict=True):
+        over = [axis for axis in _as_tuple(rules.get(name) if name else None) if axis not in taken]
+        while over and n % math.prod(mesh.shape[axis] for axis in over):
+            over.pop()
+        taken.update(over)
+        parts.append(None if not over else over[0] if len(over) == 1 else tuple(over))
+    while parts and parts[-1] is None:
+        parts.pop()
+    return PartitionSpec(*parts)
+
+
+def _table_of_rules(rules: str | Rules, mesh: Mesh | AbstractMesh, names: Iterable[Names | None]) -> Rules:
+    """The rules as a table, which leads from names that there are to axes of the mesh."""
+    _check_mesh(mesh)
+    if isinstance(rules, str):
+        return layout(mesh, rules)
+    if not isinstance(rules, Mapping):
+        raise ValueError(
+            f"rules must be one of {', '.join(map(repr, _LAYOUTS))}, or a table from names of parameters' axes to axes "
+            f"of the mesh. Got {rules!r:.80}."
+        )
+    known = {"batch", *KNOWN, *(name for of in names for name in of or () if name)}
+    for name, over in rules.items():
+        if name not in known:
+            raise ValueError(
+                f"rules must be of the names that axes have: {_joined(sorted(known))}. Got {name!r}. "
+                "jattn.sharding.axes(model) lists those of each parameter."
+            )
+        if not isinstance(over, str | tuple | None) or set(_as_tuple(over)) - set(mesh.axis_names):
+            raise ValueError(
+                f"rules must lead to axes of the mesh, {_joined(mesh.axis_names)}, to tuples of them, or to None. "
+                f"Got {over!r} for {name!r}."
+            )
+        if len(set(_as_tuple(over))) < len(_as_tuple(over)):
+            raise ValueError(f"rules must lead to different axes of the mesh. Got {over!r} for {name!r}.")
+    return rules
+
+
+def _as_tuple(over: Any) -> tuple[str, ...]:
+    return (over,) if isinstance(over, str) else tuple(over or ())
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _check_mesh(mesh: Any) -> None:
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise ValueError(f"mesh must be a jax.sharding.Mesh, as jax.make_mesh makes. Got {mesh!r:.80}.")
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nnx.Module):
+        raise ValueError(f"model must be a flax.nnx.Module. Got {type(model).__name__}.")

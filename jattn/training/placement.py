@@ -1,0 +1,148 @@
+"""Where a run of `jattn.training.fit` lies: `Placement` on one device, which changes nothing, or `OnMesh`.
+
+All that a mesh means to fit is asked of this one value. Under `OnMesh` the arrays are global, the axes automatic: a
+step is the one of a single device, and XLA splits it. Only the sum over the pieces of a batch is manual, as XLA would
+add up the gradients of each piece over the devices.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from jattn import sharding
+
+__all__ = ["OnMesh", "Placement", "placement_of"]
+
+Piece = Callable[[Any, Any, Any], Any]  # of shared arrays, parameters and a piece: a nest of numbers to be added up
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """One device: everything stays as it is."""
+
+    def data(self, data: PyTree) -> PyTree:
+        """The data, put where each step finds them."""
+        return data
+
+    def put(self, tree: PyTree) -> PyTree:
+        """Variables, or what an optimiser keeps of them, put where they lie between steps."""
+        return tree
+
+    def kept(self, tree: PyTree) -> PyTree:
+        """The same within a compiled step."""
+        return tree
+
+    def batch(self, batch: PyTree) -> PyTree:
+        """A batch, split; whole where it does not divide."""
+        return batch
+
+    def gathered(self, parameters: PyTree) -> PyTree:
+        """Parameters as the model computes with them, or their gradients as it gives them."""
+        return parameters
+
+    def sum_of(self, piece: Piece, shared: PyTree, parameters: PyTree, pieces: PyTree) -> PyTree:
+        """``piece(shared, parameters, x)``, gradients of the parameters within, added up over the pieces x."""
+        add = functools.partial(jax.tree.map, jnp.add)
+        shape = jax.eval_shape(lambda: piece(shared, parameters, jax.tree.map(lambda x: x[0], pieces)))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+        return jax.lax.scan(lambda total, x: (add(total, piece(shared, parameters, x)), None), zeros, pieces)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class OnMesh(Placement):
+    """Parameters and what is kept of them by rules; batches over some axes of the mesh; data whole on each device."""
+
+    mesh: Mesh
+    over: tuple[str, ...]  # the axes that batches are split over
+    specs: tuple[tuple[Any, tuple[int, ...], PartitionSpec], ...]  # of the model's variables: path, shape, spec
+
+    def data(self, data: PyTree) -> PyTree:
+        return jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
+
+    def put(self, tree: PyTree) -> PyTree:
+        return jax.device_put(tree, self._shardings(tree))
+
+    def kept(self, tree: PyTree) -> PyTree:
+        return jax.lax.with_sharding_constraint(tree, self._shardings(tree))
+
+    def batch(self, batch: PyTree) -> PyTree:
+        n = len(jax.tree.leaves(batch)[0])
+        over = self.over if n % self.shards == 0 else ()
+        return jax.lax.with_sharding_constraint(batch, NamedSharding(self.mesh, PartitionSpec(over or None)))
+
+    def gathered(self, parameters: PyTree) -> PyTree:
+        return jax.lax.with_sharding_constraint(parameters, self._shardings(parameters, lambda x: x not in self.over))
+
+    def sum_of(self, piece: Piece, shared: PyTree, parameters: PyTree, pieces: PyTree) -> PyTree:
+        if not self.over:
+            return super().sum_of(piece, shared, parameters, pieces)
+
+        def of_own_pieces(shared: PyTree, parameters: PyTree, pieces: PyTree) -> PyTree:
+            return jax.lax.psum(Placement.sum_of(self, piece, shared, parameters, pieces), self.over)
+
+        whole = PartitionSpec()
+        run = jax.shard_map(
+            of_own_pieces,
+            mesh=self.mesh,
+            axis_names=set(self.over),
+            in_specs=(whole, whole, PartitionSpec(self.over)),
+            out_specs=whole,
+            check_vma=False,  # the model is written for one device
+        )
+        return run(shared, self.gathered(parameters), pieces)
+
+    @property
+    def shards(self) -> int:
+        """In how many a batch is split."""
+        return math.prod(self.mesh.shape[name] for name in self.over)
+
+    def _shardings(self, tree: PyTree, taken: Callable[[str], bool] = lambda _: True) -> PyTree:
+        """Of a leaf whose path ends in a variable's, and that has its shape, that variable's, of the mesh's axes taken.
+
+        What an optimiser keeps for each parameter is a nest like the parameters'.
+        """
+
+        def sharding_of(path: Any, x: Any) -> NamedSharding:
+            for i in range(len(path)):
+                shape, spec = self._by_path.get(path[i:], (None, None))
+                if shape == x.shape and spec is not None:
+                    return NamedSharding(self.mesh, _of_axes(spec, taken))
+            return NamedSharding(self.mesh, PartitionSpec())
+
+        return jax.tree.map_with_path(sharding_of, tree)
+
+    @functools.cached_property
+    def _by_path(self) -> dict[Any, tuple[tuple[int, ...], PartitionSpec]]:
+        return {path: (shape, spec) for path, shape, spec in self.specs}
+
+
+def placement_of(model: nnx.Module, mesh: Mesh | None, rules: Any) -> Placement:
+    """Where a run with this model lies, if there is a mesh by these rules."""
+    if mesh is None:
+        return Placement()
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+    shapes = jax.tree.leaves_with_path(nnx.state(model))
+    specs = jax.tree.leaves(sharding.specs(model, mesh, rules))
+    by_path = tuple((path, x.shape, y.spec) for (path, x), y in zip(shapes, specs, strict=True))
+    return OnMesh(mesh, sharding.mesh_axes_of("batch", mesh, rules), by_path)
+
+
+def _of_axes(spec: PartitionSpec, taken: Callable[[str], bool]) -> PartitionSpec:
+    """The spec without the mesh's other axes."""
+    parts: list[Any] = []
+    for part in spec:
+        names = tuple(
+            name for name in (part if isinstance(part, tuple) else (part,)) if name is not None and taken(name)
+        )
+        parts.append(None if not names else names[0] if len(names) == 1 else names)
+    while parts and parts[-1] is None:
+        parts.pop()
+    return PartitionSpec(*parts)
