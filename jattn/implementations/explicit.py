@@ -29,7 +29,7 @@ def over_mesh(run: Callable[[Call], Any], call: Call, results: Any, whole: str =
     ``results``: as run's, with the letters of each array's axes, such as ``"bthe"``; without t, it is a sum over
     queries. ``whole``: axes, h or t, that run needs whole.
     """
-    meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(call) if any(_spec(x))]
+    meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(call) if any(_axes_of(x))]
     if not meshes:
         return run(all_varying(call))
     division = _Division(meshes[0], *_axes(call)).without(whole)
@@ -80,7 +80,7 @@ class _Division(NamedTuple):
         return PartitionSpec(*axes)
 
     def place(self, x: Array, spec: PartitionSpec) -> Array:
-        is_there = all(a == b for a, b in itertools.zip_longest(_spec(x), spec))
+        is_there = all(a == b for a, b in itertools.zip_longest(_axes_of(x), spec))
         if is_there or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return x
         return jax.sharding.reshard(x, NamedSharding(self.mesh, spec))
@@ -94,7 +94,7 @@ class _Division(NamedTuple):
         return math.prod(self.mesh.shape[name] for name in _names_of(axes))
 
 
-def _spec(x: Array) -> tuple[Any, ...]:
+def _axes_of(x: Array) -> tuple[Any, ...]:
     """How an array says that it is divided; automatic axes say nothing."""
     return tuple(jax.typeof(x).sharding.spec)
 
@@ -106,8 +106,8 @@ def _names_of(axes: Any) -> tuple[str, ...]:
 def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any]:
     """The fields of `_Division`: the axes of query, where it has none those of key and value; each once."""
     logits = call.logits
-    *batch, t, h, _ = _spec(logits.query)
-    others = [_spec(x) for x in (logits.key, call.value) if x is not None]
+    *batch, t, h, _ = _axes_of(logits.query)
+    others = [_axes_of(x) for x in (logits.key, call.value) if x is not None]
     # A score of the caller's own may depend on positions and heads.
     by_part = logits.by_pair or isinstance(logits.score, Given)
     used: set[str] = set()

@@ -24,9 +24,9 @@ def not_traced(model: nnx.Module, *data: PyTree, name: str = "fit") -> None:
         )
 
 
-def examples(name: str, data: PyTree, train: PyTree | None = None) -> tuple[PyTree, int]:
-    """The arrays on the device, in a nest like ``train``'s, and how many examples they hold."""
-    data = jax.tree.map_with_path(lambda path, x: _array(name + jax.tree_util.keystr(path), x), data)
+def examples(name: str, data: PyTree, train: PyTree | None = None, *, on_host: bool = False) -> tuple[PyTree, int]:
+    """The arrays on the device or as NumPy's, in a nest like ``train``'s, and how many examples they hold."""
+    data = jax.tree.map_with_path(lambda path, x: _array(name + jax.tree_util.keystr(path), x, on_host), data)
     leaves = [(name + jax.tree_util.keystr(path), x.shape) for path, x in jax.tree.leaves_with_path(data)]
     first, shape = leaves[0] if leaves else ("no array", ())
     for other, its_shape in leaves or [(first, shape)]:
@@ -42,9 +42,9 @@ def examples(name: str, data: PyTree, train: PyTree | None = None) -> tuple[PyTr
     return data, len(jax.tree.leaves(data)[0])
 
 
-def _array(name: str, x: Any) -> Array:
+def _array(name: str, x: Any, on_host: bool) -> Array | np.ndarray:
     if isinstance(x, jax.Array):
-        return x
+        return np.asarray(x) if on_host else x
     try:
         known = np.asarray(x)
         if not (jnp.issubdtype(known.dtype, jnp.number) or known.dtype == np.bool_):
@@ -64,7 +64,7 @@ def _array(name: str, x: Any) -> Array:
                 f"{name} must fit {dtype}, which JAX makes of {known.dtype}. Got {known[lost][0]}. Map it to smaller "
                 'numbers, or jax.config.update("jax_enable_x64", True).'
             )
-    return jnp.asarray(known)
+    return known.astype(dtype, copy=False) if on_host else jnp.asarray(known)
 
 
 def functions(loss: Any, metrics: Any, optimizer: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 __all__ = ["CheckpointError", "Checkpoints", "SavedArrays", "checksum", "numbered_leaves", "with_leaves"]
 
@@ -135,6 +136,8 @@ def with_leaves(tree: Any, saved: dict[str, np.ndarray]) -> Any:
 
 
 def _to_numpy(x: Any) -> np.ndarray:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:  # other processes have the rest
+        x = jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))  # type: ignore[attr-defined]
     return np.asarray(jax.random.key_data(x) if _is_key(x) else x)
 
 

@@ -21,7 +21,7 @@ from jattn.training.placement import placement_of
 from jattn.training.run import History, Run
 from jattn.training.schedules import ReduceLROnPlateau
 from jattn.training.settings import Settings
-from jattn.training.steps import Loss, Metric, Recipe, State, evaluate
+from jattn.training.steps import Loss, Metric, Recipe, State, check_evaluation
 
 __all__ = ["fit", "progress_bar"]
 
@@ -125,10 +125,11 @@ def fit(
     if not isinstance(model, nnx.Module):
         raise ValueError(f"model must be a flax.nnx.Module. Got {type(model).__name__}.")
     arguments.not_traced(model, train, validation)
-    data, n = arguments.examples("train", train)
+    on_host = isinstance(mesh, Mesh) and mesh.is_multi_process
+    data, n = arguments.examples("train", train, on_host=on_host)
     validation_data, validation_n = None, 0
     if validation is not None:
-        validation_data, validation_n = arguments.examples("validation", validation, data)
+        validation_data, validation_n = arguments.examples("validation", validation, data, on_host=on_host)
     settings = Settings(
         loss=loss,
         optimizer=optimizer,
@@ -158,7 +159,7 @@ def fit(
     validation_rng = jax.random.fold_in(rng, 2**32 - 1)  # of no step
     validation_batches = _batches(np.arange(validation_n), settings.batch_size)
     for indices in validation_batches:  # a mistake shows now, not after an epoch
-        evaluate.eval_shape(run.state.variables, validation_data, indices, validation_rng, run.recipe)
+        check_evaluation(run.state.variables, validation_data, indices, validation_rng, run.recipe)
     saved = _resumed(run, settings, kept)
 
     with progress_bar(settings.progress) as bar:

@@ -13,9 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 
 from jattn import sharding
 
@@ -40,6 +41,10 @@ class Placement:
         """The same within a compiled step."""
         return tree
 
+    def epoch(self, data: PyTree, order: Int[Array, "n b"]) -> tuple[PyTree, PyTree]:
+        """The data, and what a step picks its batch with: the indices; or none, and the batches themselves."""
+        return data, order
+
     def batch(self, batch: PyTree) -> PyTree:
         """A batch, split; whole where it does not divide."""
         return batch
@@ -58,14 +63,32 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh(Placement):
-    """Parameters and what is kept of them by rules; batches over some axes of the mesh; data whole on each device."""
+    """Parameters and what is kept of them by rules; batches over some axes of the mesh.
+
+    The data lie whole on each device; where there are several processes, outside, and each reads the examples that its
+    own devices need.
+    """
 
     mesh: Mesh
     over: tuple[str, ...]  # the axes that batches are split over
     specs: tuple[tuple[Any, tuple[int, ...], PartitionSpec], ...]  # of the model's variables: path, shape, spec
 
     def data(self, data: PyTree) -> PyTree:
-        return jax.device_put(data, NamedSharding(self.mesh, PartitionSpec()))
+        return data if self.mesh.is_multi_process else jax.device_put(data, self._split())
+
+    def epoch(self, data: PyTree, order: Int[Array, "n b"]) -> tuple[PyTree, PyTree]:
+        if not self.mesh.is_multi_process:
+            return data, order
+        numbers = np.asarray(order)
+        split = self._split(None, self._over(numbers.shape[1]))
+
+        def batches(x: np.ndarray) -> Array:
+            def of_a_device(at: Any) -> np.ndarray:
+                return x[numbers[at[:2]]]
+
+            return jax.make_array_from_callback((*numbers.shape, *x.shape[1:]), split, of_a_device)
+
+        return None, jax.tree.map(batches, data)
 
     def put(self, tree: PyTree) -> PyTree:
         return jax.device_put(tree, self._shardings(tree))
@@ -75,8 +98,7 @@ class OnMesh(Placement):
 
     def batch(self, batch: PyTree) -> PyTree:
         n = len(jax.tree.leaves(batch)[0])
-        over = self.over if n % self.shards == 0 else ()
-        return jax.lax.with_sharding_constraint(batch, NamedSharding(self.mesh, PartitionSpec(over or None)))
+        return jax.lax.with_sharding_constraint(batch, self._split(self._over(n)))
 
     def gathered(self, parameters: PyTree) -> PyTree:
         return jax.lax.with_sharding_constraint(parameters, self._shardings(parameters, lambda x: x not in self.over))
@@ -103,6 +125,13 @@ class OnMesh(Placement):
     def shards(self) -> int:
         """In how many a batch is split."""
         return math.prod(self.mesh.shape[name] for name in self.over)
+
+    def _over(self, n: int) -> tuple[str, ...]:
+        """The axes that a batch of n is split over."""
+        return self.over if n % self.shards == 0 else ()
+
+    def _split(self, *axes: tuple[str, ...] | None) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(*(over or None for over in axes)))
 
     def _shardings(self, tree: PyTree, taken: Callable[[str], bool] = lambda _: True) -> PyTree:
         """Of a leaf whose path ends in a variable's, and that has its shape, that variable's, of the mesh's axes taken.

@@ -20,6 +20,7 @@ __all__ = [
     "Recipe",
     "State",
     "Steps",
+    "check_evaluation",
     "evaluate",
     "learning_rates",
     "run_steps",
@@ -71,6 +72,7 @@ def run_steps(
 
     The optimiser's state is donated, the variables are not: an error or an interrupt in here must not destroy them.
     """
+    data, order = recipe.placement.epoch(data, order)
     return _run_steps(state.variables, state[1:], data, order, rng, recipe)
 
 
@@ -80,7 +82,7 @@ def _run_steps(variables: Any, others: Any, data: Any, order: Any, rng: Any, rec
 
     def step(state: State, indices: Array) -> tuple[State, Steps]:
         parameters, _ = state.variables
-        in_pieces = recipe.accumulate > 1 and len(indices) % recipe.accumulate == 0
+        in_pieces = recipe.accumulate > 1 and len(jax.tree.leaves(indices)[0]) % recipe.accumulate == 0
         gradients_of = _gradients_by_pieces if in_pieces else _gradients
         value, changed, gradients = gradients_of(
             state.variables, data, indices, jax.random.fold_in(rng, state.step), recipe
@@ -119,7 +121,7 @@ def _gradients_by_pieces(variables: Any, data: Any, indices: Array, rng: Any, re
         _check_unchanged(rest, changed)
         return value, gradients
 
-    pieces = (jnp.arange(n), indices.reshape(n, -1))
+    pieces = (jnp.arange(n), jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), indices))
     total = recipe.placement.sum_of(piece, (rest, data, rng), parameters, pieces)
     value, gradients = jax.tree.map(lambda x: x / n, total)
     return value, rest, _reduced(gradients, recipe.placement)
@@ -171,11 +173,22 @@ def _value_and_grad(loss: Callable[[Any], tuple[Array, Any]], parameters: Any) -
     return result
 
 
-@functools.partial(jax.jit, static_argnames="recipe")
 def evaluate(
     variables: tuple[Any, Any], data: PyTree, order: Int[Array, "n b"], rng: PRNGKeyArray, recipe: Recipe
 ) -> Float[Array, "numbers"]:
     """Loss and metrics in eval mode, the mean over the rows of ``order``; what the model changes in itself is lost."""
+    return _evaluate(variables, *recipe.placement.epoch(data, order), rng, recipe)
+
+
+def check_evaluation(
+    variables: tuple[Any, Any], data: PyTree, order: Int[Array, "n b"], rng: PRNGKeyArray, recipe: Recipe
+) -> None:
+    """Raise what `evaluate` would, and compute nothing."""
+    _evaluate.eval_shape(variables, *recipe.placement.epoch(data, order), rng, recipe)
+
+
+@functools.partial(jax.jit, static_argnames="recipe")
+def _evaluate(variables: Any, data: Any, order: Any, rng: Any, recipe: Recipe) -> Array:
     parameters, rest = variables
     parameters = recipe.placement.gathered(parameters)
 
@@ -204,9 +217,9 @@ def _is_array(path: Any, value: Any) -> bool:
     return isinstance(value, jax.Array | np.ndarray)
 
 
-def select(data: PyTree, indices: Int[Array, "b"]) -> PyTree:
-    """The examples of these indices."""
-    return jax.tree.map(lambda x: x[indices], data)
+def select(data: PyTree, indices: PyTree) -> PyTree:
+    """The examples of these indices ``b``; where there are no data, these are the examples."""
+    return indices if data is None else jax.tree.map(lambda x: x[indices], data)
 
 
 def scalar_result(name: str, x: Any) -> Float[Array, ""]:
