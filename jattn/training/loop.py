@@ -91,7 +91,10 @@ def fit(
         progress: whether to show a progress bar.
         mesh: devices to train on, with the losses of one device, up to rounding. The data lie whole on each device; a
             batch is split over some axes of the mesh, parameters and the optimiser's state lie by the rules, and so
-            does the model afterwards. Its axes are automatic in here, whatever they are outside.
+            does the model afterwards. Its axes are automatic in here, whatever they are outside. Where they are those
+            of several processes (``jax.distributed``), all call this alike, with the same model and data; of each
+            batch, each reads the examples of its own devices, so that NumPy arrays may be memory-mapped. Checkpoints
+            need a folder that all see.
         rules: a name or a table of `jattn.sharding`; by default the layout that the mesh's axes are named after. A step
             brings together what is split over the axes of batches, once, and adds up its gradients once. A last batch
             that these do not divide is computed whole on each device.
