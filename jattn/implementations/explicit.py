@@ -1,7 +1,8 @@
 """Attention where a mesh has explicit axes, so that arrays say where they lie: each device computes its own part.
 
 Examples and heads need nothing of one another, so with `jax.shard_map` around it any implementation runs on a device's
-part as on one device. Queries may be divided, too, as each part sees all keys.
+part as on one device. Queries may be divided, too, as each part sees all keys. Where keys are, or where the caller
+names the axis of a mesh with automatic axes that is to divide them, `sequence` says what the devices send.
 """
 
 import dataclasses
@@ -18,9 +19,9 @@ from jaxtyping import Array
 
 from jattn._engine.varying import all_varying
 from jattn._kernels import Given
-from jattn.implementations.call import Call
+from jattn.implementations.call import Call, Divided
 
-__all__ = ["over_mesh"]
+__all__ = ["over_mesh", "part_of"]
 
 Shape = tuple[int, ...]
 
@@ -29,15 +30,14 @@ def over_mesh(run: Callable[[Call], Any], call: Call, results: Any, whole: str =
     """``run(call)``, of each device's part where the arrays are divided over explicit axes of a mesh.
 
     ``results``: as run's, with the letters of each array's axes, such as ``"bthe"``; without t, it is a sum over
-    queries. ``whole``: axes, h or t, that run needs whole.
+    queries. ``whole``: axes, h, t or s, that run needs whole.
     """
-    meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(call) if any(_spec(x))]
-    if not meshes:
+    division = _division(call, whole)
+    if division is None:
         return run(all_varying(call))
-    division = _Division(meshes[0], *_axes(call)).without(whole)
     call = _with_numbers(call, division)
     h, k = call.logits.query.shape[-2], call.logits.key.shape[-2]
-    shared = k % division.parts(division.h) != 0  # some devices need the same key head
+    shared = division.shares(k)
     specs = _specs(call, division, shared)
     placed = jax.tree.map(division.place, call, specs)
     if not division.axes:
@@ -56,6 +56,31 @@ def over_mesh(run: Callable[[Call], Any], call: Call, results: Any, whole: str =
     )(placed)
 
 
+def part_of(call: Call) -> Call:
+    """What a device has of a call: shapes and dtypes in the place of its arrays, where these are divided."""
+    division = _division(call, "")
+    if division is None:
+        return call
+    shared = division.shares(call.logits.key.shape[-2])
+
+    def of(x: Any, spec: PartitionSpec) -> Any:
+        if isinstance(x, int | float):
+            return x
+        axes = zip(x.shape, itertools.chain(spec, itertools.repeat(None)), strict=False)
+        return jax.ShapeDtypeStruct(tuple(n // division.parts(names) for n, names in axes), x.dtype)
+
+    part = jax.tree.map(of, call, _specs(call, division, shared))
+    if shared:
+        h, g = part.logits.query.shape[-2], call.logits.query.shape[-2] // call.logits.key.shape[-2]
+
+        def own(x: Any) -> Any:
+            return jax.ShapeDtypeStruct((*x.shape[:-2], 1 if g % h == 0 else h, x.shape[-1]), x.dtype)
+
+        logits = dataclasses.replace(part.logits, key=own(part.logits.key))
+        part = dataclasses.replace(part, logits=logits, value=None if part.value is None else own(part.value))
+    return dataclasses.replace(part, sequence_axes=None, divided=division.sequence or part.divided)
+
+
 class _Division(NamedTuple):
     """By attention's axes, the axes of a mesh that divide them: a name, several, or None."""
 
@@ -63,16 +88,29 @@ class _Division(NamedTuple):
     b: tuple[Any, ...]  # one for each
     h: Any
     t: Any
+    s: Any
     e: Any
 
     def without(self, letters: str) -> "_Division":
-        """With these axes, h or t, whole."""
-        return self._replace(h=None if "h" in letters else self.h, t=None if "t" in letters else self.t)
+        """With these axes, h, t or s, whole."""
+        whole: dict[str, Any] = dict.fromkeys(letters)
+        return self._replace(**whole)
 
     @property
     def axes(self) -> set[str]:
         """All of them."""
-        return {name for axes in (*self.b, self.h, self.t, self.e) for name in _names(axes)}
+        return {name for axes in (*self.b, self.h, self.t, self.s, self.e) for name in _names(axes)}
+
+    @property
+    def sequence(self) -> Divided | None:
+        """What its devices send keys over."""
+        if self.s is None:
+            return None
+        return Divided(self.s, self.parts(self.s), with_queries=_names(self.t) == _names(self.s))
+
+    def shares(self, k: int) -> bool:
+        """Whether some devices need the same one of k key heads."""
+        return k % self.parts(self.h) != 0
 
     def spec(self, letters: str, shape: Shape | None = None) -> PartitionSpec:
         """Of an array whose last axes are these letters, b standing for all of the batch; length 1 is not divided."""
@@ -82,10 +120,14 @@ class _Division(NamedTuple):
         return PartitionSpec(*axes)
 
     def place(self, x: Array, spec: PartitionSpec) -> Array:
+        spec = PartitionSpec(*(names if self._is_explicit(names) else None for names in spec))
         is_there = all(a == b for a, b in itertools.zip_longest(_spec(x), spec))
         if is_there or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return x
         return jax.sharding.reshard(x, NamedSharding(self.mesh, spec))
+
+    def _is_explicit(self, names: Any) -> bool:
+        return not set(_names(names)) - set(self.mesh.explicit_axes)
 
     def summed(self, letters: str, x: Array) -> Array:
         """A part's result, and the other parts' where it sums over queries."""
@@ -105,10 +147,22 @@ def _names(axes: Any) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
-def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any]:
+def _division(call: Call, whole: str) -> _Division | None:
+    """How the arrays of a call are divided, or are to be; None if they aren't, as far as can be known."""
+    meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(call) if any(_spec(x))]
+    if not meshes and call.sequence_axes is None:
+        return None
+    mesh = meshes[0] if meshes else jax.sharding.get_abstract_mesh()
+    return _Division(mesh, *_axes(call)).without(whole)
+
+
+def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any, Any]:
     """The fields of `_Division`: the axes of query, where it has none those of key and value; each once."""
     logits = call.logits
     *batch, t, h, _ = _spec(logits.query)
+    s = _spec(logits.key)[-3]
+    if call.sequence_axes is not None:
+        t, s = call.sequence_axes
     others = [_spec(x) for x in (logits.key, call.value) if x is not None]
     # A score of the caller's own may depend on positions and heads.
     by_part = logits.by_pair or isinstance(logits.score, Given)
@@ -123,16 +177,17 @@ def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any]:
 
     b = tuple(first_unused(axes, *(spec[i] for spec in others)) for i, axes in enumerate(batch))
     h = first_unused(h, *(spec[-2] for spec in others)) if by_part else None
-    return b, h, first_unused(t) if by_part else None, first_unused(others[-1][-1]) if call.value is not None else None
+    t = first_unused(t) if by_part else None
+    if logits.by_pair and call.divided is None:
+        s = t if t is not None and _names(s) == _names(t) else first_unused(s)
+    else:
+        s = None
+    return b, h, t, s, first_unused(others[-1][-1]) if call.value is not None else None
 
 
 def _with_numbers(call: Call, division: _Division) -> Call:
-    """With the numbers that a part can't know: of its matrices, and the positions of its queries."""
-    logits = call.logits
-    if division.t is not None and logits.query_positions is None:
-        logits = dataclasses.replace(logits, query_positions=jnp.arange(logits.query.shape[-3]))
-    matrices = call.matrix_numbers() if call.dropout_rate > 0 else None
-    return dataclasses.replace(call, logits=logits, matrices=matrices)
+    """With the numbers that a part can't know, those of its matrices."""
+    return dataclasses.replace(call, matrices=call.matrix_numbers() if call.dropout_rate > 0 else None)
 
 
 def _specs(call: Call, division: _Division, shared: bool) -> Call:
@@ -140,7 +195,7 @@ def _specs(call: Call, division: _Division, shared: bool) -> Call:
     logits, of = call.logits, division.spec
     k = "k" if shared else "h"
     score = of("bhts") if isinstance(logits.score, Given) else PartitionSpec()
-    fields = logits.partition_specs(batch=len(division.b), b=division.b, h=division.h, t=division.t)
+    fields = logits.partition_specs(batch=len(division.b), b=division.b, h=division.h, t=division.t, s=division.s)
     specs: dict[str, Any] = {
         "logits": dataclasses.replace(
             fields,
@@ -158,7 +213,7 @@ def _specs(call: Call, division: _Division, shared: bool) -> Call:
 
 def _with_its_own(part: Call, g: int, division: _Division, shared: bool) -> Call:
     """A part with its query heads' key heads alone, each of which g share, and with the number of its first query."""
-    logits, value, first_query = part.logits, part.value, part.first_query
+    logits, value = part.logits, part.value
     *_, t, h, _ = logits.query.shape
     if shared:
         first = lax.axis_index(division.h) * h
@@ -170,5 +225,6 @@ def _with_its_own(part: Call, g: int, division: _Division, shared: bool) -> Call
 
         logits, value = dataclasses.replace(logits, key=own(logits.key)), None if value is None else own(value)
     if division.t is not None:
-        first_query = first_query + lax.axis_index(division.t) * t
-    return dataclasses.replace(part, logits=logits, value=value, first_query=first_query)
+        logits = dataclasses.replace(logits, first_query=logits.first_query + lax.axis_index(division.t) * t)
+    divided = division.sequence or part.divided
+    return dataclasses.replace(part, logits=logits, value=value, sequence_axes=None, divided=divided)
