@@ -44,7 +44,7 @@ def zigzag(n_tokens: int, parts: int) -> Int[Array, "t"]:
 def reorder(x: Shaped[Array, "..."], parts: int, axis: int = 1) -> Shaped[Array, "..."]:
     """The tokens along an axis, which lie in the order of their positions, in zigzag order.
 
-    Of an array whose axis is divided already, devices send each other tokens; of what they are made from, it costs less.
+    Devices send each other an array's tokens, so it is best done before there are features.
 
     Example:
 

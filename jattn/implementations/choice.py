@@ -116,11 +116,11 @@ def _run_here(call: Call, name: str | None, alone: bool) -> Result:
         best = _decide_over(call, name, platform_of(call.logits.query)).implementation
         result = _OVER_SEQUENCE[best].run(attend, call)
     assert call.value is not None
-    return result._replace(output=_gated(result.output, call.head_gates).astype(call.value.dtype))
+    return result._replace(output=result.output.astype(call.value.dtype))
 
 
 def _attended(call: Call, name: str | None, alone: bool) -> Result:
-    """What one device computes, before gates."""
+    """What one device computes, in float32 or wider."""
 
     def chosen(platform: Platform) -> Implementation:
         return _BY_NAME[name or _decide_here(call, None, platform).implementation]
@@ -133,7 +133,7 @@ def _attended(call: Call, name: str | None, alone: bool) -> Result:
         return implementation.name, implementation.program(platform)
 
     result: Result = where_lowered(run_on, call, alike, alone=alone)
-    return result
+    return result._replace(output=_gated(result.output, call.head_gates))
 
 
 def _gated(output: Array, gates: Array | None) -> Array:

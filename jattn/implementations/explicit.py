@@ -51,7 +51,7 @@ def over_mesh(run: Callable[[Call], Any], call: Call, results: Any, whole: str =
         of_part,
         mesh=division.mesh,
         in_specs=(specs,),
-        out_specs=jax.tree.map(division.spec, results),
+        out_specs=jax.tree.map(division.without("s").spec, results),
         axis_names=division.axes,
     )(placed)
 
@@ -138,9 +138,9 @@ class _Division(NamedTuple):
         return math.prod(self.mesh.shape[name] for name in _names(axes))
 
 
-def _spec(x: Array) -> tuple[Any, ...]:
+def _spec(x: Any) -> tuple[Any, ...]:
     """How an array says that it is divided; automatic axes say nothing."""
-    return tuple(jax.typeof(x).sharding.spec)
+    return () if isinstance(x, int | float) else tuple(jax.typeof(x).sharding.spec)
 
 
 def _names(axes: Any) -> tuple[str, ...]:
@@ -153,7 +153,10 @@ def _division(call: Call, whole: str) -> _Division | None:
     if not meshes and call.sequence_axes is None:
         return None
     mesh = meshes[0] if meshes else jax.sharding.get_abstract_mesh()
-    return _Division(mesh, *_axes(call)).without(whole)
+    division = _Division(mesh, *_axes(call)).without(whole)
+    # An axis of length 1 could be one key, or stand for all.
+    single = None not in (division.s, division.t) and call.logits.key.shape[-3] == division.parts(division.s)
+    return division.without("s") if single else division
 
 
 def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any, Any]:

@@ -63,10 +63,9 @@ def varying_over(call: Call) -> Call:
 
 def travelling(call: Call) -> Call:
     """For each array of a device's part, whether it goes where the keys go."""
-    s = call.logits.key.shape[-3]
 
     def of(name: str, axes: str | None, x: Any) -> np.bool_:
-        return np.bool_(_of_keys(axes, x, s))
+        return np.bool_(_of_keys(call, axes, x))
 
     no, yes = np.bool_(False), np.bool_(True)
     others: Any = jax.tree.map(lambda x: no, call)
@@ -76,10 +75,10 @@ def travelling(call: Call) -> Call:
     return jax.tree.map(lambda x: isinstance(x, np.bool_) and bool(x), marked)
 
 
-def _of_keys(axes: str | None, x: Any, s: int) -> bool:
-    t = axis_in("t", axes, x)
-    keys = axis_in("s", axes, x)
-    return keys is not None and x.shape[keys] == s and (t is None or x.shape[t] == 1)
+def _of_keys(call: Call, axes: str | None, x: Any) -> bool:
+    t, s = axis_in("t", axes, x), axis_in("s", axes, x)
+    of_own = s is not None and x.shape[s] == call.logits.key.shape[-3]
+    return of_own and (t is None or x.shape[t] == 1 or not division_of(call).with_queries)
 
 
 def bytes_of_keys(call: Call) -> int:
@@ -120,7 +119,7 @@ def _of_different_tokens(mask: Mask | None) -> Mask | None:
 def beside_all_keys(call: Call) -> Call:
     """What a part's result is merged from: without the sinks, which come once, and with the log-sum-exp."""
     logits = dataclasses.replace(call.logits, sinks=None)
-    return dataclasses.replace(call, logits=logits, head_gates=None, return_log_sum_exp=True, divided=None)
+    return dataclasses.replace(call, logits=logits, return_log_sum_exp=True, divided=None)
 
 
 def with_sinks(call: Call, output: Array, log_sum_exp: Array) -> Result:
@@ -136,14 +135,14 @@ def gathered(call: Call) -> Call:
     """A device's queries with all keys; as it is where no sequence is divided."""
     if call.divided is None:
         return call
-    axis, s = call.divided.axis, call.logits.key.shape[-3]
+    axis = call.divided.axis
 
     def whole(x: Array, at: int) -> Array:
         return lax.all_gather(x, axis, axis=x.ndim + at, tiled=True)
 
     def of(name: str, axes: str | None, x: Array) -> Array:
         keys = axis_in("s", axes, x)
-        return whole(x, keys) if keys is not None and _of_keys(axes, x, s) else x
+        return whole(x, keys) if keys is not None and _of_keys(call, axes, x) else x
 
     logits = dataclasses.replace(call.logits.map_fields(of), key=whole(call.logits.key, -3), first_key=0)
     value = None if call.value is None else whole(call.value, -3)

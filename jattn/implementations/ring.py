@@ -62,9 +62,7 @@ class Ring(OverSequence):
     def run(self, attend: Attend, call: Call) -> Result:
         ways = hops(reached_parts(call))
         call = varying_over(call)
-        without_sinks = dataclasses.replace(
-            call, logits=dataclasses.replace(call.logits, sinks=None), head_gates=None, return_log_sum_exp=True
-        )
+        without_sinks = dataclasses.replace(beside_all_keys(call), divided=call.divided)
         return with_sinks(call, *_around(attend, without_sinks, ways))
 
 
@@ -138,8 +136,7 @@ def _around(attend: Attend, call: Call, ways: tuple[int, int]) -> tuple[Array, A
             return _added(state, d_own), _added(cargo, d_held)
 
         state, cargo = (
-            [varying_as(jnp.zeros(x.shape, at_least_float32(x)), own[0][0]) for x in xs]
-            for xs in (own[0], held[0])
+            [varying_as(jnp.zeros(x.shape, at_least_float32(x)), own[0][0]) for x in xs] for xs in (own[0], held[0])
         )
         sums = all_tours(visit, state, held, cargo)
         d_own, d_held = (

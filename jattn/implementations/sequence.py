@@ -27,14 +27,13 @@ from jattn.implementations.parts import (
     division_of,
     gathered,
     varying_over,
-    with_sinks,
 )
 from jattn.logits import repeat_heads
 from jattn.softmax import merged_over
 
 __all__ = ["NO_PART", "AllGather", "Attend", "Merge", "OverSequence", "Ulysses"]
 
-Attend = Callable[[Call], Result]  # of a part, before gates
+Attend = Callable[[Call], Result]  # of a part
 
 NO_PART = "each device has all queries, whose keys' partial results are merged"
 
@@ -58,7 +57,7 @@ class OverSequence(abc.ABC):
 
     @abc.abstractmethod
     def run(self, attend: Attend, call: Call) -> Result:
-        """The result for a device's queries, before gates."""
+        """The result for a device's queries, in float32 or wider."""
 
 
 class AllGather(OverSequence):
@@ -147,7 +146,8 @@ class Ulysses(OverSequence):
         logits = call.logits.map_fields(of)
         logits = dataclasses.replace(logits, query=query, key=key, first_query=0, first_key=0)
         matrices = own_heads(call.matrix_numbers(), -1) if call.dropout_rate > 0 else None
-        whole = dataclasses.replace(call, logits=logits, value=value, matrices=matrices, divided=None)
+        gates = None if call.head_gates is None else own_heads(call.head_gates, -1)
+        whole = dataclasses.replace(call, logits=logits, value=value, matrices=matrices, head_gates=gates, divided=None)
         output, weights, log_sum_exp = attend(whole)
         return Result(
             exchanged(output.astype(value.dtype), -3, -2),
@@ -183,7 +183,10 @@ class Merge(OverSequence):
         call = varying_over(call)
         own = attend(beside_all_keys(against(call, lax.axis_index(divided.axis))))
         assert own.log_sum_exp is not None
-        return with_sinks(call, *merged_over(own.output, own.log_sum_exp, divided.axis))
+        sinks = call.logits.sinks_of_rows()
+        sinks = None if sinks is None else jnp.swapaxes(sinks, -1, -2)
+        output, log_sum_exp = merged_over(own.output, own.log_sum_exp, divided.axis, sinks)
+        return Result(output, log_sum_exp=log_sum_exp if call.return_log_sum_exp else None)
 
 
 def _key_heads(h: int, k: int, n: int) -> int:

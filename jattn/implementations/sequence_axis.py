@@ -79,7 +79,7 @@ def _numbered(logits: Logits, axis: str | None) -> Logits:
 def _check_columns(logits: Logits, divided: Divided) -> None:
     """What has an entry for each pair is there for all keys, as the device's queries meet them."""
     s = logits.key.shape[-3]
-    if s == 1 and divided.parts > 1:
+    if s == 1 and divided.parts > 1 and divided.with_queries:
         raise ValueError(
             "key must have at least two keys on each device where a sequence is divided, or an axis of length 1 could "
             "stand for all. Got 1."
