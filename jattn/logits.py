@@ -54,12 +54,12 @@ class Logits(Rule):
     bias: Bias | None
     logits_soft_cap: Number | None
     mask: Mask | None
-    sinks: Array | None = over("bh")
-    query_positions: Array | None = over("bt")
-    key_positions: Array | None = over("bs")
-    # Where these are a part of all queries and keys: the numbers of the first.
-    first_query: Extent = 0
-    first_key: Extent = 0
+    sinks: Any = over("bh")  # arrays or None
+    query_positions: Any = over("bt")
+    key_positions: Any = over("bs")
+    # Where these are a part of all queries and keys: the numbers of the first, `Extent`s.
+    first_query: Any = 0
+    first_key: Any = 0
 
     @property
     def shape(self) -> Shape:

@@ -5,7 +5,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from jattn._engine.dropout import dropout_keep_at
 from jattn._engine.platform import Platform
@@ -24,18 +24,18 @@ class Divided(NamedTuple):
 
 
 class Call(Pytree):
-    """The checked arguments of `jattn.attention`."""
+    """The checked arguments of `jattn.attention`; shapes or specs may be in the place of arrays."""
 
     logits: Logits
-    value: Array | None
+    value: Any  # *b s k e, or None
     dropout_rate: Known = Known(0)
-    dropout_rng: PRNGKeyArray | None = None
+    dropout_rng: Any = None  # a key of jax.random
     broadcast_dropout: bool = False
-    head_gates: Array | None = None
+    head_gates: Any = None  # h or *b h
     return_weights: bool = False
     return_log_sum_exp: bool = False
     xla_only: bool = False
-    matrices: Array | None = None  # *b h, the number of each head's matrix, where this is a part of a larger call
+    matrices: Any = None  # *b h, the number of each head's matrix, where this is a part of a larger call
     # The mesh axes that are to divide queries and keys, in a call that is whole; and those that have, in a part.
     sequence_axes: tuple[str | None, str] | None = None
     divided: Divided | None = None

@@ -69,7 +69,7 @@ def _decide_over(part: Call, name: str | None, platform: Platform) -> Explanatio
         )
     best = _OVER_SEQUENCE[name] if name in _OVER_SEQUENCE else min(rest, key=lambda one: one.sent(part))
     of_part = _decide_here(best.met(part), here, platform)
-    why = "it was asked for" if name == best.name else f"it sends the least, {best.sent(part):.3g} bytes from a device"
+    why = "it was asked for" if name == best.name else f"it sends the least, {best.sent(part):,} bytes from a device"
     return Explanation(best.name, f"{why}; {of_part.implementation} computes what has met", refused | of_part.refused)
 
 

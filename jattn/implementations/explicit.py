@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from jattn._engine.varying import all_varying
 from jattn._kernels import Given
+from jattn._score import Score
 from jattn.implementations.call import Call, Divided
 
 __all__ = ["over_mesh", "part_of"]
@@ -59,7 +60,7 @@ def over_mesh(run: Callable[[Call], Any], call: Call, results: Any, whole: str =
 def part_of(call: Call) -> Call:
     """What a device has of a call: shapes and dtypes in the place of its arrays, where these are divided."""
     division = _division(call, "")
-    if division is None:
+    if division is None or not isinstance(call.logits.score, Score):  # a function's logits are computed before
         return call
     shared = division.shares(call.logits.key.shape[-2])
 

@@ -61,18 +61,22 @@ def varying_over(call: Call) -> Call:
     return jax.tree.map(of, call)
 
 
-def travelling(call: Call) -> Call:
-    """For each array of a device's part, whether it goes where the keys go."""
+def travelling(call: Call) -> list[bool]:
+    """For each array of a device's part, in the order of its leaves, whether it goes where the keys go."""
 
     def of(name: str, axes: str | None, x: Any) -> np.bool_:
         return np.bool_(_of_keys(call, axes, x))
 
-    no, yes = np.bool_(False), np.bool_(True)
-    others: Any = jax.tree.map(lambda x: no, call)
-    score = jax.tree.map(lambda x: no, call.logits.score)
-    logits = dataclasses.replace(call.logits.map_fields(of), query=no, key=yes, score=score)
-    marked = dataclasses.replace(others, logits=logits, value=None if call.value is None else yes)
-    return jax.tree.map(lambda x: isinstance(x, np.bool_) and bool(x), marked)
+    marks = dict(jax.tree_util.tree_leaves_with_path(call.logits.map_fields(of)))
+
+    def travels(path: tuple[Any, ...]) -> bool:
+        room, *inside = path
+        if room.name != "logits":
+            return bool(room.name == "value")
+        mark = marks[tuple(inside)]
+        return bool(inside[0].name == "key" or (isinstance(mark, np.bool_) and mark))
+
+    return [travels(path) for path, _ in jax.tree_util.tree_leaves_with_path(call)]
 
 
 def _of_keys(call: Call, axes: str | None, x: Any) -> bool:
@@ -83,7 +87,7 @@ def _of_keys(call: Call, axes: str | None, x: Any) -> bool:
 
 def bytes_of_keys(call: Call) -> int:
     """Of a device's part of them, and of what belongs to them."""
-    leaves = zip(jax.tree.leaves(call), jax.tree.leaves(travelling(call)), strict=True)
+    leaves = zip(jax.tree.leaves(call), travelling(call), strict=True)
     return sum(x.size * x.dtype.itemsize for x, travels in leaves if travels)
 
 

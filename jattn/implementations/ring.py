@@ -53,7 +53,7 @@ class Ring(OverSequence):
         }
         return next((reason for reason, refuse in reasons.items() if refuse), None)
 
-    def sent(self, call: Call) -> float:
+    def sent(self, call: Call) -> int:
         return sum(hops(reached_parts(call))) * bytes_of_keys(call)
 
     def met(self, call: Call) -> Call:
@@ -69,7 +69,7 @@ class Ring(OverSequence):
 def _around(attend: Attend, call: Call, ways: tuple[int, int]) -> tuple[Array, Array]:
     """The output and the log-sum-exp of a device's queries over all keys."""
     leaves, structure = jax.tree.flatten(call)
-    travels = jax.tree.leaves(travelling(call))
+    travels = travelling(call)
     learned = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
     divided = division_of(call)
     axis, n = divided.axis, divided.parts

@@ -48,7 +48,7 @@ class OverSequence(abc.ABC):
         """What in a device's part of a call it cannot honour; None if nothing."""
 
     @abc.abstractmethod
-    def sent(self, call: Call) -> float:
+    def sent(self, call: Call) -> int:
         """How many bytes each device sends, forward."""
 
     @abc.abstractmethod
@@ -68,10 +68,10 @@ class AllGather(OverSequence):
     def refusal(self, call: Call) -> str | None:
         return None
 
-    def sent(self, call: Call) -> float:
+    def sent(self, call: Call) -> int:
         divided = division_of(call)
         output = 0 if divided.with_queries else bytes_of_output(call)
-        return (divided.parts - 1) * bytes_of_keys(call) + 2 * output * (divided.parts - 1) / divided.parts
+        return (divided.parts - 1) * bytes_of_keys(call) + 2 * output * (divided.parts - 1) // divided.parts
 
     def met(self, call: Call) -> Call:
         return dataclasses.replace(call, divided=None)
@@ -103,13 +103,13 @@ class Ulysses(OverSequence):
         }
         return next((reason for reason, refuse in reasons.items() if refuse), None)
 
-    def sent(self, call: Call) -> float:
+    def sent(self, call: Call) -> int:
         n = division_of(call).parts
         query, key, value = arrays_of(call)
         k = _key_heads(query.shape[-2], key.shape[-2], n)
         keys = sum(math.prod(x.shape[:-2]) * k * x.shape[-1] * x.dtype.itemsize for x in (key, value))
         output = math.prod(query.shape[:-1]) * value.shape[-1] * value.dtype.itemsize
-        return (n - 1) / n * (keys + output + query.size * query.dtype.itemsize)
+        return (keys + output + query.size * query.dtype.itemsize) * (n - 1) // n
 
     def met(self, call: Call) -> Call:
         return dataclasses.replace(call, divided=None)
@@ -171,9 +171,9 @@ class Merge(OverSequence):
         }
         return next((reason for reason, refuse in reasons.items() if refuse), None)
 
-    def sent(self, call: Call) -> float:
+    def sent(self, call: Call) -> int:
         n = division_of(call).parts
-        return 2 * bytes_of_output(call) * (n - 1) / n
+        return 2 * bytes_of_output(call) * (n - 1) // n
 
     def met(self, call: Call) -> Call:
         return beside_all_keys(call)
