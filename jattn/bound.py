@@ -18,7 +18,7 @@ from jattn.implementations.call import Call, Result
 from jattn.implementations.choice import Explanation, ImplementationName
 from jattn.implementations.explicit import over_mesh
 from jattn.implementations.parts import gathered
-from jattn.implementations.sequence_axis import asked_for
+from jattn.implementations.sequence_axis import axes_asked_for
 from jattn.logits import Logits, ScoreFn
 from jattn.scores import DotProduct, Modified, Number
 from jattn.statistics import AttentionStatistics, statistics_of, weights_of
@@ -96,14 +96,14 @@ class Bound:
             None if x is None else tuple(checks.selection(name, x, n).tolist())
             for name, x, n in (("heads", heads, h), ("queries", queries, t))
         ]
-        return _weights(_of_weights(self.call), *chosen)
+        return _weights(_without_output(self.call), *chosen)
 
     def statistics(self) -> AttentionStatistics:
         """Entropy and the like, as `attention_statistics` returns them."""
-        return statistics_of(_of_weights(self.call))
+        return statistics_of(_without_output(self.call))
 
 
-def _of_weights(call: Call) -> Call:
+def _without_output(call: Call) -> Call:
     """What weights depend on."""
     return Call(call.logits.called(), None, sequence_axes=call.sequence_axes, divided=call.divided)
 
@@ -209,7 +209,7 @@ def bind(
     if sequence_axis is None:
         logits.check(logits.shape)
     else:
-        sequence_axes, divided, logits = asked_for(sequence_axis, logits)
+        sequence_axes, divided, logits = axes_asked_for(sequence_axis, logits)
     checks.dropout(dropout_rate, dropout_rng, rng_name="dropout_rng")
     if head_gates is not None:
         head_gates = checks.head_gates(head_gates, tuple(batch), h)

@@ -53,7 +53,8 @@ def attention(
             ``"ulysses"``, heads are exchanged for tokens; ``"all_gather"``, each device gathers all keys, also for
             weights; ``"merge"``, where each has all queries, as in decoding. By default the one that sends the least.
         options: ``score``, ``mask``, ``bias``, ``scale``, ``logits_soft_cap``, ``sinks``, ``query_positions``,
-            ``key_positions``, ``sequence_axis``, ``dropout_rate``, ``dropout_rng``, ``broadcast_dropout``, ``head_gates``, as in `bind`.
+            ``key_positions``, ``sequence_axis``, ``dropout_rate``, ``dropout_rng``, ``broadcast_dropout``,
+            ``head_gates``, as in `bind`.
             It is also the ``attention_fn`` of ``flax.nnx.MultiHeadAttention`` and Linen's: where they are given, it
             takes ``is_causal``, ``deterministic``, ``dtype``, ``precision``, ``module`` and masks of any dtype, as Flax
             means them. Linen passes what is in a function's signature: around it use ``functools.partial``, no lambda.

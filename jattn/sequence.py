@@ -38,7 +38,7 @@ def zigzag(n_tokens: int, parts: int) -> Int[Array, "t"]:
         >>> print(zigzag(8, 2))
         [0 1 6 7 2 3 4 5]
     """
-    return jnp.asarray(_order(n_tokens, parts))
+    return jnp.asarray(_zigzag_order(n_tokens, parts))
 
 
 def reorder(x: Shaped[Array, "..."], parts: int, axis: int = 1) -> Shaped[Array, "..."]:
@@ -69,10 +69,10 @@ def _taken(x: Any, parts: int, axis: int, of: Any) -> Array:
     x = checks.array("x", x)
     if not isinstance(axis, int) or not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis must be one of the {x.ndim} axes of x, that of its tokens. Got {axis!r}.")
-    return jnp.take(x, of(_order(x.shape[axis], parts)), axis=axis)
+    return jnp.take(x, of(_zigzag_order(x.shape[axis], parts)), axis=axis)
 
 
-def _order(n_tokens: int, parts: int) -> np.ndarray:
+def _zigzag_order(n_tokens: int, parts: int) -> np.ndarray:
     parts = checks.number("parts", parts, "[1, inf)", integer=True)
     n_tokens = checks.count("n_tokens", n_tokens)
     if n_tokens % (2 * parts):

@@ -3,7 +3,7 @@
     weights = exp(logits) / ( sum of exp(logits) + exp(sink) );  output = weights @ value
 
 Every attention in jattn is an `Average` under some logits: of all at once (dense), or of a block of them at a time
-(streaming). Averages over parts of the keys are `merged` by their log-sum-exp.
+(streaming). Averages over parts of the keys are merged by their log-sum-exp.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jattn._engine.compiled import compiled
 from jattn._engine.dtypes import at_least_float32, widest
 from jattn._mask import Mask, as_mask
 
-__all__ = ["Average", "Partial", "beside_sinks", "masked_softmax", "merged", "merged_over", "share_of", "softmax"]
+__all__ = ["Average", "Partial", "beside_sinks", "masked_softmax", "merged_over", "merged_pair", "share_of", "softmax"]
 
 
 def masked_softmax(
@@ -140,7 +140,7 @@ def share_of(part: Float[Array, "*b"], whole: Float[Array, "*b"]) -> Float[Array
     return jnp.where(empty, 0, jnp.exp(jnp.where(empty, 0, part) - jnp.where(empty, 0, whole)))
 
 
-def merged(a: Partial, b: Partial) -> Partial:
+def merged_pair(a: Partial, b: Partial) -> Partial:
     """The result over the keys of both."""
     whole = jnp.logaddexp(a[1], b[1])
     return sum(x * share_of(part, whole)[..., None] for x, part in (a, b)), whole  # type: ignore[return-value]

@@ -33,7 +33,7 @@ class AttentionStatistics(NamedTuple):
     received: Float[Array, "*b h s"]  # the sum of a key's weights over all queries
 
 
-_AXES: Any = AttentionStatistics(*("bht",) * 3, received="bhs")  # type: ignore[arg-type]
+_AXES_OF_STATISTICS: Any = AttentionStatistics(*("bht",) * 3, received="bhs")  # type: ignore[arg-type]
 
 
 def weights_of(x: Float[Array, "*b h t s"], sinks: Float[Array, "*#b h #t"] | None) -> Float[Array, "*b h t s"]:
@@ -49,7 +49,7 @@ def statistics_of(call: Call) -> AttentionStatistics:
 
 @compiled("alone")
 def _statistics(call: Call, alone: bool) -> AttentionStatistics:
-    return over_mesh(functools.partial(_statistics_of_part, alone=alone), call, _AXES, "s")
+    return over_mesh(functools.partial(_statistics_of_part, alone=alone), call, _AXES_OF_STATISTICS, "s")
 
 
 def _statistics_of_part(call: Call, alone: bool) -> AttentionStatistics:

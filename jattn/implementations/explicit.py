@@ -24,8 +24,6 @@ from jattn.implementations.call import Call, Divided
 
 __all__ = ["over_mesh", "part_of"]
 
-Shape = tuple[int, ...]
-
 
 def over_mesh(run: Callable[[Call], Any], call: Call, results: Any, whole: str = "") -> Any:
     """``run(call)``, of each device's part where the arrays are divided over explicit axes of a mesh.
@@ -100,20 +98,20 @@ class _Division(NamedTuple):
     @property
     def axes(self) -> set[str]:
         """All of them."""
-        return {name for axes in (*self.b, self.h, self.t, self.s, self.e) for name in _names(axes)}
+        return {name for axes in (*self.b, self.h, self.t, self.s, self.e) for name in _axis_names(axes)}
 
     @property
     def sequence(self) -> Divided | None:
         """What its devices send keys over."""
         if self.s is None:
             return None
-        return Divided(self.s, self.parts(self.s), with_queries=_names(self.t) == _names(self.s))
+        return Divided(self.s, self.parts(self.s), with_queries=_axis_names(self.t) == _axis_names(self.s))
 
     def shares(self, k: int) -> bool:
         """Whether some devices need the same one of k key heads."""
         return k % self.parts(self.h) != 0
 
-    def spec(self, letters: str, shape: Shape | None = None) -> PartitionSpec:
+    def spec(self, letters: str, shape: tuple[int, ...] | None = None) -> PartitionSpec:
         """Of an array whose last axes are these letters, b standing for all of the batch; length 1 is not divided."""
         axes = [x for letter in letters for x in (self.b if letter == "b" else [getattr(self, letter, None)])]
         if shape is not None:
@@ -128,7 +126,7 @@ class _Division(NamedTuple):
         return jax.sharding.reshard(x, NamedSharding(self.mesh, spec))
 
     def _is_explicit(self, names: Any) -> bool:
-        return not set(_names(names)) - set(self.mesh.explicit_axes)
+        return not set(_axis_names(names)) - set(self.mesh.explicit_axes)
 
     def summed(self, letters: str, x: Array) -> Array:
         """A part's result, and the other parts' where it sums over queries."""
@@ -136,7 +134,7 @@ class _Division(NamedTuple):
 
     def parts(self, axes: Any) -> int:
         """How many these axes make."""
-        return math.prod(self.mesh.shape[name] for name in _names(axes))
+        return math.prod(self.mesh.shape[name] for name in _axis_names(axes))
 
 
 def _spec(x: Any) -> tuple[Any, ...]:
@@ -144,7 +142,7 @@ def _spec(x: Any) -> tuple[Any, ...]:
     return () if isinstance(x, int | float) else tuple(jax.typeof(x).sharding.spec)
 
 
-def _names(axes: Any) -> tuple[str, ...]:
+def _axis_names(axes: Any) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
@@ -174,7 +172,7 @@ def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any, Any]:
 
     def first_unused(*candidates: Any) -> Any:
         for axes in candidates:
-            if (names := _names(axes)) and used.isdisjoint(names):
+            if (names := _axis_names(axes)) and used.isdisjoint(names):
                 used.update(names)
                 return axes
         return None
@@ -183,7 +181,7 @@ def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any, Any]:
     h = first_unused(h, *(spec[-2] for spec in others)) if by_part else None
     t = first_unused(t) if by_part else None
     if logits.by_pair and call.divided is None:
-        s = t if t is not None and _names(s) == _names(t) else first_unused(s)
+        s = t if t is not None and _axis_names(s) == _axis_names(t) else first_unused(s)
     else:
         s = None
     return b, h, t, s, first_unused(others[-1][-1]) if call.value is not None else None

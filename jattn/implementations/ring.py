@@ -32,7 +32,7 @@ from jattn.implementations.parts import (
     with_sinks,
 )
 from jattn.implementations.sequence import NO_PART, Attend, OverSequence
-from jattn.softmax import merged, share_of
+from jattn.softmax import merged_pair, share_of
 
 __all__ = ["Ring"]
 
@@ -63,10 +63,10 @@ class Ring(OverSequence):
         ways = hops(reached_parts(call))
         call = varying_over(call)
         without_sinks = dataclasses.replace(beside_all_keys(call), divided=call.divided)
-        return with_sinks(call, *_around(attend, without_sinks, ways))
+        return with_sinks(call, *_around_the_ring(attend, without_sinks, ways))
 
 
-def _around(attend: Attend, call: Call, ways: tuple[int, int]) -> tuple[Array, Array]:
+def _around_the_ring(attend: Attend, call: Call, ways: tuple[int, int]) -> tuple[Array, Array]:
     """The output and the log-sum-exp of a device's queries over all keys."""
     leaves, structure = jax.tree.flatten(call)
     travels = travelling(call)
@@ -114,7 +114,7 @@ def _around(attend: Attend, call: Call, ways: tuple[int, int]) -> tuple[Array, A
 
     def forward(own: Any, held: Any) -> tuple[Array, Array]:
         def visit(state: Any, held: Any, cargo: Any, r: Any) -> Any:
-            return merged(state, partial(own, held, r)), cargo
+            return merged_pair(state, partial(own, held, r)), cargo
 
         output, log_sum_exp = jax.eval_shape(partial, own, held, 0)
         empty = jnp.zeros(output.shape, output.dtype), jnp.full(log_sum_exp.shape, -jnp.inf, log_sum_exp.dtype)

@@ -10,10 +10,10 @@ from jattn._engine.axes import axis_in
 from jattn.implementations.call import Divided
 from jattn.logits import Logits
 
-__all__ = ["asked_for"]
+__all__ = ["axes_asked_for"]
 
 
-def asked_for(sequence_axis: Any, logits: Logits) -> tuple[tuple[str | None, str] | None, Divided | None, Logits]:
+def axes_asked_for(sequence_axis: Any, logits: Logits) -> tuple[tuple[str | None, str] | None, Divided | None, Logits]:
     """The axes that are to divide a whole call; or, inside of a `jax.shard_map` over them, how a part is divided, and
     the logits of such a part, checked.
     """
