@@ -14,7 +14,7 @@ Arrays are laid out ``*b t h d``. A mask is ``True`` where a query **may** atten
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jattn import biases, masks, scores
+from jattn import biases, masks, scores, sequence
 from jattn.bound import bind
 from jattn.cache import Cache
 from jattn.drop_in import dot_product_attention
@@ -46,6 +46,7 @@ __all__ = [
     "parity",
     "plots",
     "scores",
+    "sequence",
     "sharding",
     "training",
     "weights",

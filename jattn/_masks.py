@@ -114,7 +114,7 @@ class Lengths(Mask):
 
     def check_values(self, shape: Shape) -> None:
         # Positions may lie beyond the keys that are here: those of a cache, say, or of documents that are packed.
-        _check_counts(self.name, self.valid_lens, None if self.by_position else shape.s)
+        _check_counts(self.name, self.valid_lens, None if self.by_position else shape.all_keys)
 
 
 class LengthsPerQuery(Mask):
@@ -129,7 +129,7 @@ class LengthsPerQuery(Mask):
     attended = reachable
 
     def check_values(self, shape: Shape) -> None:
-        _check_counts("valid_lens", self.valid_lens, shape.s)
+        _check_counts("valid_lens", self.valid_lens, shape.all_keys)
 
 
 class Segments(Mask):

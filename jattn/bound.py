@@ -17,6 +17,8 @@ from jattn.implementations import choice
 from jattn.implementations.call import Call, Result
 from jattn.implementations.choice import Explanation, ImplementationName
 from jattn.implementations.explicit import over_mesh
+from jattn.implementations.parts import gathered
+from jattn.implementations.sequence_axis import axes_asked_for
 from jattn.logits import Logits, ScoreFn
 from jattn.scores import DotProduct, Modified, Number
 from jattn.statistics import AttentionStatistics, statistics_of, weights_of
@@ -38,6 +40,7 @@ class LogitsOptions(TypedDict, total=False):
     sinks: Float[Array, "..."] | None
     query_positions: Int[Array, "..."] | None
     key_positions: Int[Array, "..."] | None
+    sequence_axis: str | tuple[str | None, str] | None
 
 
 class Options(LogitsOptions, total=False):
@@ -86,27 +89,30 @@ class Bound:
         self, heads: int | slice | Sequence[int] | None = None, queries: int | slice | Sequence[int] | None = None
     ) -> Float[Array, "*b heads queries s"]:
         """The weights of chosen heads and queries, as `attention_weights` returns them."""
-        logits = self.call.logits
-        _, h, t, _ = logits.shape
+        _, h, t, _, _ = self.call.logits.shape
         if queries is not None and not isinstance(t, int):
             raise ValueError(f"queries must be None where the number of queries is a symbol, {t}. Got {queries!r}.")
         chosen = [
             None if x is None else tuple(checks.selection(name, x, n).tolist())
             for name, x, n in (("heads", heads, h), ("queries", queries, t))
         ]
-        call = Call(logits.called(), None)
-        return _weights(call, *chosen)
+        return _weights(_without_output(self.call), *chosen)
 
     def statistics(self) -> AttentionStatistics:
         """Entropy and the like, as `attention_statistics` returns them."""
-        return statistics_of(self.call.logits)
+        return statistics_of(_without_output(self.call))
+
+
+def _without_output(call: Call) -> Call:
+    """What weights depend on."""
+    return Call(call.logits.called(), None, sequence_axes=call.sequence_axes, divided=call.divided)
 
 
 @compiled("heads", "queries")
 def _weights(call: Call, heads: tuple[int, ...] | None, queries: tuple[int, ...] | None) -> Array:
     chosen = [None if x is None else np.asarray(x, int) for x in (heads, queries)]
     whole = "".join(letter for letter, x in zip("ht", chosen, strict=True) if x is not None)
-    return over_mesh(lambda call: weights_of(*call.logits.chosen(*chosen)), call, "bhts", whole)
+    return over_mesh(lambda call: weights_of(*gathered(call).logits.chosen(*chosen)), call, "bhts", whole + "s")
 
 
 def bind(
@@ -122,6 +128,7 @@ def bind(
     sinks: Float[Array, "..."] | None = None,
     query_positions: Int[Array, "..."] | None = None,
     key_positions: Int[Array, "..."] | None = None,
+    sequence_axis: str | tuple[str | None, str] | None = None,
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
     broadcast_dropout: bool = False,
@@ -147,7 +154,13 @@ def bind(
         logits_soft_cap: keeps the logits within (-cap, cap) by ``cap tanh(logits / cap)``.
         sinks: a further logit without a value for each head, ``h`` or ``*b h``, which takes its share of the weights.
         query_positions, key_positions: what masks, biases and modified scores take for the positions of the queries,
-            integers that broadcast to ``*b t``, and of the keys, ``*b s``; 0 ... n - 1 by default.
+            integers that broadcast to ``*b t``, and of the keys, ``*b s``; 0 ... n - 1 by default, also where devices
+            have a part each.
+        sequence_axis: the mesh axis over which queries and keys are divided into equal consecutive parts; or a pair,
+            the queries' and the keys', the first of which is None where each device has all queries, as in decoding.
+            Inside of a `jax.shard_map` over it the arrays are the device's parts; with automatic axes of a mesh that
+            is set it says how to divide them; with explicit axes it is known from the arrays, and may be left out.
+            What masks and biases hold is divided as `partition_specs` of each says.
         dropout_rate: share of the weights to drop, the others being scaled up, in [0, 1).
         dropout_rng: the randomness for it, a ``jax.random.key``. The same rng drops the same weights.
         broadcast_dropout: whether the same weights are dropped in all heads of all examples.
@@ -192,10 +205,15 @@ def bind(
         None if query_positions is None else checks.integer_axis("query_positions", query_positions),
         None if key_positions is None else checks.integer_axis("key_positions", key_positions),
     )
-    logits.check(logits.shape)
+    sequence_axes = divided = None
+    if sequence_axis is None:
+        logits.check(logits.shape)
+    else:
+        sequence_axes, divided, logits = axes_asked_for(sequence_axis, logits)
     checks.dropout(dropout_rate, dropout_rng, rng_name="dropout_rng")
     if head_gates is not None:
         head_gates = checks.head_gates(head_gates, tuple(batch), h)
     broadcast_dropout = checks.flag("broadcast_dropout", broadcast_dropout)
     rng = dropout_rng if dropout_rate > 0 else None
-    return Bound(Call(logits, value, Known(dropout_rate), rng, broadcast_dropout, head_gates))
+    call = Call(logits, value, Known(dropout_rate), rng, broadcast_dropout, head_gates)
+    return Bound(dataclasses.replace(call, sequence_axes=sequence_axes, divided=divided))

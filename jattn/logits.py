@@ -54,9 +54,12 @@ class Logits(Rule):
     bias: Bias | None
     logits_soft_cap: Number | None
     mask: Mask | None
-    sinks: Array | None = over("bh")
-    query_positions: Array | None = over("bt")
-    key_positions: Array | None = over("bs")
+    sinks: Any = over("bh")  # arrays or None
+    query_positions: Any = over("bt")
+    key_positions: Any = over("bs")
+    # Where these are a part of all queries and keys: the numbers of the first, `Extent`s.
+    first_query: Any = 0
+    first_key: Any = 0
 
     @property
     def shape(self) -> Shape:
@@ -81,14 +84,14 @@ class Logits(Rule):
         """
         if isinstance(self.score, Score):
             return self
-        batch, h, t, s = self.shape
+        batch, h, t, s, _ = self.shape
         x = _called(self.score, self.query, repeat_heads(self._finite_key(self.attended()), h))
         _check_scores(x, (*batch, h, t, s), "*b h t s")
         return dataclasses.replace(self, score=Given(jnp.asarray(x)))
 
     def matrix(self, attended: Bool[Array, "..."] | None = None) -> Float[Array, "*b h t s"]:
         """All logits, in float32 or wider; without harm from keys that are not `attended`."""
-        batch, _, t, s = self.shape
+        batch, _, t, s, _ = self.shape
         rules = self.aligned(len(batch))
         return rules.after_score(self._scores(attended), rules.grid(t, s, ndim=len(batch) + 3))
 
@@ -97,7 +100,7 @@ class Logits(Rule):
 
         None stands for all of them.
         """
-        batch, h, _, s = self.shape
+        batch, h, _, s, _ = self.shape
         attended = self.attended()
         if self.by_pair:
             key = harmless_key(self.key, attended, self.score)
@@ -110,7 +113,7 @@ class Logits(Rule):
         rules = self.aligned(len(batch)).take(heads, queries)
         grid = rules.grid(x.shape[-2], s, ndim=len(batch) + 3)
         if queries is not None:
-            rows = jnp.asarray(queries).reshape((1,) * (len(batch) + 1) + (-1, 1))
+            rows = self.first_query + jnp.asarray(queries).reshape((1,) * (len(batch) + 1) + (-1, 1))
             grid = dataclasses.replace(grid, row=rows, query=rows if self.query_positions is None else grid.query)
         return rules.after_score(x, grid), None if rules.sinks is None else rules.sinks[..., 0]
 
@@ -165,8 +168,8 @@ class Logits(Rule):
         return grid_of(
             t,
             s,
-            start=start,
-            first=first,
+            start=_after(self.first_query, start),
+            first=_after(self.first_key, first),
             ndim=ndim,
             query=self.query_positions,
             key=self.key_positions,
@@ -197,7 +200,7 @@ class Logits(Rule):
     def attended(self) -> Bool[Array, "*b s k 1"] | None:
         """Which keys some query may attend to; None if all of them. The others may hold anything, also NaN, unless the
         mask knows better."""
-        batch, h, t, s = self.shape
+        batch, h, t, s, _ = self.shape
         if self.mask is None or self.mask.finite_keys or (isinstance(t, int) and t == 0):
             return None
         rules = self.aligned(len(batch))
@@ -222,7 +225,7 @@ class Logits(Rule):
         return None if aligned is None else aligned[..., 0]
 
     def _scores(self, attended: Bool[Array, "..."] | None) -> Array:
-        batch, h, t, s = self.shape
+        batch, h, t, s, _ = self.shape
         if not self.by_pair:
             x = _called(self.score, self.query, repeat_heads(self._finite_key(attended), h))
         # The derivatives of a modification and of the soft cap look at the logits, so these must be numbers.
@@ -241,6 +244,10 @@ class Logits(Rule):
             return self.key
         finite = jnp.isfinite(self.key).all(axis=-1, keepdims=True)
         return jnp.where(attended | finite, self.key, _an_attended(self.key, attended))
+
+
+def _after(first: Extent, number: Extent) -> Extent:
+    return number if isinstance(first, int) and first == 0 else first + number
 
 
 @jax.custom_jvp

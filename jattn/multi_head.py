@@ -48,9 +48,13 @@ def attention(
             in memory linear in the sequence; ``"cudnn"`` calls the kernel for NVIDIA GPUs, which has a gradient, but
             no forward mode and no second order. By default the fastest that honours the arguments on the platform that
             the program is lowered for; `explain` says which. cuDNN is considered only where the process that traces the
-            program sees an NVIDIA GPU.
+            program sees an NVIDIA GPU. Where devices have a part of the sequence each, one of these computes what has
+            met by another: ``"ring"``, keys go around, memory and the gradient's are those of a part, no forward mode;
+            ``"ulysses"``, heads are exchanged for tokens; ``"all_gather"``, each device gathers all keys, also for
+            weights; ``"merge"``, where each has all queries, as in decoding. By default the one that sends the least.
         options: ``score``, ``mask``, ``bias``, ``scale``, ``logits_soft_cap``, ``sinks``, ``query_positions``,
-            ``key_positions``, ``dropout_rate``, ``dropout_rng``, ``broadcast_dropout``, ``head_gates``, as in `bind`.
+            ``key_positions``, ``sequence_axis``, ``dropout_rate``, ``dropout_rng``, ``broadcast_dropout``,
+            ``head_gates``, as in `bind`.
             It is also the ``attention_fn`` of ``flax.nnx.MultiHeadAttention`` and Linen's: where they are given, it
             takes ``is_causal``, ``deterministic``, ``dtype``, ``precision``, ``module`` and masks of any dtype, as Flax
             means them. Linen passes what is in a function's signature: around it use ``functools.partial``, no lambda.
@@ -130,7 +134,8 @@ def attention_weights(
         heads: which query heads: an integer, a slice or a list; all by default.
         queries: which queries, likewise.
         options: ``score``, ``mask``, ``bias``, ``scale``, ``logits_soft_cap``, ``sinks``, ``query_positions``,
-            ``key_positions``, as in `bind`, for all heads and queries. A score that is not one of `jattn.scores` may
+            ``key_positions``, ``sequence_axis``, as in `bind`, for all heads and queries, those of the device where it
+            has a part; keys are gathered. A score that is not one of `jattn.scores` may
             depend on positions and heads, so it is computed whole.
 
     Returns:
@@ -159,7 +164,7 @@ def attention_statistics(
     Args:
         query, key: ``*b t h d`` and ``*b s k d``, as in `bind`.
         options: ``score``, ``mask``, ``bias``, ``scale``, ``logits_soft_cap``, ``sinks``, ``query_positions``,
-            ``key_positions``, as in `bind`.
+            ``key_positions``, ``sequence_axis``, as in `bind`. Keys that are divided are gathered.
 
     Example (no mask and equal keys, so that all weights are 1 / 4):
 

@@ -3,7 +3,7 @@
     weights = exp(logits) / ( sum of exp(logits) + exp(sink) );  output = weights @ value
 
 Every attention in jattn is an `Average` under some logits: of all at once (dense), or of a block of them at a time
-(streaming).
+(streaming). Averages over parts of the keys are merged by their log-sum-exp.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jattn._engine import checks
@@ -20,7 +21,7 @@ from jattn._engine.compiled import compiled
 from jattn._engine.dtypes import at_least_float32, widest
 from jattn._mask import Mask, as_mask
 
-__all__ = ["Average", "beside_sinks", "masked_softmax", "softmax"]
+__all__ = ["Average", "Partial", "beside_sinks", "masked_softmax", "merged_over", "merged_pair", "share_of", "softmax"]
 
 
 def masked_softmax(
@@ -128,6 +129,38 @@ def beside_sinks(log_sum_exp: Float[Array, "*b t"], sinks: Float[Array, "*#b #t"
     empty = jnp.isneginf(log_sum_exp)
     share = jnp.where(empty, 0, jax.nn.sigmoid(jnp.where(empty, 0, log_sum_exp) - sinks))
     return share, jnp.logaddexp(log_sum_exp, sinks)
+
+
+Partial = tuple[Float[Array, "*b e"], Float[Array, "*b"]]  # an output over some of the keys, and its log-sum-exp
+
+
+def share_of(part: Float[Array, "*b"], whole: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """What share of the weights keys of the one log-sum-exp have among those of the other; 0 in an empty row."""
+    empty = jnp.isneginf(part)
+    return jnp.where(empty, 0, jnp.exp(jnp.where(empty, 0, part) - jnp.where(empty, 0, whole)))
+
+
+def merged_pair(a: Partial, b: Partial) -> Partial:
+    """The result over the keys of both."""
+    whole = jnp.logaddexp(a[1], b[1])
+    return sum(x * share_of(part, whole)[..., None] for x, part in (a, b)), whole  # type: ignore[return-value]
+
+
+def merged_over(
+    output: Float[Array, "*b e"], log_sum_exp: Float[Array, "*b"], axis: Any, sinks: Float[Array, "..."] | None = None
+) -> Partial:
+    """Likewise of the keys of all devices along an axis of a mesh, of which each has one result; beside the sinks."""
+    highest = log_sum_exp if sinks is None else jnp.maximum(log_sum_exp, sinks)
+    peak = lax.pmax(lax.stop_gradient(highest), axis)
+    peak = jnp.where(jnp.isneginf(peak), 0, peak)
+    mass = jnp.exp(log_sum_exp - peak)
+    beside = mass
+    if sinks is not None:  # they count once
+        beside = mass + jnp.where(lax.axis_index(axis) == 0, jnp.exp(sinks.astype(mass.dtype) - peak), 0)
+    output, total = lax.psum((output * mass[..., None], beside), axis)
+    empty = total == 0
+    total = jnp.where(empty, 1, total)
+    return output / total[..., None], jnp.where(empty, -jnp.inf, peak + jnp.log(total))
 
 
 def _exponentials(x: Float[Array, "*b t s"], never_empty: bool) -> tuple[Array, Array, Array]:

@@ -6,14 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from jattn._engine.compiled import compiled
 from jattn._engine.dtypes import at_least_float32
+from jattn._engine.extents import slice_along
 from jattn._engine.platform import Platform, is_alone, where_lowered
 from jattn._engine.varying import varying_as
 from jattn.implementations.call import Call
 from jattn.implementations.explicit import over_mesh
+from jattn.implementations.parts import gathered
 from jattn.implementations.streaming import Streaming, streamed
 from jattn.logits import Logits, repeat_heads
 from jattn.softmax import Average, beside_sinks, softmax
@@ -30,7 +33,7 @@ class AttentionStatistics(NamedTuple):
     received: Float[Array, "*b h s"]  # the sum of a key's weights over all queries
 
 
-_LETTERS: Any = AttentionStatistics(*("bht",) * 3, received="bhs")  # type: ignore[arg-type]
+_AXES_OF_STATISTICS: Any = AttentionStatistics(*("bht",) * 3, received="bhs")  # type: ignore[arg-type]
 
 
 def weights_of(x: Float[Array, "*b h t s"], sinks: Float[Array, "*#b h #t"] | None) -> Float[Array, "*b h t s"]:
@@ -39,15 +42,27 @@ def weights_of(x: Float[Array, "*b h t s"], sinks: Float[Array, "*#b h #t"] | No
     return weights if sinks is None else weights * beside_sinks(log_sum_exp, sinks)[0][..., None]
 
 
-def statistics_of(logits: Logits) -> AttentionStatistics:
-    """The statistics of the weights under these logits."""
-    call = Call(logits.called(), None)
+def statistics_of(call: Call) -> AttentionStatistics:
+    """The statistics of the weights of a call."""
     return _statistics(call, is_alone(call))
 
 
 @compiled("alone")
 def _statistics(call: Call, alone: bool) -> AttentionStatistics:
-    return over_mesh(functools.partial(_statistics_here, alone=alone), call, _LETTERS)
+    return over_mesh(functools.partial(_statistics_of_part, alone=alone), call, _AXES_OF_STATISTICS, "s")
+
+
+def _statistics_of_part(call: Call, alone: bool) -> AttentionStatistics:
+    """Those of all keys for a device's queries, and what its own keys receive from all."""
+    result = _statistics_here(gathered(call), alone)
+    if call.divided is None:
+        return result
+    axis, s = call.divided.axis, call.logits.key.shape[-3]
+    if call.divided.with_queries:
+        return result._replace(
+            received=lax.psum_scatter(result.received, axis, scatter_dimension=result.received.ndim - 1, tiled=True)
+        )
+    return result._replace(received=slice_along(result.received, lax.axis_index(axis) * s, s, -1))
 
 
 def _statistics_here(call: Call, alone: bool) -> AttentionStatistics:

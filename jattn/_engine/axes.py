@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from jattn._engine.checks import broadcasts_to
 
-__all__ = ["Shape", "align", "apart", "axis_of", "check_axes", "over"]
+__all__ = ["Shape", "align", "apart", "axis_in", "axis_of", "check_axes", "over"]
 
 
 def over(axes: str, *, remedy: str = "", **options: Any) -> Any:
@@ -42,6 +42,11 @@ class Shape(NamedTuple):
     h: Any
     t: Any
     s: Any
+    columns: Any = None  # all keys, where s are a device's part of them
+
+    @property
+    def all_keys(self) -> Any:
+        return self.s if self.columns is None else self.columns
 
 
 def align(x: Any, axes: str, batch: int) -> Array:
@@ -64,12 +69,22 @@ def axis_of(letter: str, axes: str) -> int:
     return "hts".index(letter) - 3 - own
 
 
+def axis_in(letter: str, axes: str | None, x: Any) -> int | None:
+    """Where an axis other than b lies in a field as it was given, counted from the end; None if it has none."""
+    letters = (axes or "").removeprefix("b")
+    place = letters.find(letter) - len(letters)
+    return place if letter in letters and -place <= jnp.ndim(x) else None
+
+
 def check_axes(name: str, axes: str, x: Any, shape: Shape, remedy: str = "") -> None:
     """Raise ValueError where an array that has ``axes`` does not fit; the batch and the heads may be unknown."""
     given, letters = jnp.shape(x), axes.removeprefix("b")
     unknown = {letter for letter, n in (("b", shape.batch), ("h", shape.h)) if n is None}
-    lengths = {"h": shape.h, "t": shape.t, "s": shape.s}
     own = len(given) - len(letters)  # where the letters' axes begin
+    s = shape.s
+    if shape.columns is not None and "t" in axes and "s" in axes and (i := letters.index("s") + own) >= 0:
+        s = shape.columns if given[i] == shape.columns else s  # all keys, for a device's part of the queries
+    lengths = {"h": shape.h, "t": shape.t, "s": s}
     full: list[Any] = []
     compared: list[int] = []
     spelled: list[str] = []

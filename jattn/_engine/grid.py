@@ -20,7 +20,7 @@ class Grid:
     """Queries and keys that a rule is asked about, with the axes ``*b h t s``, of length 1 where nothing differs.
 
     ``query`` and ``key`` are positions: 0 ... n - 1, or what the caller says they are. ``row`` and ``column`` number
-    the queries and keys as they lie in their arrays.
+    the queries and keys as they lie in their arrays, those of all devices where these have a part each.
     """
 
     query: Any  # integers, *b 1 t 1

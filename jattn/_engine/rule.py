@@ -230,7 +230,8 @@ class Rule(Pytree):
         Args:
             batch: how many batch axes the logits have.
             mesh_axes: the mesh's axes of ``h``, ``t`` and ``s``, and of the batch axes as ``b``, a tuple with one entry
-                for each of them; None, or not given: not sharded.
+                for each of them; None, or not given: not sharded. Where t and s have the same, a field that has both is
+                divided by t, and holds all of s.
 
         Example:
 
@@ -246,7 +247,8 @@ class Rule(Pytree):
             rest = [letter for letter in axes if letter != "b"][-jnp.ndim(x) :] if jnp.ndim(x) else []
             lead = jnp.ndim(x) - len(rest)
             names = [*by_batch[batch - lead :], *(mesh_axes.get(letter) for letter in rest)]
-            return PartitionSpec(*(None if n == 1 else name for n, name in zip(x.shape, names, strict=True)))
+            names = [None if n == 1 else name for n, name in zip(x.shape, names, strict=True)]
+            return PartitionSpec(*(None if name in names[:i] else name for i, name in enumerate(names)))
 
         return self.map_fields(of)
 

@@ -5,33 +5,40 @@ import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from jattn._engine.dropout import dropout_keep_at
-from jattn._engine.extents import Extent
 from jattn._engine.platform import Platform
 from jattn._engine.pytree import Known, Pytree
 from jattn.logits import Logits
 
-__all__ = ["Call", "Implementation", "Result"]
+__all__ = ["Call", "Divided", "Implementation", "Result"]
+
+
+class Divided(NamedTuple):
+    """That keys are divided over an axis of a mesh, each of whose devices has a part."""
+
+    axis: Any  # its name, or several
+    parts: int
+    with_queries: bool  # whether they are, too; else each device along the axis has the same
 
 
 class Call(Pytree):
-    """The checked arguments of `jattn.attention`."""
+    """The checked arguments of `jattn.attention`; shapes or specs may be in the place of arrays."""
 
     logits: Logits
-    value: Array | None
+    value: Any  # *b s k e, or None
     dropout_rate: Known = Known(0)
-    dropout_rng: PRNGKeyArray | None = None
+    dropout_rng: Any = None  # a key of jax.random
     broadcast_dropout: bool = False
-    head_gates: Array | None = None
+    head_gates: Any = None  # h or *b h
     return_weights: bool = False
     return_log_sum_exp: bool = False
     xla_only: bool = False
-    # Where this is a part of a larger call: what its weights' dropout goes by.
-    matrices: Array | None = None  # *b h, the number of each head's matrix
-    first_query: Extent = 0
-    first_key: Extent = 0
+    matrices: Any = None  # *b h, the number of each head's matrix, where this is a part of a larger call
+    # The mesh axes that are to divide queries and keys, in a call that is whole; and those that have, in a part.
+    sequence_axes: tuple[str | None, str] | None = None
+    divided: Divided | None = None
 
     def matrix_numbers(self) -> Int[Array, "*#b #h"]:
         """Which matrix of weights each head has, among those of all heads and examples."""
@@ -49,7 +56,7 @@ class Call(Pytree):
         assert self.dropout_rng is not None
         if self.broadcast_dropout:
             matrices = jnp.zeros_like(matrices)
-        at = rows + self.first_query, columns + self.first_key
+        at = rows + self.logits.first_query, columns + self.logits.first_key
         return dropout_keep_at(self.dropout_rng, self.dropout_rate, matrices, *at)
 
     @property

@@ -1,4 +1,7 @@
-"""Which implementation computes a call: what each one cannot honour, and which is chosen, where it is lowered."""
+"""Which implementation computes a call: what each one cannot honour, and which is chosen, where it is lowered.
+
+Where a sequence is divided over a mesh there is one around it, which brings queries and keys together.
+"""
 
 import dataclasses
 import functools
@@ -12,14 +15,18 @@ from jattn._engine.platform import Platform, is_alone, platform_of, where_lowere
 from jattn.implementations.call import Call, Implementation, Result
 from jattn.implementations.cudnn import Cudnn
 from jattn.implementations.dense import Dense
-from jattn.implementations.explicit import over_mesh
+from jattn.implementations.explicit import over_mesh, part_of
+from jattn.implementations.ring import Ring
+from jattn.implementations.sequence import AllGather, Merge, OverSequence, Ulysses
 from jattn.implementations.streaming import Streaming
 
 __all__ = ["Explanation", "ImplementationName", "decide", "run"]
 
-ImplementationName = Literal["dense", "streaming", "cudnn"]
+ImplementationName = Literal["dense", "streaming", "cudnn", "ring", "all_gather", "ulysses", "merge"]
 
 _BY_NAME: dict[str, Implementation] = {one.name: one for one in (Dense(), Streaming(), Cudnn())}
+# Of those that send as much, the first.
+_OVER_SEQUENCE: dict[str, OverSequence] = {one.name: one for one in (Merge(), Ulysses(), Ring(), AllGather())}
 
 
 class Explanation(NamedTuple):
@@ -36,7 +43,43 @@ class Explanation(NamedTuple):
 
 def decide(call: Call, name: str | None, platform: Platform) -> Explanation:
     """Which implementation runs on a platform, and why; raises ValueError for one that cannot honour the arguments."""
-    checks.one_of("implementation", name, (None, *_BY_NAME))
+    checks.one_of("implementation", name, (None, *_BY_NAME, *_OVER_SEQUENCE))
+    part = part_of(call)
+    return _decide_here(part, name, platform) if part.divided is None else _decide_over(part, name, platform)
+
+
+def _decide_over(part: Call, name: str | None, platform: Platform) -> Explanation:
+    """Likewise, where a sequence is divided; the name may also be that of what computes a part."""
+    here = name if name in _BY_NAME else None
+    refused = {}
+    for other, one in _OVER_SEQUENCE.items():
+        reason = one.refusal(part)
+        if reason is None and here is not None and (unable := _BY_NAME[here].refusal(one.met(part), platform)):
+            reason = f"it needs what {here} refuses: {unable}"
+        if reason is not None:
+            refused[other] = reason
+    if name in refused:
+        raise ValueError(
+            f"implementation must be None or one that honours every argument. Got {name!r}: {refused[name]}."
+        )
+    rest = [one for other, one in _OVER_SEQUENCE.items() if other not in refused]
+    if not rest:
+        raise ValueError(
+            f"implementation must be None or one that honours every argument. Got {name!r}: {refused[AllGather.name]}."
+        )
+    best = _OVER_SEQUENCE[name] if name in _OVER_SEQUENCE else min(rest, key=lambda one: one.sent(part))
+    of_part = _decide_here(best.met(part), here, platform)
+    why = "it was asked for" if name == best.name else f"it sends the least, {best.sent(part):,} bytes from a device"
+    return Explanation(best.name, f"{why}; {of_part.implementation} computes what has met", refused | of_part.refused)
+
+
+def _decide_here(call: Call, name: str | None, platform: Platform) -> Explanation:
+    """Which implementation runs on what one device has."""
+    if name in _OVER_SEQUENCE:
+        raise ValueError(
+            f"implementation must be one for sequences that are whole where no mesh axis divides them. Got {name!r}; "
+            "pass sequence_axis, the name of the axis."
+        )
     refused = {other: reason for other, one in _BY_NAME.items() if (reason := one.refusal(call, platform))}
     if name is None:
         rest = [one for other, one in _BY_NAME.items() if other not in refused]
@@ -66,8 +109,21 @@ def _run(call: Call, name: str | None, alone: bool) -> Result:
 
 
 def _run_here(call: Call, name: str | None, alone: bool) -> Result:
+    attend = functools.partial(_attended, name=name if name in _BY_NAME else None, alone=alone)
+    if call.divided is None:
+        result = attend(call)
+    else:
+        best = _decide_over(call, name, platform_of(call.logits.query)).implementation
+        result = _OVER_SEQUENCE[best].run(attend, call)
+    assert call.value is not None
+    return result._replace(output=result.output.astype(call.value.dtype))
+
+
+def _attended(call: Call, name: str | None, alone: bool) -> Result:
+    """What one device computes, in float32 or wider."""
+
     def chosen(platform: Platform) -> Implementation:
-        return _BY_NAME[name or decide(call, None, platform).implementation]
+        return _BY_NAME[name or _decide_here(call, None, platform).implementation]
 
     def run_on(platform: Platform, call: Call) -> Result:
         return chosen(platform).run(call, platform)
@@ -76,9 +132,8 @@ def _run_here(call: Call, name: str | None, alone: bool) -> Result:
         implementation = chosen(platform)
         return implementation.name, implementation.program(platform)
 
-    result = where_lowered(run_on, call, alike, alone=alone)
-    assert call.value is not None
-    return result._replace(output=_gated(result.output, call.head_gates).astype(call.value.dtype))
+    result: Result = where_lowered(run_on, call, alike, alone=alone)
+    return result._replace(output=_gated(result.output, call.head_gates))
 
 
 def _gated(output: Array, gates: Array | None) -> Array:

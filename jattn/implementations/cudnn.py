@@ -100,9 +100,12 @@ class Cudnn(Implementation):
 
 def _arguments(logits: Logits) -> KernelArguments | None:
     """The mask in the kernel's own arguments, if it has them."""
-    batch, _, t, s = logits.shape
+    batch, _, t, s, _ = logits.shape
     if logits.mask is None:
         return {}
+    whole = all(isinstance(first, int) and first == 0 for first in (logits.first_query, logits.first_key))
+    if not whole:
+        return None
     at_indices = logits.query_positions is None and logits.key_positions is None
     arguments: KernelArguments = {}
     for mask in _conjuncts(logits.mask):

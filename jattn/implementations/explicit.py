@@ -1,7 +1,8 @@
 """Attention where a mesh has explicit axes, so that arrays say where they lie: each device computes its own part.
 
 Examples and heads need nothing of one another, so with `jax.shard_map` around it any implementation runs on a device's
-part as on one device. Queries may be divided, too, as each part sees all keys.
+part as on one device. Queries may be divided, too, as each part sees all keys. Where keys are, or where the caller
+names the axis of a mesh with automatic axes that is to divide them, `sequence` says what the devices send.
 """
 
 import dataclasses
@@ -18,24 +19,24 @@ from jaxtyping import Array
 
 from jattn._engine.varying import all_varying
 from jattn._kernels import Given
-from jattn.implementations.call import Call
+from jattn._score import Score
+from jattn.implementations.call import Call, Divided
 
-__all__ = ["over_mesh"]
+__all__ = ["over_mesh", "part_of"]
 
 
 def over_mesh(run: Callable[[Call], Any], call: Call, results: Any, whole: str = "") -> Any:
     """``run(call)``, of each device's part where the arrays are divided over explicit axes of a mesh.
 
     ``results``: as run's, with the letters of each array's axes, such as ``"bthe"``; without t, it is a sum over
-    queries. ``whole``: axes, h or t, that run needs whole.
+    queries. ``whole``: axes, h, t or s, that run needs whole.
     """
-    meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(call) if any(_axes_of(x))]
-    if not meshes:
+    division = _division(call, whole)
+    if division is None:
         return run(all_varying(call))
-    division = _Division(meshes[0], *_axes(call)).without(whole)
     call = _with_numbers(call, division)
     h, k = call.logits.query.shape[-2], call.logits.key.shape[-2]
-    shared = k % division.parts(division.h) != 0  # some devices need the same key head
+    shared = division.shares(k)
     specs = _specs(call, division, shared)
     placed = jax.tree.map(division.place, call, specs)
     if not division.axes:
@@ -49,9 +50,34 @@ def over_mesh(run: Callable[[Call], Any], call: Call, results: Any, whole: str =
         of_part,
         mesh=division.mesh,
         in_specs=(specs,),
-        out_specs=jax.tree.map(division.spec, results),
+        out_specs=jax.tree.map(division.without("s").spec, results),
         axis_names=division.axes,
     )(placed)
+
+
+def part_of(call: Call) -> Call:
+    """What a device has of a call: shapes and dtypes in the place of its arrays, where these are divided."""
+    division = _division(call, "")
+    if division is None or not isinstance(call.logits.score, Score):  # a function's logits are computed before
+        return call
+    shared = division.shares(call.logits.key.shape[-2])
+
+    def of(x: Any, spec: PartitionSpec) -> Any:
+        if isinstance(x, int | float):
+            return x
+        axes = zip(x.shape, itertools.chain(spec, itertools.repeat(None)), strict=False)
+        return jax.ShapeDtypeStruct(tuple(n // division.parts(names) for n, names in axes), x.dtype)
+
+    part = jax.tree.map(of, call, _specs(call, division, shared))
+    if shared:
+        h, g = part.logits.query.shape[-2], call.logits.query.shape[-2] // call.logits.key.shape[-2]
+
+        def own(x: Any) -> Any:
+            return jax.ShapeDtypeStruct((*x.shape[:-2], 1 if g % h == 0 else h, x.shape[-1]), x.dtype)
+
+        logits = dataclasses.replace(part.logits, key=own(part.logits.key))
+        part = dataclasses.replace(part, logits=logits, value=None if part.value is None else own(part.value))
+    return dataclasses.replace(part, sequence_axes=None, divided=division.sequence or part.divided)
 
 
 class _Division(NamedTuple):
@@ -61,16 +87,29 @@ class _Division(NamedTuple):
     b: tuple[Any, ...]  # one for each
     h: Any
     t: Any
+    s: Any
     e: Any
 
     def without(self, letters: str) -> "_Division":
-        """With these axes, h or t, whole."""
-        return self._replace(h=None if "h" in letters else self.h, t=None if "t" in letters else self.t)
+        """With these axes, h, t or s, whole."""
+        whole: dict[str, Any] = dict.fromkeys(letters)
+        return self._replace(**whole)
 
     @property
     def axes(self) -> set[str]:
         """All of them."""
-        return {name for axes in (*self.b, self.h, self.t, self.e) for name in _names_of(axes)}
+        return {name for axes in (*self.b, self.h, self.t, self.s, self.e) for name in _axis_names(axes)}
+
+    @property
+    def sequence(self) -> Divided | None:
+        """What its devices send keys over."""
+        if self.s is None:
+            return None
+        return Divided(self.s, self.parts(self.s), with_queries=_axis_names(self.t) == _axis_names(self.s))
+
+    def shares(self, k: int) -> bool:
+        """Whether some devices need the same one of k key heads."""
+        return k % self.parts(self.h) != 0
 
     def spec(self, letters: str, shape: tuple[int, ...] | None = None) -> PartitionSpec:
         """Of an array whose last axes are these letters, b standing for all of the batch; length 1 is not divided."""
@@ -80,10 +119,14 @@ class _Division(NamedTuple):
         return PartitionSpec(*axes)
 
     def place(self, x: Array, spec: PartitionSpec) -> Array:
+        spec = PartitionSpec(*(names if self._is_explicit(names) else None for names in spec))
         is_there = all(a == b for a, b in itertools.zip_longest(_axes_of(x), spec))
         if is_there or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return x
         return jax.sharding.reshard(x, NamedSharding(self.mesh, spec))
+
+    def _is_explicit(self, names: Any) -> bool:
+        return not set(_axis_names(names)) - set(self.mesh.explicit_axes)
 
     def summed(self, letters: str, x: Array) -> Array:
         """A part's result, and the other parts' where it sums over queries."""
@@ -91,22 +134,37 @@ class _Division(NamedTuple):
 
     def parts(self, axes: Any) -> int:
         """How many these axes make."""
-        return math.prod(self.mesh.shape[name] for name in _names_of(axes))
+        return math.prod(self.mesh.shape[name] for name in _axis_names(axes))
 
 
-def _axes_of(x: Array) -> tuple[Any, ...]:
+def _axes_of(x: Any) -> tuple[Any, ...]:
     """How an array says that it is divided; automatic axes say nothing."""
-    return tuple(jax.typeof(x).sharding.spec)
+    return () if isinstance(x, int | float) else tuple(jax.typeof(x).sharding.spec)
 
 
-def _names_of(axes: Any) -> tuple[str, ...]:
+def _axis_names(axes: Any) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
-def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any]:
+def _division(call: Call, whole: str) -> _Division | None:
+    """How the arrays of a call are divided, or are to be; None if they aren't, as far as can be known."""
+    meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(call) if any(_axes_of(x))]
+    if not meshes and call.sequence_axes is None:
+        return None
+    mesh = meshes[0] if meshes else jax.sharding.get_abstract_mesh()
+    division = _Division(mesh, *_axes(call)).without(whole)
+    # An axis of length 1 could be one key, or stand for all.
+    single = None not in (division.s, division.t) and call.logits.key.shape[-3] == division.parts(division.s)
+    return division.without("s") if single else division
+
+
+def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any, Any]:
     """The fields of `_Division`: the axes of query, where it has none those of key and value; each once."""
     logits = call.logits
     *batch, t, h, _ = _axes_of(logits.query)
+    s = _axes_of(logits.key)[-3]
+    if call.sequence_axes is not None:
+        t, s = call.sequence_axes
     others = [_axes_of(x) for x in (logits.key, call.value) if x is not None]
     # A score of the caller's own may depend on positions and heads.
     by_part = logits.by_pair or isinstance(logits.score, Given)
@@ -114,23 +172,24 @@ def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any]:
 
     def first_unused(*candidates: Any) -> Any:
         for axes in candidates:
-            if (names := _names_of(axes)) and used.isdisjoint(names):
+            if (names := _axis_names(axes)) and used.isdisjoint(names):
                 used.update(names)
                 return axes
         return None
 
     b = tuple(first_unused(axes, *(spec[i] for spec in others)) for i, axes in enumerate(batch))
     h = first_unused(h, *(spec[-2] for spec in others)) if by_part else None
-    return b, h, first_unused(t) if by_part else None, first_unused(others[-1][-1]) if call.value is not None else None
+    t = first_unused(t) if by_part else None
+    if logits.by_pair and call.divided is None:
+        s = t if t is not None and _axis_names(s) == _axis_names(t) else first_unused(s)
+    else:
+        s = None
+    return b, h, t, s, first_unused(others[-1][-1]) if call.value is not None else None
 
 
 def _with_numbers(call: Call, division: _Division) -> Call:
-    """With the numbers that a part can't know: of its matrices, and the positions of its queries."""
-    logits = call.logits
-    if division.t is not None and logits.query_positions is None:
-        logits = dataclasses.replace(logits, query_positions=jnp.arange(logits.query.shape[-3]))
-    matrices = call.matrix_numbers() if call.dropout_rate > 0 else None
-    return dataclasses.replace(call, logits=logits, matrices=matrices)
+    """With the numbers that a part can't know, those of its matrices."""
+    return dataclasses.replace(call, matrices=call.matrix_numbers() if call.dropout_rate > 0 else None)
 
 
 def _specs(call: Call, division: _Division, shared: bool) -> Call:
@@ -138,7 +197,7 @@ def _specs(call: Call, division: _Division, shared: bool) -> Call:
     logits, of = call.logits, division.spec
     k = "k" if shared else "h"
     score = of("bhts") if isinstance(logits.score, Given) else PartitionSpec()
-    fields = logits.partition_specs(batch=len(division.b), b=division.b, h=division.h, t=division.t)
+    fields = logits.partition_specs(batch=len(division.b), b=division.b, h=division.h, t=division.t, s=division.s)
     specs: dict[str, Any] = {
         "logits": dataclasses.replace(
             fields,
@@ -156,7 +215,7 @@ def _specs(call: Call, division: _Division, shared: bool) -> Call:
 
 def _with_its_own(part: Call, g: int, division: _Division, shared: bool) -> Call:
     """A part with its query heads' key heads alone, each of which g share, and with the number of its first query."""
-    logits, value, first_query = part.logits, part.value, part.first_query
+    logits, value = part.logits, part.value
     *_, t, h, _ = logits.query.shape
     if shared:
         first = lax.axis_index(division.h) * h
@@ -168,5 +227,6 @@ def _with_its_own(part: Call, g: int, division: _Division, shared: bool) -> Call
 
         logits, value = dataclasses.replace(logits, key=own(logits.key)), None if value is None else own(value)
     if division.t is not None:
-        first_query = first_query + lax.axis_index(division.t) * t
-    return dataclasses.replace(part, logits=logits, value=value, first_query=first_query)
+        logits = dataclasses.replace(logits, first_query=logits.first_query + lax.axis_index(division.t) * t)
+    divided = division.sequence or part.divided
+    return dataclasses.replace(part, logits=logits, value=value, sequence_axes=None, divided=divided)
