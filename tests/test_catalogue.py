@@ -700,7 +700,7 @@ MODIFICATIONS = {
 def small_blocks(monkeypatch):
     """Of so few queries streaming would make one block. And only the program of a CPU is traced, to save time."""
     monkeypatch.setattr(plan, "_ROWS", (ROWS * H // K,))
-    monkeypatch.setattr(choice, "where_lowered", lambda run, arguments, alike: run(CPU, arguments))
+    monkeypatch.setattr(choice, "where_lowered", lambda run, arguments, alike, alone: run(CPU, arguments))
 
 
 def features(t: int, s: int) -> dict[str, np.ndarray]:

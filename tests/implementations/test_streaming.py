@@ -336,7 +336,7 @@ def attention_logits(mask):
 @pytest.fixture
 def on_accelerator(monkeypatch, traced_anew):
     """What is compiled is what an accelerator would get."""
-    monkeypatch.setattr(choice, "where_lowered", lambda run, arguments, alike: run(ACCELERATOR, arguments))
+    monkeypatch.setattr(choice, "where_lowered", lambda run, arguments, alike, alone: run(ACCELERATOR, arguments))
 
 
 @pytest.mark.whole
