@@ -57,6 +57,20 @@ def test_example(name: str, tmp_path: Path) -> None:
         assert {line[2] for line in ended.stdout.splitlines() if re.match(r"  \d: .* \|", line)} == set("0123")
 
 
+@pytest.mark.parametrize("how", [(), ("--simulate", "4"), ("--processes", "2")])
+@pytest.mark.whole
+def test_many_devices(how: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "examples.many_devices", "--epochs", "1", *how]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    count = how[1] if how else "1"
+    assert ended.stdout.startswith(f"{count} devices in {count if '--processes' in how else 1} processes")
+    assert re.search("examples and heads.*nothing", ended.stdout)
+    differences = re.findall(r"\d\.\de[+-]\d\d", ended.stdout)
+    assert len(differences) >= 6
+    assert max(map(float, differences)) < 1e-4
+
+
 def test_scenes_hold_their_digit() -> None:
     digits = np.arange(1, 65, dtype=np.float32).reshape(1, 8, 8) / 64
     pictures, labels, places = image_attention.scenes(digits, np.array([7]), 5, np.random.default_rng(0))
@@ -161,3 +175,9 @@ def test_folders_are_made(tmp_path: Path) -> None:
     for _ in range(2):
         assert options.folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
         assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def test_page_of_many_devices() -> None:
+    """Its code runs as it stands there."""
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "many_devices.md").read_text(), re.DOTALL)
+    exec(code, {})
