@@ -63,7 +63,7 @@ def attention_rows(rng: np.random.Generator) -> list[tuple[str, str, str, float]
         output = program(*given)
         parts = [(shard.data, expected[shard.index]) for shard in output.addressable_shards]
         difference = max(float(abs(x - y).max()) for x, y in parts)
-        rows.append((name, str(dict(mesh.shape)), sent(program.as_text()), difference))
+        rows.append((name, str(dict(mesh.shape)), sent(program.as_text() or ""), difference))
     return rows
 
 
@@ -90,8 +90,8 @@ def losses(text: np.ndarray, seed: int, epochs: int, **where: Any) -> np.ndarray
         return -jnp.take_along_axis(log_p, batch[:, 1:, None], -1).mean()
 
     model = models.GPT2(64, features=32, num_heads=4, num_layers=2, max_length=32, rngs=nnx.Rngs(seed))
-    options = dict(optimizer=training.adam(1e-2), epochs=epochs, batch_size=32, progress=False)
-    return training.fit(model, text, loss=loss, **options, **where).step_losses  # type: ignore[arg-type]
+    options: dict[str, Any] = dict(optimizer=training.adam(1e-2), epochs=epochs, batch_size=32, progress=False)
+    return training.fit(model, text, loss=loss, **options, **where).step_losses
 
 
 def main(arguments: list[str]) -> None:
