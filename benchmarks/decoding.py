@@ -1,5 +1,8 @@
 """Greedy continuation, with the same weights: jattn's, compiled, beside transformers' generate with its cache.
 
+With ``--columns jattn transformers "transformers, compiled"`` also beside its static cache and ``torch.compile``, which
+needs a C++ compiler, and minutes.
+
     python -m benchmarks decoding [--sizes NAME ...] [--batches B ...] [--prompts T ...] [--new N ...]
         [--columns NAME ...] [--rounds 3] [--json FILE]
 
@@ -24,6 +27,7 @@ from benchmarks.comparison import (
     MIB,
     PASSES,
     Column,
+    LeftOut,
     Row,
     at_least_one,
     best_of,
@@ -86,16 +90,39 @@ def jattn_column(work: Work) -> Column:
     return Column(call, 0, seconds[0] - seconds[1], False)
 
 
-def transformers_column(work: Work) -> Column:
+def transformers_column(work: Work, **options: Any) -> Column:
     import torch
 
     model, prompts = theirs(work.size), torch.from_numpy(work.prompts())
     how = dict(do_sample=False, max_new_tokens=work.new, min_new_tokens=work.new, pad_token_id=0)
-    given = dict(attention_mask=torch.ones_like(prompts), **how)
+    given = dict(attention_mask=torch.ones_like(prompts), **how, **options)
     return Column(lambda: (model.generate(prompts, **given)[:, work.t :],), 0, None, False)
 
 
-COLUMNS: dict[str, Callable[[Work], Column]] = {"jattn": jattn_column, "transformers": transformers_column}
+def compiled_column(work: Work) -> Column:
+    """With a cache of one size for all tokens, and each step after the prompt compiled."""
+    import torch
+    import transformers
+
+    config = transformers.CompileConfig()
+    config._compile_all_devices = True  # type: ignore[assignment]  # or generate leaves the option without effect on a CPU
+    column = transformers_column(work, cache_implementation="static", compile_config=config)
+    torch.compiler.reset()  # or what was compiled for other lengths counts, and after some of them nothing is compiled
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        try:
+            column.call()
+        except RuntimeError as error:
+            raise LeftOut(f"did not compile: {next(filter(None, str(error).splitlines()), type(error))}") from error
+        seconds.append(time.perf_counter() - start)
+    if not hasattr(theirs(work.size), "_compiled_call"):
+        raise LeftOut("did not compile: this version of generate refuses to")
+    return column._replace(compiling=seconds[0] - seconds[1])
+
+
+PLAIN: dict[str, Callable[[Work], Column]] = {"jattn": jattn_column, "transformers": transformers_column}
+COLUMNS = {**PLAIN, "transformers, compiled": compiled_column}
 
 
 class PerToken(NamedTuple):
@@ -126,11 +153,11 @@ def table_of_tokens(found: list[PerToken]) -> Table:
     names = list(found[0].columns)
     for header in [*found[0].label, *(f"{name}\n{unit}" for name in names for unit in ("ms", "tokens/s"))]:
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("ratio", justify="right")
+    for name in names[1:]:
+        table.add_column(f"{names[0]} /\n{name}", justify="right")
     for label, columns in found:
         cells = [cell for x in columns.values() for cell in (f"{1000 * x:.2f}", f"{label['batch'] / x:.0f}")]
-        ratio = columns[names[0]] / columns[names[-1]]
-        table.add_row(*map(str, label.values()), *cells, f"{ratio:.2f}" if len(names) > 1 else "-")
+        table.add_row(*map(str, label.values()), *cells, *(f"{columns[names[0]] / columns[x]:.2f}" for x in names[1:]))
     return table
 
 
@@ -176,7 +203,7 @@ def windowed(size: str, window: int) -> models.TextDecoder:
 
 def main(arguments: list[str]) -> None:
     parser = parser_of("decoding", __doc__, COLUMNS)
-    parser.set_defaults(passes=PASSES[:1], rounds=3)
+    parser.set_defaults(passes=PASSES[:1], rounds=3, columns=list(PLAIN))
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), help="of these only")
     parser.add_argument("--batches", nargs="+", type=at_least_one, default=[1, 8], metavar="B", help="how many prompts")
     parser.add_argument("--prompts", nargs="+", type=at_least_one, default=[64, 512], metavar="T", help="their length")

@@ -204,8 +204,8 @@ class Cache(Pytree):
 
     def next_positions(self, t: int, real: Bool[Array, "*b t"] | None = None) -> Int[Array, "*b t"]:
         """The positions of t tokens that come next, if all positions are counted from 0; of padding that before it."""
-        steps = jnp.broadcast_to(jnp.arange(t) if real is None else positions_of(real), (*self.length.shape, t))
-        return (jnp.asarray(self.length)[..., None] + steps).astype(jnp.int32)
+        steps = jnp.arange(t, dtype=jnp.int32) if real is None else positions_of(real).astype(jnp.int32)
+        return jnp.asarray(self.length)[..., None] + jnp.broadcast_to(steps, (*self.length.shape, t))
 
     def append(
         self,
@@ -309,7 +309,7 @@ class Cache(Pytree):
                 as near to it as that.
         """
         length = self._checked_length(length)
-        n, number = self.room, jnp.broadcast_to(jnp.arange(self.room), self.positions.shape)
+        n, number = self.room, jnp.broadcast_to(jnp.arange(self.room, dtype=jnp.int32), self.positions.shape)
         last = self.length[..., None] - 1
         token = last - (last - number) % n if self.ring else number  # which one a slot holds, counted from 0
         kept = token < length[..., None]

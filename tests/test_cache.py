@@ -54,6 +54,7 @@ def in_chunks(cache: Cache, sizes: list[int], query: Any, key: Any, value: Any, 
     return jnp.concatenate(outputs, axis=1), cache
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("sizes", CHUNKS, ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_equal_to_the_whole(case: tuple[dict[str, Any], int, bool], sizes: list[int]) -> None:
@@ -102,6 +103,7 @@ def test_unused_slots_are_harmless(hostile: float) -> None:
     np.testing.assert_array_equal(*gradients)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("ring", [False, True])
 def test_padding_takes_no_slots(side: str, ring: bool) -> None:
@@ -122,6 +124,7 @@ def test_padding_takes_no_slots(side: str, ring: bool) -> None:
         np.testing.assert_array_equal(held, np.asarray(x[i, max(0, n - now.cache.room) : n]))
 
 
+@pytest.mark.core
 def test_grown_keeps_what_is_there() -> None:
     x = drawn(1, 5, 1, 4)
     small = Cache.empty((1,), room=3, num_heads=1, features=4, dtype=jnp.float64)
@@ -130,6 +133,7 @@ def test_grown_keeps_what_is_there() -> None:
     np.testing.assert_allclose(output, jattn.attention(x, x, x, mask=masks.causal())[:, 3:], rtol=1e-12)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("ring", [False, True])
 def test_cropped_takes_tokens_back(ring: bool) -> None:
     """Also where examples take back other numbers; a ring has two slots more than its window."""
@@ -149,6 +153,7 @@ def test_cropped_takes_tokens_back(ring: bool) -> None:
     np.testing.assert_array_equal(program(back, jnp.array([-1, 9])), [0, 7])
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("ring", "dtype"), [(True, jnp.int8), (False, jnp.float64)])
 def test_rewound_is_as_if_no_more_had_come(ring: bool, dtype: Any) -> None:
     """Also of a ring that has replaced all that it held; each example keeps another number of tokens."""
@@ -164,6 +169,7 @@ def test_rewound_is_as_if_no_more_had_come(ring: bool, dtype: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, back, expected)
 
 
+@pytest.mark.core
 def test_reordered() -> None:
     x = drawn(3, 4, 1, 4)
     empty = Cache.empty((3,), room=6, num_heads=1, features=4, dtype=jnp.float64)

@@ -42,6 +42,7 @@ def int8_cache(
     return Cache.empty(batch, room=room, num_heads=heads, features=features, dtype=jnp.int8, **more)
 
 
+@pytest.mark.core
 def test_codes_and_scales() -> None:
     """Half to even; a vector of zeros has the scale 0, and is zeros again."""
     keys = jnp.array([[[[127, 0.5, 1.5, -2.5], [0, 0, 0, 0]], [[-254, 1.0, 2.9, -127], [0.5, -0.25, 0, 63.5]]]])
@@ -87,6 +88,7 @@ def test_what_that_makes_of_attention() -> None:
     assert 1e-4 < error / float(jnp.abs(exact).max()) < 0.02
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 def test_equal_to_rounded_keys_and_values(rule: tuple[dict[str, Any], int, bool]) -> None:
     """In whatever chunks; grown, reordered, and taken back on the way."""
@@ -160,6 +162,7 @@ def test_unused_slots_are_harmless() -> None:
     np.testing.assert_array_equal(*outputs)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("window", [3, None])
 def test_a_layer_reads_what_was_kept(window: int | None) -> None:
     """The same in one chunk, where it attends among the new tokens, as token by token, from the cache; within 2 % of

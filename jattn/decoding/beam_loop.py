@@ -7,6 +7,7 @@ k hypotheses of an example · r = b k, those of all examples
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jattn.decoding.decodable import grown, reordered
 from jattn.decoding.loop import Beginning, Choice, Setup, Structure, merged, read, wider
 from jattn.decoding.transcript import Transcript
 
-__all__ = ["Search", "Standard", "begin_search", "search_on", "search_with_room"]
+__all__ = ["Search", "Standard", "begin_search", "resumed", "search_on", "search_with_room"]
 
 
 class Standard(NamedTuple):
@@ -41,7 +42,7 @@ class Standard(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Where a beam search is. Hypotheses that don't exist have log-probability minus infinity."""
+    """Where a beam search is. Hypotheses that don't exist have log-probability minus infinity (`resumed`)."""
 
     state: Any  # the model's, which has read all but the last token
     last: Int[Array, "r"]
@@ -64,7 +65,7 @@ def begin_search(
     log_probabilities = jnp.broadcast_to(only, (b, k))
     none = jnp.full_like(log_probabilities, -jnp.inf)
     unread = Search(state, transcript.tokens[:, 0], transcript, log_probabilities, transcript, none, jnp.ones(b, bool))
-    return _continued(unread, logits, choice, standard)
+    return _suspended(_continued(unread, logits, choice, standard))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -88,7 +89,21 @@ def search_on(
         logits, state = model.step(now.last[:, None], now.state, valid_lens=going)
         return i + 1, _continued(now._replace(state=state), logits, choice, standard)
 
-    return jax.lax.while_loop(another, step, (jnp.int32(0), search))[1]
+    return _suspended(jax.lax.while_loop(another, step, (jnp.int32(0), resumed(search)))[1])
+
+
+def _suspended(search: Search) -> Search:
+    """As it leaves a program: minus infinity is the least finite number, since ``jax_debug_infs`` would reject it."""
+    return _with_least(search, lambda x: jnp.maximum(x, jnp.finfo(x.dtype).min))
+
+
+def resumed(search: Search) -> Search:
+    """As it was in that program."""
+    return _with_least(search, lambda x: jnp.where(x == jnp.finfo(x.dtype).min, -jnp.inf, x))
+
+
+def _with_least(search: Search, f: Callable[[Array], Array]) -> Search:
+    return search._replace(log_probabilities=f(search.log_probabilities), scores=f(search.scores))
 
 
 def _continued(search: Search, logits: Float[Array, "r v"], choice: Choice, standard: Standard) -> Search:

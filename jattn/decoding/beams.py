@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jattn._engine import checks
-from jattn.decoding.beam_loop import Search, Standard, begin_search, search_on, search_with_room
+from jattn.decoding.beam_loop import Search, Standard, begin_search, resumed, search_on, search_with_room
 from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Choice
 from jattn.decoding.request import Request
@@ -118,6 +118,7 @@ def _searched(request: Request, k: int, standard: Standard) -> Search:
 @functools.partial(jax.jit, static_argnums=2)
 def _found(search: Search, pad: Int[ArrayLike, ""], n: int) -> BeamsFound:
     """What has ended."""
+    search = resumed(search)
     ended, (b, k) = search.ended, search.scores.shape
     tokens = ended.of_new(ended.tokens, n, pad).reshape(b, k, n)
     beams = Hypotheses(tokens, ended.new.reshape(b, k), search.scores)

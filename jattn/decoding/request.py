@@ -214,7 +214,7 @@ def _prompt_lens(lens: Any, b: int, t: int) -> Any:
 
 def _from_the_left(prompt: Array, prompt_attention_mask: Any) -> tuple[Array, Array]:
     """Prompts with their real tokens first, in their order, and how many those are."""
-    real: Bool[Array, "b t"] = checks.array("prompt_attention_mask", prompt_attention_mask) != 0
+    real: Bool[Array, "b t"] = checks.array("prompt_attention_mask", prompt_attention_mask).astype(bool)
     if real.shape != prompt.shape:
         raise ValueError(f"prompt_attention_mask must have the shape of the prompt, {prompt.shape}. Got {real.shape}.")
     lens = real.sum(-1, dtype=jnp.int32)

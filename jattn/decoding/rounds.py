@@ -123,7 +123,7 @@ def _round(model: Decodable, draft: Decodable, now: Speculation, choice: Choice,
     with_draft = before._replace(tokens=put(before.tokens, before.lengths, proposed.tokens, counts))
     said, accepted = _decided(logits, proposed, with_draft, choice, counts)
 
-    places = jnp.arange(ahead + 1, dtype=jnp.int32)
+    places = jnp.arange(ahead + 1, dtype=jnp.int32)[None]
     ends = jnp.isin(said, choice.ends) & (places <= accepted[:, None])
     new = jnp.where(going, jnp.where(ends.any(-1), ends.argmax(-1), accepted) + 1, 0).astype(jnp.int32)
     transcript = before._replace(tokens=put(before.tokens, before.lengths, said, new), lengths=before.lengths + new)
@@ -159,7 +159,7 @@ def _proposed(draft: Decodable, now: Speculation, choice: Choice, counts: Int[Ar
         token, q, transcript = propose(logits, transcript, i)
         return (state, token, transcript), (token, q)
 
-    at = (transcript.lengths - now.unread)[:, None] + jnp.arange(2, dtype=jnp.int32)
+    at = (transcript.lengths - now.unread)[:, None] + jnp.arange(2, dtype=jnp.int32)[None]
     unread = jnp.take_along_axis(transcript.tokens, at, 1, mode="clip")
     logits, state = draft.step(unread, now.draft, valid_lens=jnp.where(counts > 0, now.unread, 0))
     token, q, transcript = propose(logits, transcript, 0)
@@ -192,18 +192,18 @@ def _decided(
         lambda number: jax.vmap(lambda rng: jax.random.uniform(rng, dtype=p.dtype))(with_number(judges, 2 * number)),
         in_axes=1,
         out_axes=1,
-    )(transcript.new[:, None] + places[:-1])
+    )(transcript.new[:, None] + places[None, :-1])
     accepted, rest = judged(p, draft.probabilities, draft.tokens, uniforms, counts)
     number = transcript.new + accepted
     rngs = jnp.where(accepted < counts, with_number(judges, 2 * number + 1), with_number(choice.rngs, number))
     last = jax.vmap(jax.random.categorical)(rngs, jnp.log(rest)).astype(jnp.int32)
     drafted = jnp.pad(draft.tokens, ((0, 0), (0, 1)))
-    return jnp.where(places == accepted[:, None], last[:, None], drafted), accepted
+    return jnp.where(places[None] == accepted[:, None], last[:, None], drafted), accepted
 
 
 def _leading(right: Bool[Array, "b a"], counts: Int[Array, "b"]) -> Int[Array, "b"]:
     """How many are right before the first that is not, of so many."""
-    right &= jnp.arange(right.shape[1]) < counts[:, None]
+    right &= jnp.arange(right.shape[1], dtype=jnp.int32)[None] < counts[:, None]
     return jnp.cumprod(right, axis=1, dtype=jnp.int32).sum(1, dtype=jnp.int32)
 
 

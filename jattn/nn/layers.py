@@ -77,8 +77,8 @@ class LayerNorm(nnx.LayerNorm):
         scale, bias = (None if p is None else p[...] for p in (self.scale, self.bias))
         x, scale, bias = self.promote_dtype((x, scale, bias), dtype=self.dtype)
         y = _normalize(x.astype(at_least_float32(x)), self.epsilon)
-        y = y if scale is None else y * scale
-        return (y if bias is None else y + bias).astype(x.dtype)
+        y = y if scale is None else y * _aligned(y, scale)
+        return (y if bias is None else y + _aligned(y, bias)).astype(x.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -160,7 +160,12 @@ class RMSNorm(nnx.RMSNorm):
         x, scale = self.promote_dtype((x, None if self.scale is None else self.scale[...]), dtype=self.dtype)
         wide = x.astype(at_least_float32(x))
         y = _divide_by_root_mean_square(wide, float(jnp.finfo(wide).eps) if self.epsilon is None else self.epsilon)
-        return (y if scale is None else y * (self.scale_offset + scale.astype(y.dtype))).astype(x.dtype)
+        return (y if scale is None else y * (self.scale_offset + _aligned(y, scale))).astype(x.dtype)
+
+
+def _aligned(y: Float[Array, "... m"], parameter: Float[Array, "m"]) -> Float[Array, "... m"]:
+    """With the axes of y, and in its dtype, also where JAX is told to promote nothing by itself."""
+    return jnp.expand_dims(parameter.astype(y.dtype), range(y.ndim - 1))
 
 
 def _check_norm(features: Any, epsilon: Any, **flags: Any) -> None:

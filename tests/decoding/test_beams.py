@@ -50,7 +50,8 @@ class Recurrent(nnx.Module):
 def less_of_the_last(log_probabilities: jax.Array, transcript: decoding.Transcript) -> jax.Array:
     """A processor that knows the tokens of each hypothesis."""
     last = jnp.take_along_axis(transcript.tokens, transcript.lengths[:, None] - 1, 1)
-    return log_probabilities - 0.5 * (jnp.arange(log_probabilities.shape[1]) == last)
+    again = jnp.arange(log_probabilities.shape[1], dtype=last.dtype)[None] == last
+    return log_probabilities - jnp.where(again, 0.5, 0.0)
 
 
 PROMPTS = jnp.array([[3, 1, 0], [1, 1, 3]])
@@ -95,10 +96,10 @@ EXPECTED: list[tuple[int, int, Any, list[tuple[float, list[int]]]]] = [
 ]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("start", "beams", "early_stopping", "expected"), EXPECTED)
 def test_when_it_stops(start: int, beams: int, early_stopping: Any, expected: list[tuple[float, list[int]]]) -> None:
-    with np.errstate(divide="ignore"):
-        model = Bigrams(jnp.asarray(np.log(CHAIN)))
+    model = Bigrams(jnp.asarray(np.log(np.maximum(CHAIN, 1e-30))))
     options: dict[str, Any] = {"max_new_tokens": 4, "eos": 3, "pad": -1}
     found = decoding.beam_search(model, jnp.array([[start]]), beams=beams, early_stopping=early_stopping, **options)
     for (p, tokens), row, n, score in zip(expected, *(x[0].tolist() for x in found.beams), strict=True):
@@ -116,6 +117,7 @@ def test_what_cannot_be_said_is_never_found() -> None:
     np.testing.assert_allclose(beams.scores[0], np.log([0.5, 0.49, 0.01, 1e-300, 1e-300]) - [0, 0, 0, np.inf, np.inf])
 
 
+@pytest.mark.core
 def test_nothing_else_in_the_batch_matters() -> None:
     options: dict[str, Any] = {"beams": 2, "max_new_tokens": 6, "eos": EOS}
     for seed, early_stopping in itertools.product(range(3), (True, False)):
@@ -130,6 +132,7 @@ def test_nothing_else_in_the_batch_matters() -> None:
     np.testing.assert_array_equal(left.beams.tokens, together.beams.tokens)
 
 
+@pytest.mark.core
 def test_a_number_of_a_processor_for_each_prompt() -> None:
     model, search = Recurrent(), {"beams": 3, "max_new_tokens": 6, "eos": EOS}
     factors = (0.5, 2.0)
@@ -142,6 +145,7 @@ def test_a_number_of_a_processor_for_each_prompt() -> None:
     assert (found.scores[0] != expected.scores[0]).item()
 
 
+@pytest.mark.core
 def test_it_goes_on_from_a_state() -> None:
     model, options = Recurrent(1), {"beams": 3, "max_new_tokens": 5}
     whole = decoding.beam_search(model, PROMPTS, **options)
@@ -151,6 +155,7 @@ def test_it_goes_on_from_a_state() -> None:
     )
 
 
+@pytest.mark.core
 @pytest.mark.whole
 def test_growing_caches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made("gpt2", max_length=64)
@@ -185,6 +190,8 @@ def test_other_numbers_compile_nothing() -> None:
     assert [f._cache_size() for f in (beam_loop.begin_search, beam_loop.search_on)] == compiled
 
 
+@pytest.mark.core
+@pytest.mark.needs_jit
 def test_under_jit() -> None:
     model, options = Recurrent(2), {"beams": 3, "max_new_tokens": 6, "eos": EOS}
     outside = decoding.beam_search(model, PROMPTS, PROMPT_LENS, length_penalty=0.3, **options)

@@ -42,6 +42,7 @@ def windowed() -> models.TextDecoder:
     return model
 
 
+@pytest.mark.core
 def test_a_table_says_what_follows() -> None:
     model = drawn()
     follows = np.asarray(model.logits[...]).argmax(-1)
@@ -54,6 +55,7 @@ def test_a_table_says_what_follows() -> None:
     assert found.state.tolist() == [2 + 3, 1 + 3]  # all but the last token
 
 
+@pytest.mark.core
 def test_log_probabilities_are_the_models_own() -> None:
     model = made("gpt2")
     found = decoding.generate(model, PROMPT, max_new_tokens=4, processors=[lambda x, _: 2 * x])
@@ -63,6 +65,7 @@ def test_log_probabilities_are_the_models_own() -> None:
     np.testing.assert_allclose(found.log_probabilities, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.core
 def test_padding_may_stand_anywhere() -> None:
     model = made("llama")
     expected = decoding.generate(model, PROMPT, LENS, max_new_tokens=4)
@@ -72,6 +75,7 @@ def test_padding_may_stand_anywhere() -> None:
     np.testing.assert_array_equal(found.tokens, expected.tokens)
 
 
+@pytest.mark.core
 def test_an_example_draws_the_same_in_any_batch() -> None:
     model, rngs = drawn(), jax.random.split(jax.random.key(1), 3)
     prompt = jnp.array([[1], [1], [4]])
@@ -86,6 +90,7 @@ def test_an_example_draws_the_same_in_any_batch() -> None:
     )
 
 
+@pytest.mark.core
 def test_several_sequences_of_a_prompt() -> None:
     found = decoding.generate(
         drawn(), jnp.array([[1], [4]]), max_new_tokens=9, rng=jax.random.key(0), sequences=3, eos=2, pad=-1
@@ -111,6 +116,7 @@ def test_what_is_drawn_has_the_distribution() -> None:
     assert float(np.sum((counts.sum(1) - n / 7) ** 2 / (n / 7))) > 1000  # another distribution would be seen
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("kind", ["gpt2", "window"])
 def test_growing_caches_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = windowed() if kind == "window" else made("gpt2", max_length=64)
@@ -124,6 +130,7 @@ def test_growing_caches_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatc
         assert found.state[0].room == 4
 
 
+@pytest.mark.core
 def test_a_stream_gives_the_same_and_may_be_left() -> None:
     model = made("llama")
     whole = decoding.generate(model, PROMPT, LENS, max_new_tokens=8, eos=4)
@@ -142,6 +149,7 @@ def test_a_stream_gives_the_same_and_may_be_left() -> None:
     np.testing.assert_array_equal(np.stack([*said, *left], 1), free.tokens)  # and the stream itself goes on
 
 
+@pytest.mark.core
 def test_a_string_ends_an_example() -> None:
     model = drawn(v=20)
     free = decoding.generate(model, jnp.array([[0], [5]]), max_new_tokens=9)
@@ -239,6 +247,8 @@ def test_one_clear_error(wrong: dict[str, Any], phrases: tuple[str, ...]) -> Non
         decoding.generate(**arguments)
 
 
+@pytest.mark.core
+@pytest.mark.needs_jit
 def test_what_needs_a_running_program() -> None:
     def inside(prompt: Any, **options: Any) -> Any:
         return jax.jit(lambda x: decoding.generate(drawn(), x, max_new_tokens=2, **options).tokens)(prompt)

@@ -1,6 +1,6 @@
 """What processors of logits give, by hand; that other settings compile nothing; their errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,6 +10,14 @@ import pytest
 
 from jattn.decoding import Transcript, processors
 from tests.errors import raises
+
+
+@pytest.fixture(autouse=True)
+def _infinite_logits_are_meant() -> Iterator[None]:
+    """A processor forbids tokens by minus infinity, where `debug_infs` stops, as it should outside of a program."""
+    with jax.debug_infs(False):
+        yield
+
 
 INF = np.inf
 LOG = np.log(np.array([[0.5, 0.2, 0.25, 0.05], [0.1, 0.6, 0.1, 0.2]]))
@@ -53,6 +61,7 @@ SAMPLING = {
 }
 
 
+@pytest.mark.core
 @pytest.mark.every_case
 @pytest.mark.parametrize("name", SAMPLING)
 def test_which_stay(name: str) -> None:
@@ -100,6 +109,7 @@ OTHERS: dict[str, tuple[processors.Processor, Any]] = {
 }
 
 
+@pytest.mark.core
 @pytest.mark.every_case
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_comes_of_them(name: str) -> None:
@@ -236,6 +246,7 @@ def test_the_kth_largest_is_exact(dtype: Any) -> None:
             np.testing.assert_array_equal(process(jnp.int32(k)), np.where(x < least, -np.inf, x))
 
 
+@pytest.mark.core
 @pytest.mark.needs_jit
 def test_in_a_compiled_loop() -> None:
     """One token after the other: the most probable that did not come yet, and 4 at last."""
@@ -255,6 +266,7 @@ def test_in_a_compiled_loop() -> None:
     np.testing.assert_array_equal(ended.lengths, [6, 6])
 
 
+@pytest.mark.core
 def test_gradients_reach_what_stays() -> None:
     logits = jnp.asarray(LOG, jnp.float32)
 

@@ -17,6 +17,7 @@ LIMITS = (5, 2, 9, 4, 7)
 PROMPTS = [np.random.default_rng(i).integers(0, V, n) for i, n in enumerate((3, 7, 2, 4, 5))]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("rng", [None, jax.random.key(3)], ids=["greedy", "drawn"])
 def test_each_job_gets_what_it_would_get_alone(rng: Any) -> None:
     model = made("gpt2", max_length=32)
@@ -33,6 +34,7 @@ def test_each_job_gets_what_it_would_get_alone(rng: Any) -> None:
         np.testing.assert_allclose(log_probabilities, alone.log_probabilities[0, :n], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.core
 def test_a_job_is_taken_when_a_slot_is_free() -> None:
     taken: list[int] = []
 

@@ -84,6 +84,7 @@ class Remembering(Bigrams):
 # The most probable tokens.
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "kind", ["GPT-2", *(pytest.param(kind, marks=pytest.mark.whole) for kind in (WINDOWS, *OTHERS[1:]))]
 )
@@ -106,6 +107,7 @@ def test_greedy_is_what_generate_gives(kind: str) -> None:
             assert 0 < int(found.lengths[0]) <= 3
 
 
+@pytest.mark.core
 def test_drafts_that_are_always_right_or_wrong() -> None:
     """Of 9 tokens after the first, rounds of 4, 4 and 1 where 3 are drafted: the last token is not worth drafting."""
     table = np.random.default_rng(0).normal(size=(V, V))
@@ -118,6 +120,7 @@ def test_drafts_that_are_always_right_or_wrong() -> None:
         assert found.drafted.tolist() == [drafted] * 3
 
 
+@pytest.mark.core
 def test_processors_see_the_tokens_before_each_place() -> None:
     """Those that go by what was said, and by the number of the token; with settings of each example's."""
     rng = np.random.default_rng(0)
@@ -140,6 +143,7 @@ def test_processors_see_the_tokens_before_each_place() -> None:
     assert 0 < found.accepted.sum() < found.drafted.sum()
 
 
+@pytest.mark.core
 @pytest.mark.whole
 def test_room_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 8 tokens, prompt and all, to 24."""
@@ -196,6 +200,7 @@ def test_jit_and_what_is_compiled() -> None:
 # Drawn tokens.
 
 
+@pytest.mark.core
 def test_the_rule_by_hand() -> None:
     """Of two tokens: kept and not; both; not, where p and q are alike; one, as the other may not be kept."""
     p = jnp.array([[[0.5, 0.25, 0.25], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]] * 4)
@@ -261,6 +266,7 @@ def test_the_test_of_the_distribution_can_fail(monkeypatch: pytest.MonkeyPatch) 
     assert p_value(20_001) < 1e-4  # another number of examples, to be compiled anew
 
 
+@pytest.mark.core
 @pytest.mark.whole
 def test_drawn_tokens_depend_on_nothing_else_in_the_batch() -> None:
     """And where the draft is the model, they are those of generate."""

@@ -187,7 +187,7 @@ def real_tokens(attention_mask: Any, shape: tuple[int, ...], name: str = "attent
         )
     if checks.is_concrete(given) and not np.isin(np.asarray(given), (0, 1)).all():
         raise ValueError(f"{name} must hold 1 for real tokens and 0 for padding. Got other numbers.")
-    return given != 0
+    return given.astype(bool)
 
 
 def and_within(
@@ -196,7 +196,8 @@ def and_within(
     """Which tokens are real, where that many of each sequence are at most."""
     if valid_lens is None:
         return real
-    within = jnp.broadcast_to(jnp.arange(shape[1]) < jnp.reshape(jnp.asarray(valid_lens), (-1, 1)), shape)
+    lens = jnp.reshape(jnp.asarray(valid_lens), (-1, 1))
+    within = jnp.broadcast_to(jnp.arange(shape[1], dtype=lens.dtype)[None] < lens, shape)
     return within if real is None else within & real
 
 

@@ -100,44 +100,6 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
     assert getattr(again, "scale_decoder_outputs", None) == getattr(hf.config, "scale_decoder_outputs", None)
 
 
-@pytest.mark.whole
-@pytest.mark.parametrize("name", ["T5", "BART", "Whisper"])
-def test_greedy(name: str, tmp_path: Path) -> None:
-    """The same tokens as ``generate``, cut off and ended."""
-    n = 8
-    with float64_throughout(), jax.enable_x64(True):
-        hf = randomised(made(name), seed=1)
-        with torch.no_grad():  # so that the next token is neither the last one, by the tied embedding, nor always one
-            for parameter, x in hf.named_parameters():
-                if x.ndim == 1:
-                    x.fill_(parameter.endswith("weight"))
-                elif V not in x.shape:
-                    x.mul_(3)
-        hf.save_pretrained(tmp_path)
-        theirs, given, _ = asked(name, "right")
-        source = {x: theirs[x] for x in ("input_ids", "attention_mask", "input_features") if x in theirs}
-        ours = models.load(tmp_path)
-        start = jnp.full((B, 1), hf.config.decoder_start_token_id)
-        known = {"source": given["source"], "source_attention_mask": given.get("attention_mask")}
-
-        def generated(eos: int | None) -> Any:
-            from transformers.generation import GenerationMixin
-
-            hf.generation_config.eos_token_id = eos
-            asked_for = {"do_sample": False, "num_beams": 1, "max_new_tokens": n, "use_cache": False}
-            tokens = GenerationMixin.generate(hf, **source, **asked_for).numpy()[:, 1:]
-            return np.pad(tokens, [(0, 0), (0, n - tokens.shape[1])])
-
-        expected = generated(None)
-        assert len(np.unique(expected)) > 3  # or any mistake would do
-        found = models.greedy_continuation(ours, start, max_new_tokens=n, **known)
-        np.testing.assert_array_equal(found.tokens, expected)
-        eos = int(expected[0, 3])
-        found = models.greedy_continuation(ours, start, max_new_tokens=n, eos=eos, pad=0, **known)
-        np.testing.assert_array_equal(found.tokens, generated(eos))
-        assert found.lengths[0] <= 4
-
-
 @pytest.mark.parametrize(("mel_bins", "seconds"), [(80, 30), (128, 2)])
 def test_log_mel(mel_bins: int, seconds: int) -> None:
     """Noise, a tone that rises, and silence, shorter than asked for and longer, beside the feature extractor."""
