@@ -26,6 +26,7 @@ from jaxtyping import PyTree
 
 from jattn._axis_names import KNOWN, Names, names_of
 from jattn._engine import checks
+from jattn._engine.mesh_axes import axis_names, spec_of
 
 __all__ = ["Rules", "axes", "layout", "mesh_axes_of", "shard", "specs"]
 
@@ -130,21 +131,19 @@ def shard(model: nnx.Module, mesh: Mesh, rules: str | Rules) -> None:
 
 def mesh_axes_of(name: str, mesh: Mesh | AbstractMesh, rules: str | Rules) -> tuple[str, ...]:
     """Over which axes of the mesh the rules split axes of this name, "batch" among others."""
-    return _as_tuple(_table_of_rules(rules, mesh, ()).get(name))
+    return axis_names(_table_of_rules(rules, mesh, ()).get(name))
 
 
 def _spec(names: Names | None, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules) -> PartitionSpec:
     taken: set[str] = set()
-    parts: list[Any] = []
+    parts = []
     for name, n in zip(names or (None,) * len(shape), shape, strict=True):
-        over = [axis for axis in _as_tuple(rules.get(name) if name else None) if axis not in taken]
+        over = [axis for axis in axis_names(rules.get(name) if name else None) if axis not in taken]
         while over and n % math.prod(mesh.shape[axis] for axis in over):
             over.pop()
         taken.update(over)
-        parts.append(None if not over else over[0] if len(over) == 1 else tuple(over))
-    while parts and parts[-1] is None:
-        parts.pop()
-    return PartitionSpec(*parts)
+        parts.append(over)
+    return spec_of(parts)
 
 
 def _table_of_rules(rules: str | Rules, mesh: Mesh | AbstractMesh, names: Iterable[Names | None]) -> Rules:
@@ -164,18 +163,14 @@ def _table_of_rules(rules: str | Rules, mesh: Mesh | AbstractMesh, names: Iterab
                 f"rules must be of the names that axes have: {_joined(sorted(known))}. Got {name!r}. "
                 "jattn.sharding.axes(model) lists those of each parameter."
             )
-        if not isinstance(over, str | tuple | None) or set(_as_tuple(over)) - set(mesh.axis_names):
+        if not isinstance(over, str | tuple | None) or set(axis_names(over)) - set(mesh.axis_names):
             raise ValueError(
                 f"rules must lead to axes of the mesh, {_joined(mesh.axis_names)}, to tuples of them, or to None. "
                 f"Got {over!r} for {name!r}."
             )
-        if len(set(_as_tuple(over))) < len(_as_tuple(over)):
+        if len(set(axis_names(over))) < len(axis_names(over)):
             raise ValueError(f"rules must lead to different axes of the mesh. Got {over!r} for {name!r}.")
     return rules
-
-
-def _as_tuple(over: Any) -> tuple[str, ...]:
-    return (over,) if isinstance(over, str) else tuple(over or ())
 
 
 def _joined(names: Iterable[str]) -> str:

@@ -5,7 +5,6 @@ Float64, so that what differs is a mistake. Each section is a function.
 
 import functools
 import os
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +22,7 @@ from jattn import attention, attention_statistics, attention_weights, biases, ma
 from jattn._mask import as_mask
 from jattn.biases import as_bias
 from jattn.sequence import reorder, restore, zigzag
+from tests.collectives import collectives
 from tests.ingredients import each_bias, each_mask, each_score, integers, normal
 
 B, T, S, H, K, D, E = 2, 16, 24, 4, 2, 6, 5
@@ -316,8 +316,8 @@ def decoding() -> None:
                 with jax.set_mesh(mesh):
                     found = jax.jit(functools.partial(with_gradients, run))(placed, cotangent)
                     if method is None:
-                        text = jax.jit(run).lower(**placed).compile().as_text()
-                        assert set(collectives(text)) == {"all-reduce"}, collectives(text)
+                        sent = collectives(jax.jit(run).lower(**placed).compile())
+                        assert set(sent) == {"all-reduce"}, sent
                 same(f"{t} tokens, {how}, {method}", found, expected)
         print(t, flush=True)
 
@@ -361,14 +361,6 @@ def weights_and_statistics() -> None:
         print(how, flush=True)
 
 
-COLLECTIVE = re.compile(r"\b(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
-
-
-def collectives(text: str) -> list[str]:
-    """What the devices send each other, as the compiled program has it."""
-    return COLLECTIVE.findall(text)
-
-
 def sends(jaxpr: Any, times: int = 1) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Each message along a ring: its bytes on each device over all turns of its loop, and from whom to whom."""
     for equation in jaxpr.eqns:
@@ -392,7 +384,7 @@ def traffic() -> None:
         for method, kind in kinds.items():
             run = jax.jit(functools.partial(attention, sequence_axis="seq", implementation=method))
             placed = {name: jax.device_put(x, NamedSharding(mesh, ALONG)) for name, x in given.items()}
-            found = collectives(run.lower(**placed).compile().as_text())
+            found = collectives(run.lower(**placed).compile())
             assert set(found) == kind, (method, found)
             print(method, len(found), flush=True)
         for name, mask, turns, to in (

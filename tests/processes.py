@@ -1,6 +1,7 @@
 """Several processes of one program, on this machine: each with a part of the devices, all of them ended in the end.
 
-A module that takes part calls `join` first, and is started by `run` or `run_until`.
+A module that takes part calls `join` first, and is started by `run` or `run_until`; one that needs several devices in
+a single process is run by `lines_of`.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-__all__ = ["join", "run", "run_until"]
+__all__ = ["join", "lines_of", "run", "run_until"]
 
 ROOT = Path(__file__).parents[1]
 _ADDRESS, _COUNT, _NUMBER, _DEVICES = "JATTN_ADDRESS", "JATTN_PROCESSES", "JATTN_PROCESS", "JATTN_DEVICES"
@@ -46,6 +47,12 @@ def run(module: str, *arguments: str, processes: int, devices: int = 1, timeout:
         if one.returncode:
             raise RuntimeError(f"{module} failed in process {i} of {processes}.\n{out}\n{err}")
     return [out for out, _ in said]
+
+
+def lines_of(module: str, *arguments: str) -> list[str]:
+    """What one process of a module printed, which makes up devices of its own; raises as `run`."""
+    [said] = run(module, *arguments, processes=1, timeout=1800)
+    return said.splitlines()
 
 
 def run_until(

@@ -1,6 +1,5 @@
 """Decoding with caches that lie on four devices: python -m tests.sharded_cache. Says what is not as it should be."""
 
-import re
 from typing import Any
 
 import jax
@@ -10,8 +9,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jattn
 from jattn import Cache, masks
+from tests.collectives import collectives
 
-COLLECTIVES = re.compile(r"all-gather|all-reduce|all-to-all|collective-|reduce-scatter")
 BY_HEAD, BY_EXAMPLE = PartitionSpec("examples", None, "heads"), PartitionSpec("examples")  # of tokens
 HELD = PartitionSpec("examples", "heads")
 KINDS: dict[str, dict[str, Any]] = {"all": {}, "a ring": {"ring": True}, "int8": {"dtype": jnp.int8}}
@@ -47,7 +46,7 @@ def check(how: str, mesh: Mesh, **kind: Any) -> None:
         new = [jnp.asarray(numbers.standard_normal((4, t, h, d)), jnp.float32) for h, d in ((4, 6), (2, 6), (2, 5))]
         output, alone = jax.jit(step)(alone, *new)
         arguments = (cache, *(placed(x, BY_HEAD, mesh) for x in new))
-        found = COLLECTIVES.findall(run.lower(*arguments).compile().as_text())
+        found = collectives(run.lower(*arguments).compile())
         assert not found, f"the devices wait for each other: {found}"
         on_devices, after = run(*arguments)
         assert all(x.is_deleted() for x in jax.tree.leaves(cache)), "a cache that was donated is still there"

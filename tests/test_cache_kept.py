@@ -1,7 +1,5 @@
 """Caches whose memory is used again, that lie on several devices, and that are written to disk: decoding goes on."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,9 @@ import pytest
 import jattn
 from jattn import Cache, masks
 from jattn.training.checkpoints import numbered_leaves, with_leaves
+from tests import processes
 from tests.test_cache import drawn
 
-ROOT = Path(__file__).parents[1]
 KINDS: dict[str, dict[str, Any]] = {
     "a ring of int8": {"ring": True, "dtype": jnp.int8},
     "all, in bfloat16": {"dtype": jnp.bfloat16},
@@ -75,6 +73,4 @@ def test_saved_and_restored(tmp_path: Path, kind: dict[str, Any], used: bool) ->
 @pytest.mark.whole
 def test_on_four_devices() -> None:
     """By examples and heads: no device waits for another, every array stays where it is, and is written in place."""
-    ended = subprocess.run([sys.executable, "-m", "tests.sharded_cache"], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert len(ended.stdout.splitlines()) == 6
+    assert len(processes.lines_of("tests.sharded_cache")) == 6

@@ -1,8 +1,5 @@
 """Names of parameters' axes, rules, and where they put a model; every error."""
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +10,9 @@ from flax import nnx
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jattn import models, nn, sharding
+from tests import processes
 from tests.errors import raises
 
-ROOT = Path(__file__).parents[1]
 rngs = nnx.Rngs(0)
 
 
@@ -173,6 +170,4 @@ def test_errors() -> None:
 @pytest.mark.whole
 def test_on_eight_devices() -> None:
     """Lookups and tied logits under automatic and explicit axes, and a model with fewer key heads than devices."""
-    ended = subprocess.run([sys.executable, "-m", "tests.sharded_models"], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert len(ended.stdout.splitlines()) == 9
+    assert len(processes.lines_of("tests.sharded_models")) == 9

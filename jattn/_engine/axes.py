@@ -69,11 +69,14 @@ def axis_of(letter: str, axes: str) -> int:
     return "hts".index(letter) - 3 - own
 
 
-def axis_in(letter: str, axes: str | None, x: Any) -> int | None:
-    """Where an axis other than b lies in a field as it was given, counted from the end; None if it has none."""
+def axis_in(letter: str, axes: str | None, x: Any, length: int | None = None) -> int | None:
+    """Where an axis other than b lies in a field as it was given, counted from the end; None if it has none, or none of
+    that length."""
     letters = (axes or "").removeprefix("b")
     place = letters.find(letter) - len(letters)
-    return place if letter in letters and -place <= jnp.ndim(x) else None
+    if letter not in letters or -place > jnp.ndim(x) or length not in (None, x.shape[place]):
+        return None
+    return place
 
 
 def check_axes(name: str, axes: str, x: Any, shape: Shape, remedy: str = "") -> None:

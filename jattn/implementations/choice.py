@@ -59,14 +59,10 @@ def _decide_over(part: Call, name: str | None, platform: Platform) -> Explanatio
         if reason is not None:
             refused[other] = reason
     if name in refused:
-        raise ValueError(
-            f"implementation must be None or one that honours every argument. Got {name!r}: {refused[name]}."
-        )
+        raise _refusal(name, refused[name])
     rest = [one for other, one in _OVER_SEQUENCE.items() if other not in refused]
     if not rest:
-        raise ValueError(
-            f"implementation must be None or one that honours every argument. Got {name!r}: {refused[AllGather.name]}."
-        )
+        raise _refusal(name, refused[AllGather.name])
     best = _OVER_SEQUENCE[name] if name in _OVER_SEQUENCE else min(rest, key=lambda one: one.sent(part))
     of_part = _decide_here(best.met(part), here, platform)
     why = "it was asked for" if name == best.name else f"it sends the least, {best.sent(part):,} bytes from a device"
@@ -86,10 +82,12 @@ def _decide_here(call: Call, name: str | None, platform: Platform) -> Explanatio
         best = max(rest, key=lambda one: one.rank(call, platform)[0])
         return Explanation(best.name, best.rank(call, platform)[1], refused)
     if name in refused:
-        raise ValueError(
-            f"implementation must be None or one that honours every argument. Got {name!r}: {refused[name]}."
-        )
+        raise _refusal(name, refused[name])
     return Explanation(name, "it was asked for", refused)
+
+
+def _refusal(name: str | None, reason: str) -> ValueError:
+    return ValueError(f"implementation must be None or one that honours every argument. Got {name!r}: {reason}.")
 
 
 def run(call: Call, name: str | None) -> Result:

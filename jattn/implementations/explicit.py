@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from jattn._engine.mesh_axes import axis_names
 from jattn._engine.varying import all_varying
 from jattn._kernels import Given
 from jattn._score import Score
@@ -34,7 +35,8 @@ def over_mesh(run: Callable[[Call], Any], call: Call, results: Any, whole: str =
     division = _division(call, whole)
     if division is None:
         return run(all_varying(call))
-    call = _with_numbers(call, division)
+    # Those of a part's matrices it can't know.
+    call = dataclasses.replace(call, matrices=call.matrix_numbers() if call.dropout_rate > 0 else None)
     h, k = call.logits.query.shape[-2], call.logits.key.shape[-2]
     shared = division.shares(k)
     specs = _specs(call, division, shared)
@@ -98,14 +100,14 @@ class _Division(NamedTuple):
     @property
     def axes(self) -> set[str]:
         """All of them."""
-        return {name for axes in (*self.b, self.h, self.t, self.s, self.e) for name in _axis_names(axes)}
+        return {name for axes in (*self.b, self.h, self.t, self.s, self.e) for name in axis_names(axes)}
 
     @property
     def sequence(self) -> Divided | None:
         """What its devices send keys over."""
         if self.s is None:
             return None
-        return Divided(self.s, self.parts(self.s), with_queries=_axis_names(self.t) == _axis_names(self.s))
+        return Divided(self.s, self.parts(self.s), with_queries=axis_names(self.t) == axis_names(self.s))
 
     def shares(self, k: int) -> bool:
         """Whether some devices need the same one of k key heads."""
@@ -126,7 +128,7 @@ class _Division(NamedTuple):
         return jax.sharding.reshard(x, NamedSharding(self.mesh, spec))
 
     def _is_explicit(self, names: Any) -> bool:
-        return not set(_axis_names(names)) - set(self.mesh.explicit_axes)
+        return not set(axis_names(names)) - set(self.mesh.explicit_axes)
 
     def summed(self, letters: str, x: Array) -> Array:
         """A part's result, and the other parts' where it sums over queries."""
@@ -134,16 +136,12 @@ class _Division(NamedTuple):
 
     def parts(self, axes: Any) -> int:
         """How many these axes make."""
-        return math.prod(self.mesh.shape[name] for name in _axis_names(axes))
+        return math.prod(self.mesh.shape[name] for name in axis_names(axes))
 
 
 def _axes_of(x: Any) -> tuple[Any, ...]:
     """How an array says that it is divided; automatic axes say nothing."""
     return () if isinstance(x, int | float) else tuple(jax.typeof(x).sharding.spec)
-
-
-def _axis_names(axes: Any) -> tuple[str, ...]:
-    return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def _division(call: Call, whole: str) -> _Division | None:
@@ -172,7 +170,7 @@ def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any, Any]:
 
     def first_unused(*candidates: Any) -> Any:
         for axes in candidates:
-            if (names := _axis_names(axes)) and used.isdisjoint(names):
+            if (names := axis_names(axes)) and used.isdisjoint(names):
                 used.update(names)
                 return axes
         return None
@@ -181,15 +179,10 @@ def _axes(call: Call) -> tuple[tuple[Any, ...], Any, Any, Any, Any]:
     h = first_unused(h, *(spec[-2] for spec in others)) if by_part else None
     t = first_unused(t) if by_part else None
     if logits.by_pair and call.divided is None:
-        s = t if t is not None and _axis_names(s) == _axis_names(t) else first_unused(s)
+        s = t if t is not None and axis_names(s) == axis_names(t) else first_unused(s)
     else:
         s = None
     return b, h, t, s, first_unused(others[-1][-1]) if call.value is not None else None
-
-
-def _with_numbers(call: Call, division: _Division) -> Call:
-    """With the numbers that a part can't know, those of its matrices."""
-    return dataclasses.replace(call, matrices=call.matrix_numbers() if call.dropout_rate > 0 else None)
 
 
 def _specs(call: Call, division: _Division, shared: bool) -> Call:

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jattn._engine.axes import axis_in
 from jattn._engine.checks import is_concrete
 from jattn._engine.extents import Extent, slice_along
 from jattn._engine.grid import Grid, grid_of
-from jattn._engine.varying import varying_as
+from jattn._engine.varying import all_varying
 from jattn._mask import And, Mask, Or
 from jattn._masks import Segments
 from jattn.implementations.call import Call, Divided, Result
@@ -36,6 +36,7 @@ __all__ = [
     "gathered",
     "hops",
     "reached_parts",
+    "sinks_of",
     "travelling",
     "varying_over",
     "with_sinks",
@@ -53,12 +54,8 @@ def arrays_of(call: Call) -> tuple[Any, Any, Any]:
 
 def varying_over(call: Call) -> Call:
     """With arrays that are known to differ between the devices."""
-    number = lax.axis_index(division_of(call).axis)
-
-    def of(x: Any) -> Any:
-        return x if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) else varying_as(jnp.asarray(x), number)
-
-    return jax.tree.map(of, call)
+    _, varying = all_varying((lax.axis_index(division_of(call).axis), call))
+    return varying
 
 
 def travelling(call: Call) -> list[bool]:
@@ -80,9 +77,8 @@ def travelling(call: Call) -> list[bool]:
 
 
 def _of_keys(call: Call, axes: str | None, x: Any) -> bool:
-    t, s = axis_in("t", axes, x), axis_in("s", axes, x)
-    of_own = s is not None and x.shape[s] == call.logits.key.shape[-3]
-    return of_own and (t is None or x.shape[t] == 1 or not division_of(call).with_queries)
+    t, s = axis_in("t", axes, x), axis_in("s", axes, x, call.logits.key.shape[-3])
+    return s is not None and (t is None or x.shape[t] == 1 or not division_of(call).with_queries)
 
 
 def bytes_of_keys(call: Call) -> int:
@@ -103,8 +99,8 @@ def against(call: Call, number: Extent) -> Call:
     first = number * s
 
     def of(name: str, axes: str | None, x: Any) -> Any:
-        keys = axis_in("s", axes, x)
-        return x if keys is None or x.shape[keys] != n * s else slice_along(x, first, s, keys)
+        keys = axis_in("s", axes, x, n * s)
+        return x if keys is None else slice_along(x, first, s, keys)
 
     logits = call.logits.map_fields(of)
     logits = dataclasses.replace(logits, first_key=first, mask=_of_different_tokens(logits.mask))
@@ -126,11 +122,17 @@ def beside_all_keys(call: Call) -> Call:
     return dataclasses.replace(call, logits=logits, return_log_sum_exp=True, divided=None)
 
 
+def sinks_of(call: Call) -> Float[Array, "*b #t h"] | None:
+    """As a log-sum-exp lies."""
+    sinks = call.logits.sinks_of_rows()
+    return None if sinks is None else jnp.swapaxes(sinks, -1, -2)
+
+
 def with_sinks(call: Call, output: Array, log_sum_exp: Array) -> Result:
     """The result of all keys, beside the sinks."""
-    sinks = call.logits.sinks_of_rows()
+    sinks = sinks_of(call)
     if sinks is not None:
-        share, log_sum_exp = beside_sinks(log_sum_exp, jnp.swapaxes(sinks, -1, -2))
+        share, log_sum_exp = beside_sinks(log_sum_exp, sinks)
         output = output * share[..., None]
     return Result(output, log_sum_exp=log_sum_exp if call.return_log_sum_exp else None)
 

@@ -26,6 +26,7 @@ from jattn.implementations.parts import (
     bytes_of_output,
     division_of,
     gathered,
+    sinks_of,
     varying_over,
 )
 from jattn.logits import repeat_heads
@@ -130,13 +131,12 @@ class Ulysses(OverSequence):
 
         def of(name: str, axes: str | None, x: Array) -> Array:
             heads, queries, keys = (
-                None if at is None or x.shape[at] != whole else at
-                for at, whole in ((axis_in(letter, axes, x), whole) for letter, whole in (("h", h), ("t", t), ("s", s)))
+                axis_in(letter, axes, x, all_of) for letter, all_of in (("h", h), ("t", t), ("s", s))
             )
-            if heads is not None and queries is not None and h != 1:
+            if heads is not None and queries is not None:
                 x = exchanged(x, heads, queries)
             else:
-                x = x if heads is None or h == 1 else own_heads(x, heads)
+                x = x if heads is None else own_heads(x, heads)
                 x = x if queries is None else lax.all_gather(x, axis, axis=x.ndim + queries, tiled=True)
             of_keys = keys is not None and queries is None
             return lax.all_gather(x, axis, axis=x.ndim + keys, tiled=True) if of_keys else x  # type: ignore[operator]
@@ -183,9 +183,7 @@ class Merge(OverSequence):
         call = varying_over(call)
         own = attend(beside_all_keys(against(call, lax.axis_index(divided.axis))))
         assert own.log_sum_exp is not None
-        sinks = call.logits.sinks_of_rows()
-        sinks = None if sinks is None else jnp.swapaxes(sinks, -1, -2)
-        output, log_sum_exp = merged_over(own.output, own.log_sum_exp, divided.axis, sinks)
+        output, log_sum_exp = merged_over(own.output, own.log_sum_exp, divided.axis, sinks_of(call))
         return Result(output, log_sum_exp=log_sum_exp if call.return_log_sum_exp else None)
 
 

@@ -136,9 +136,9 @@ def _over_examples(
         keys, values = (jnp.moveaxis(x, 1, 3) for x in (key, value))  # n k d s
 
         def head(xs: Any) -> Any:
-            query, key, value, matrix, rules = xs
-            one = functools.partial(block, score=prepared, key=key, value=value, matrix=matrix)
-            return _over_rows(one, query, rules, matrix, g, s, some_n * some_k, platform)
+            query, key, value, numbers, rules = xs
+            one = functools.partial(block, score=prepared, key=key, value=value, numbers=numbers)
+            return _over_rows(one, query, rules, numbers, g, s, some_n * some_k, platform)
 
         def example(xs: Any) -> Any:
             return broadcast_map(head, xs, platform.each_matrix)
@@ -150,13 +150,13 @@ def _over_examples(
         return jnp.moveaxis(x, 1, 2).reshape(*batch, t, h, *x.shape[4:])
 
     rules = dataclasses.replace(logits, query=None, key=None, score=None).aligned(len(batch)).by_head(batch, k, g)
-    matrices = call.matrix_numbers().reshape(-1, k, g)  # of weights
+    numbers = call.matrix_numbers().reshape(-1, k, g)
     if attended is not None:
         attended = jnp.broadcast_to(attended, (*batch, *attended.shape[len(batch) :]))
         attended = attended.reshape(n, *attended.shape[len(batch) :])
         attended = jnp.broadcast_to(jnp.moveaxis(attended, 2, 1), (n, k, s, 1))
     arrays = [x.reshape(n, *x.shape[-3:]) for x in (logits.query, logits.key, value)]
-    results = _some_at_a_time(some, arrays, (matrices, rules, attended), platform)
+    results = _some_at_a_time(some, arrays, (numbers, rules, attended), platform)
     return jax.tree.map(heads_last, results)
 
 
@@ -246,7 +246,7 @@ def _block(
     score: Score,
     key: Float[Array, "d s"],
     value: Float[Array, "e s"],
-    matrix: Array,
+    numbers: Array,
     call: Call,
     platform: Platform,
     of: Callable[[Average], Any],
@@ -259,28 +259,28 @@ def _block(
         tile,
         slice_along(value, first, width, -1).T,
         sinks=sinks,
-        keep=_keep(call, matrix, start, r, first, width),
+        keep=_keep(call, numbers, start, r, first, width),
         dropout_rate=call.dropout_rate,
         divide_last=platform.is_cpu,
     )
     return of(average)
 
 
-def _keep(call: Call, matrices: Array, start: Extent, r: int, first: Extent, width: int) -> Array | None:
+def _keep(call: Call, numbers: Array, start: Extent, r: int, first: Extent, width: int) -> Array | None:
     """What dropout keeps of a block, ``rg w``."""
     rows, columns = start + jnp.arange(r)[None, :, None], first + jnp.arange(width)[None, None, :]
-    keep = call.keep(matrices[:, None, None], rows, columns)
+    keep = call.keep(numbers[:, None, None], rows, columns)
     if keep is None:
         return None
-    keep = jnp.broadcast_to(keep, (matrices.shape[0], r, width))
-    return jnp.swapaxes(keep, 0, 1).reshape(r * matrices.shape[0], width)
+    keep = jnp.broadcast_to(keep, (numbers.shape[0], r, width))
+    return jnp.swapaxes(keep, 0, 1).reshape(r * numbers.shape[0], width)
 
 
 def _over_rows(
     block: Callable[..., Any],
     query: Float[Array, "tg c"],
     rules: Logits,
-    matrix: Array,
+    numbers: Array,
     g: int,
     s: int,
     matrices: int,
@@ -298,7 +298,7 @@ def _over_rows(
         if platform.is_cpu:
             # What depends on nothing but constants JAX computes ahead of a loop around this one, and keeps for its
             # backward pass: the masks of all blocks. Hence starts that depend on the matrix.
-            starts = starts + 0 * matrix[0]
+            starts = starts + 0 * numbers[0]
         xs: tuple[Any, ...] = (
             starts,
             query[start * g : stop * g].reshape(len(blocks), rows * g, -1),

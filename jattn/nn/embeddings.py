@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jattn._engine import checks
+from jattn._engine.mesh_axes import axis_names
 from jattn.nn.layers import Initializer
 
 __all__ = ["Embed"]
@@ -101,7 +102,6 @@ def _along(x: Array, without: int, table: Array, axis: int) -> NamedSharding | N
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return None
     kept = tuple(own.spec[: x.ndim - without])
-    used = {name for part in kept for name in (part if isinstance(part, tuple) else (part,))}
+    used = {name for part in kept for name in axis_names(part)}
     last = sharding.spec[axis]
-    of_last = last if isinstance(last, tuple) else (last,)
-    return NamedSharding(sharding.mesh, PartitionSpec(*kept, None if used & set(of_last) - {None} else last))
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept, None if used & set(axis_names(last)) else last))

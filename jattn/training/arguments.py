@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from jattn._engine import checks
 
-__all__ = ["examples", "function", "functions", "not_traced", "predicate", "trainable"]
+__all__ = ["examples", "function", "functions", "not_traced", "predicate", "trainable", "variable_at"]
 
 
 def not_traced(model: nnx.Module, *data: PyTree, name: str = "fit") -> None:
@@ -104,8 +104,12 @@ def trainable(selected: Any, wrt: Any) -> None:
         raise ValueError(f"wrt must select some of the model's variables. Got {wrt!r:.80}, which selects none.")
     for path, x in jax.tree.leaves_with_path(selected):
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            where = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
             raise ValueError(
-                f"wrt must select variables that are floating point. Got {where} of {x.dtype}. Leave it out, or make "
-                "it an nnx.Variable that is no nnx.Param."
+                f"wrt must select variables that are floating point. Got {variable_at(path)} of {x.dtype}. Leave it "
+                "out, or make it an nnx.Variable that is no nnx.Param."
             )
+
+
+def variable_at(path: Any) -> str:
+    """What a model's user knows a variable as, by its path in a state."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from jattn import sharding
+from jattn._engine.mesh_axes import axis_names, spec_of
 
 __all__ = ["OnMesh", "Placement", "placement_of"]
 
@@ -166,12 +167,4 @@ def placement_of(model: nnx.Module, mesh: Mesh | None, rules: Any) -> Placement:
 
 def _of_axes(spec: PartitionSpec, taken: Callable[[str], bool]) -> PartitionSpec:
     """The spec without the mesh's other axes."""
-    parts: list[Any] = []
-    for part in spec:
-        names = tuple(
-            name for name in (part if isinstance(part, tuple) else (part,)) if name is not None and taken(name)
-        )
-        parts.append(None if not names else names[0] if len(names) == 1 else names)
-    while parts and parts[-1] is None:
-        parts.pop()
-    return PartitionSpec(*parts)
+    return spec_of([tuple(filter(taken, axis_names(part))) for part in spec])

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jattn._engine.dtypes import at_least_float32
+from jattn.training.arguments import variable_at
 from jattn.training.placement import Placement
 
 __all__ = [
@@ -248,7 +249,7 @@ def _check_unchanged(before: Any, after: Any) -> None:
         if x is not y
     ]
     if changed:
-        where = jax.tree_util.keystr(changed[0], simple=True, separator=".").removesuffix(".value")
         raise ValueError(
-            f"accumulate must be 1 for a model that changes its own state while training. Got {where}, which changes."
+            "accumulate must be 1 for a model that changes its own state while training. Got "
+            f"{variable_at(changed[0])}, which changes."
         )

@@ -7,7 +7,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jattn import attention, masks
 from tests import processes
-from tests.implementations.on_a_mesh import COLLECTIVES, normal
+from tests.collectives import collectives
+from tests.ingredients import normal
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
         # Each process has its own part of what all of them know.
         given = [jax.make_array_from_callback(x.shape, by_example, lambda i, x=x: x[i]) for x in (*tokens, lens)]
         compiled = jax.jit(both).lower(*given).compile()
-        assert not COLLECTIVES.findall(compiled.as_text())
+        assert not collectives(compiled)
         for x, y in zip(compiled(*given), expected, strict=True):
             assert not x.is_fully_addressable or jax.process_count() == 1
             for shard in x.addressable_shards:

@@ -5,7 +5,6 @@ must give the numbers of one device, divided as the arguments are.
 """
 
 import functools
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +18,9 @@ from jattn._engine.rule import Rule
 from jattn._mask import as_mask
 from jattn.biases import as_bias
 from jattn.bound import LogitsOptions
-from tests.ingredients import each_bias, each_mask, each_score
+from tests.collectives import collectives
+from tests.ingredients import each_bias, each_mask, each_score, normal
 
-COLLECTIVES = re.compile(r"(all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 B, T, S, H, D, E = 4, 20, 24, 12, 6, 5
 DIVIDED = PartitionSpec("data", None, "model")  # tokens, by examples and heads
 WHOLE_HEADS = PartitionSpec("data")
@@ -33,10 +32,6 @@ COMPILED: dict[str, Any] = {"xla_backend_optimization_level": 0}
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit, "shard_map": AxisType.Auto}
 
 Arguments = dict[str, Any]
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
 def each_argument() -> dict[str, Arguments]:
@@ -120,7 +115,7 @@ def check(mesh: Mesh, how: str, key_heads: int, given: dict[str, Arguments], kin
         if kind == "shard_map":
             run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=out)
         compiled = jax.jit(run).lower(*there).compile(COMPILED)
-        found = COLLECTIVES.findall(compiled.as_text())
+        found = collectives(compiled)
         summed = f is gradients and shared  # over the devices that read the same key
         assert summed or not found, f"{f.__name__}: the devices wait for each other, {found}"
         result = compiled(*there)

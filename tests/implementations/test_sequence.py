@@ -4,9 +4,6 @@ Devices are made up where nothing is computed; where something is, another proce
 """
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +15,10 @@ import jattn
 from jattn import attention, biases, explain, masks, scores
 from jattn.implementations.parts import hops, reached_parts
 from jattn.sequence import reorder, restore, zigzag
+from tests import processes
 from tests.divided_sequence import SECTIONS
 from tests.ingredients import Cosine, normal
 
-ROOT = Path(__file__).parents[2]
 B, T, S, H, K, D, E = 2, 16, 24, 4, 2, 6, 5
 ALONG = PartitionSpec(None, "seq")
 
@@ -57,10 +54,7 @@ def shape_of_part(*arrays: jax.Array, n: int = 4, check: bool = True, **options)
 @pytest.mark.whole
 @pytest.mark.parametrize("section", SECTIONS)
 def test_beside_one_device(section):
-    command = [sys.executable, "-m", "tests.divided_sequence", section]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout
+    assert processes.lines_of("tests.divided_sequence", section)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

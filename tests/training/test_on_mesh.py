@@ -1,8 +1,5 @@
 """`fit` on a mesh, by pieces, and with less kept for the backward pass; the rest needs eight devices: on_mesh.py."""
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,9 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jattn import nn, training
 from jattn.training.placement import placement_of
+from tests import processes
 from tests.errors import raises
 
-ROOT = Path(__file__).parents[2]
 X = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
 ADAM = training.adam(1e-2)
 
@@ -128,7 +125,4 @@ def test_pieces_of_a_model_that_changes_itself() -> None:
 @pytest.mark.whole
 def test_on_eight_devices() -> None:
     """Losses as on one device under each layout, one reduction a step, checkpoints from one layout to another."""
-    command = [sys.executable, "-m", "tests.training.on_mesh"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert len(ended.stdout.splitlines()) == 18
+    assert len(processes.lines_of("tests.training.on_mesh")) == 18
