@@ -104,6 +104,8 @@ def fit(
             own state.
         remat: what is kept for the backward pass, by its name in ``jax.checkpoint_policies``, such as
             ``"dots_with_no_batch_dims_saveable"``; the rest is computed again, which takes time and spares memory.
+            Under "fsdp" parameters come together again, too; by ``"everything_saveable"`` nothing else is done again.
+            Layers that a model has under ``nnx.remat`` do so without it, and spare more.
 
     Returns:
         The `History`.

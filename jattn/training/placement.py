@@ -23,6 +23,7 @@ from jattn._engine.mesh_axes import axis_names, spec_of
 
 __all__ = ["OnMesh", "Placement", "placement_of"]
 
+Policy = Callable[..., Any]  # of `jax.checkpoint`
 Piece = Callable[[Any, Any, Any], Any]  # of shared arrays, parameters and a piece: a nest of numbers to be added up
 
 
@@ -50,9 +51,13 @@ class Placement:
         """A batch, split; whole where it does not divide."""
         return batch
 
-    def gathered(self, parameters: PyTree) -> PyTree:
-        """Parameters as the model computes with them, or their gradients as it gives them."""
-        return parameters
+    def gathering(self, model: nnx.Module, wrt: Any) -> nnx.Module:
+        """The model, whose parameters are whole where it computes with them."""
+        return model
+
+    def keeping(self, policy: Policy) -> Policy:
+        """What the backward pass keeps, by a policy, without parameters that were made whole."""
+        return policy
 
     def sum_of(self, piece: Piece, shared: PyTree, parameters: PyTree, pieces: PyTree) -> PyTree:
         """``piece(shared, parameters, x)``, gradients of the parameters within, added up over the pieces x."""
@@ -101,8 +106,23 @@ class OnMesh(Placement):
         n = len(jax.tree.leaves(batch)[0])
         return jax.lax.with_sharding_constraint(batch, self._split(self._over(n)))
 
-    def gathered(self, parameters: PyTree) -> PyTree:
-        return jax.lax.with_sharding_constraint(parameters, self._shardings(parameters, lambda x: x not in self.over))
+    def gathering(self, model: nnx.Module, wrt: Any) -> nnx.Module:
+        state = nnx.state(model, wrt)
+        for variable, split, whole in zip(
+            jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable)),
+            jax.tree.leaves(self._shardings(state)),
+            jax.tree.leaves(self._shardings(state, self._not_over)),
+            strict=True,
+        ):
+            if split != whole:
+                axes = (*whole.spec, *(None,) * (variable.ndim - len(whole.spec)))
+                variable.set_metadata(_WHOLE, (self.mesh, axes))
+                kind: Any = type(variable)
+                object.__setattr__(variable, "__class__", _gathering(kind))
+        return model
+
+    def keeping(self, policy: Policy) -> Policy:
+        return functools.partial(_kept, policy)
 
     def sum_of(self, piece: Piece, shared: PyTree, parameters: PyTree, pieces: PyTree) -> PyTree:
         if not self.over:
@@ -120,12 +140,16 @@ class OnMesh(Placement):
             out_specs=whole,
             check_vma=False,  # the model is written for one device
         )
-        return run(shared, self.gathered(parameters), pieces)
+        whole_parameters = jax.lax.with_sharding_constraint(parameters, self._shardings(parameters, self._not_over))
+        return run(shared, whole_parameters, pieces)
 
     @property
     def shards(self) -> int:
         """In how many a batch is split."""
         return math.prod(self.mesh.shape[name] for name in self.over)
+
+    def _not_over(self, name: str) -> bool:
+        return name not in self.over
 
     def _over(self, n: int) -> tuple[str, ...]:
         """The axes that a batch of n is split over."""
@@ -163,6 +187,29 @@ def placement_of(model: nnx.Module, mesh: Mesh | None, rules: Any) -> Placement:
     specs = jax.tree.leaves(sharding.specs(model, mesh, rules))
     by_path = tuple((path, x.shape, y.spec) for (path, x), y in zip(shapes, specs, strict=True))
     return OnMesh(mesh, sharding.mesh_axes_of("batch", mesh, rules), by_path)
+
+
+_WHOLE = "whole"  # of a variable's metadata: how its value lies where the model computes with it
+
+
+@functools.cache
+def _gathering(kind: type[nnx.Variable[Any]]) -> type[nnx.Variable[Any]]:
+    """Variables of a kind whose values come together when they are asked for."""
+
+    class Gathering(kind):  # type: ignore[misc,valid-type]
+        def get_value(self, **options: Any) -> Any:
+            value, (mesh, axes) = super().get_value(**options), self.get_metadata(_WHOLE)
+            if value.shape != self.get_raw_value().shape:  # some of its rows
+                return value
+            last = PartitionSpec(*axes[len(axes) - value.ndim :])  # of a layer where a scan goes over a stack of them
+            return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, last))
+
+    return Gathering
+
+
+def _kept(policy: Policy, primitive: Any, *types: Any, **parameters: Any) -> Any:
+    """What the policy keeps, but no parameter that came together: kept, all would be whole on each device at a time."""
+    return primitive.name != "sharding_constraint" and policy(primitive, *types, **parameters)
 
 
 def _of_axes(spec: PartitionSpec, taken: Callable[[str], bool]) -> PartitionSpec:

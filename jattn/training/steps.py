@@ -107,8 +107,8 @@ def _gradients(variables: Any, data: Any, indices: Array, rng: Any, recipe: Reci
     """The loss of a batch, the model's other variables after it, and the gradients."""
     place, (parameters, rest) = recipe.placement, variables
     batch = place.batch(select(data, indices))
-    (value, changed), gradients = _of_batch(place.gathered(parameters), rest, batch, rng, recipe)
-    return value, changed, _reduced(gradients, place)
+    (value, changed), gradients = _of_batch(parameters, rest, batch, rng, recipe, place)
+    return value, changed, place.kept(gradients)
 
 
 def _gradients_by_pieces(variables: Any, data: Any, indices: Array, rng: Any, recipe: Recipe) -> tuple[Array, Any, Any]:
@@ -118,33 +118,30 @@ def _gradients_by_pieces(variables: Any, data: Any, indices: Array, rng: Any, re
     def piece(shared: Any, parameters: Any, piece: Any) -> tuple[Array, Any]:
         (rest, data, rng), (number, indices) = shared, piece
         batch = select(data, indices)
-        (value, changed), gradients = _of_batch(parameters, rest, batch, jax.random.fold_in(rng, number), recipe)
+        rng = jax.random.fold_in(rng, number)
+        (value, changed), gradients = _of_batch(parameters, rest, batch, rng, recipe, Placement())
         _check_unchanged(rest, changed)
         return value, gradients
 
     pieces = (jnp.arange(n), jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), indices))
     total = recipe.placement.sum_of(piece, (rest, data, rng), parameters, pieces)
     value, gradients = jax.tree.map(lambda x: x / n, total)
-    return value, rest, _reduced(gradients, recipe.placement)
+    return value, rest, recipe.placement.kept(gradients)
 
 
-def _reduced(gradients: Any, place: Placement) -> Any:
-    """Added up over the devices first, and split then: together, XLA would rather move activations than gradients."""
-    return place.kept(place.gathered(gradients))
-
-
-def _of_batch(parameters: Any, rest: Any, batch: Any, rng: Any, recipe: Recipe) -> Any:
+def _of_batch(parameters: Any, rest: Any, batch: Any, rng: Any, recipe: Recipe, place: Placement) -> Any:
     """The loss and the model's other variables after it, and the gradients."""
 
     def loss(parameters: Any) -> tuple[Array, Any]:
         model = nnx.merge(recipe.train_graph, parameters, rest, copy=True)  # it may change its state
+        model = place.gathering(model, recipe.wrt)
         value = recipe.loss(model, batch, rng)
         _, _, changed = nnx.split(model, recipe.wrt, ...)  # type: ignore[misc]
         _check_same_variables(rest, changed)
         return scalar_result("loss", value), changed
 
     if recipe.remat is not None:
-        loss = jax.checkpoint(loss, policy=getattr(jax.checkpoint_policies, recipe.remat))
+        loss = jax.checkpoint(loss, policy=place.keeping(getattr(jax.checkpoint_policies, recipe.remat)))
     return _value_and_grad(loss, parameters)
 
 
@@ -191,11 +188,11 @@ def check_evaluation(
 @functools.partial(jax.jit, static_argnames="recipe")
 def _evaluate(variables: Any, data: Any, order: Any, rng: Any, recipe: Recipe) -> Array:
     parameters, rest = variables
-    parameters = recipe.placement.gathered(parameters)
 
     def one(indices: Array) -> Array:
         batch = recipe.placement.batch(select(data, indices))
         model = nnx.merge(recipe.eval_graph, parameters, rest, copy=True)
+        model = recipe.placement.gathering(model, recipe.wrt)
         values = [scalar_result("loss", recipe.loss(model, batch, rng))]
         values += [scalar_result(f"metrics[{name!r}]", metric(model, batch)) for name, metric in recipe.metrics]
         return jnp.stack(values)

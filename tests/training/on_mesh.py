@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from examples.many_layers import Decoder, loss_of
 from jattn import models, training
 from jattn.training import run, steps
 
@@ -67,18 +68,18 @@ class Compiled(Exception):
     """A step's program, and no step."""
 
 
-def program_of(name: str, **options: Any) -> str:
+def program_of(name: str, model: Any, **options: Any) -> Any:
     """The compiled steps."""
 
     def compiled(state: Any, *arguments: Any) -> Any:
-        raise Compiled(steps._run_steps.lower(state.variables, state[1:], *arguments).compile().as_text())
+        raise Compiled(steps._run_steps.lower(state.variables, state[1:], *arguments).compile())
 
     as_it_was: Any = run.run_steps
     setattr(run, "run_steps", compiled)  # noqa: B010
     try:
-        fit(made(), mesh=mesh_of(MESHES[name]), epochs=1, **options)
+        fit(model, mesh=mesh_of(MESHES[name]), epochs=1, **options)
     except Compiled as program:
-        return str(program)
+        return program.args[0]
     finally:
         setattr(run, "run_steps", as_it_was)  # noqa: B010
     raise AssertionError("nothing was compiled")
@@ -89,7 +90,7 @@ def check_reductions(name: str, accumulate: int) -> None:
 
     Without pieces that of the tied table once for each of its uses, and that of the positions for the 6 that are used.
     """
-    program = program_of(name, accumulate=accumulate)
+    program = program_of(name, made(), accumulate=accumulate).as_text()
     summed, places = 0, []
     for computation in re.split(r"\n(?=\S)", program):
         for result in re.findall(r"= (.*?) (?:all-reduce|reduce-scatter)\(", computation):
@@ -101,6 +102,23 @@ def check_reductions(name: str, accumulate: int) -> None:
     assert summed == expected, (parameters, summed)
     if accumulate > 1:  # there is a loop within the one over steps
         assert all(" while(" in place for place in places), places
+
+
+def check_whole_only_where_used() -> None:
+    """Of layers that are computed again in the backward pass, no device holds all parameters at a time."""
+    layers, m = 8, 256
+    decoder = Decoder(VOCABULARY, layers, m, rngs=nnx.Rngs(0))
+
+    def again(model: Any, batch: Any, rng: Any) -> Any:
+        return loss_of(model, batch, rng, remat=True)
+
+    parameters = sum(x.nbytes for x in jax.tree.leaves(nnx.state(decoder, nnx.Param)))
+    scratch = {
+        name: program_of(name, decoder, loss=again).memory_analysis().temp_size_in_bytes
+        for name in ("data, 8", "fsdp, 8")
+    }
+    # What a device has of the parameters and of their two moments, 3 / 8, is part of it.
+    assert scratch["fsdp, 8"] < parameters < scratch["data, 8"], (scratch, parameters)
 
 
 def check_checkpoints() -> None:
@@ -131,6 +149,8 @@ if __name__ == "__main__":
     for name, accumulate in (("data, 2", 1), ("data, 2", 4), ("fsdp, 8", 1), ("fsdp, 4", 8)):
         check_reductions(name, accumulate)
         print("reductions", name, accumulate, flush=True)
+    check_whole_only_where_used()
+    print("whole only where used", flush=True)
     check_checkpoints()
     print("checkpoints", flush=True)
     alone = fit(made()).step_losses
@@ -141,6 +161,9 @@ if __name__ == "__main__":
     alone = fit(made(0.0)).step_losses
     check_losses("fsdp+tensor, 8", alone, 0.0)
     print("losses without dropout", flush=True)
+    for name in ("fsdp, 8", "fsdp+tensor, 8"):
+        check_losses(name, alone, 0.0, remat="everything_saveable")
+        print("losses with remat", name, flush=True)
     alone = fit(made(), accumulate=8).step_losses
     for name in ("data, 8", "fsdp, 4", "fsdp+tensor, 8"):
         check_losses(name, alone, 0.1, accumulate=8)

@@ -52,6 +52,31 @@ def test_what_the_optimizer_keeps_lies_with_its_parameter() -> None:
     assert all(spec == PartitionSpec() for path, spec in specs.items() if "linear" not in path)
 
 
+class Doubled(nnx.Param):
+    """Its value is twice what it holds."""
+
+    def get_value(self, **options: Any) -> Any:
+        return 2 * super().get_value(**options)
+
+
+class Scaled(nnx.Module):
+    """A product with a parameter that gives another value than it holds."""
+
+    def __init__(self) -> None:
+        self.kernel = Doubled(jnp.ones((4, 4)), out_sharding=("embed", "mlp"), eager_sharding=False)
+
+    def __call__(self, x: Any, rng: Any) -> Any:
+        return x @ self.kernel[...]
+
+
+def test_variables_of_the_models_own_kind() -> None:
+    given: dict[str, Any] = dict(loss=squares, optimizer=ADAM, epochs=1, batch_size=4, progress=False)
+    model = Scaled()
+    losses = training.fit(model, X, **given, mesh=mesh(fsdp=1), rules="fsdp").step_losses
+    np.testing.assert_allclose(losses, training.fit(Scaled(), X, **given).step_losses, rtol=1e-6)
+    assert type(model.kernel) is Doubled
+
+
 def test_pieces() -> None:
     """Of a mean over examples, the mean of the pieces' means is that of the batch; a last batch of 5 is one piece."""
     expected, _ = fit(batch_size=15)
@@ -125,4 +150,4 @@ def test_pieces_of_a_model_that_changes_itself() -> None:
 @pytest.mark.whole
 def test_on_eight_devices() -> None:
     """Losses as on one device under each layout, one reduction a step, checkpoints from one layout to another."""
-    assert len(processes.lines_of("tests.training.on_mesh")) == 18
+    assert len(processes.lines_of("tests.training.on_mesh")) == 21
