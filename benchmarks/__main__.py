@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("attention", "kernel_regression", "additive", "memory", "training", "models", "decoding", "serving")
+NAMES = ("attention", "kernel_regression", "additive", "memory", "training", "models", "decoding", "serving", "scale")
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
