@@ -34,7 +34,7 @@ from jattn._score import Number, Score, is_by_pair
 from jattn.biases import Bias
 from jattn.scores import Modification
 
-__all__ = ["Logits", "ScoreFn", "harmless_key", "harmless_value", "repeat_heads"]
+__all__ = ["Logits", "ScoreFn", "by_key_head", "by_query_head", "harmless_key", "harmless_value", "repeat_heads"]
 
 ScoreFn = Callable[[Float[Array, "*b t h c"], Float[Array, "*b s h d"]], Float[Array, "*b h t s"]]
 
@@ -228,15 +228,17 @@ class Logits(Rule):
         batch, h, t, s, _ = self.shape
         if not self.by_pair:
             x = _called(self.score, self.query, repeat_heads(self._finite_key(attended), h))
+            _check_scores(x, (*batch, h, t, s), "*b h t s")
+            return x
+        k = self.key.shape[-2]
+        query = _as_queries(self.query, k)
         # The derivatives of a modification and of the soft cap look at the logits, so these must be numbers.
-        elif self.modification is None and self.logits_soft_cap is None:
-            if attended is not None:
-                attended = repeat_heads(attended, h) if attended.shape[-2] != 1 else attended
-            x = _scores(self.score, self.query, repeat_heads(self.key, h), attended)
+        if self.modification is None and self.logits_soft_cap is None:
+            x = _scores(self.score, query, self.key, attended)
         else:
-            x = _called(self.score, self.query, repeat_heads(harmless_key(self.key, attended, self.score), h))
-        _check_scores(x, (*batch, h, t, s), "*b h t s")
-        return x
+            x = _called(self.score, query, harmless_key(self.key, attended, self.score))
+        _check_scores(x, (*batch, k, h // k * t, s), "*b k g·t s")
+        return by_query_head(x, h)
 
     def _finite_key(self, attended: Bool[Array, "..."] | None) -> Array:
         """Keys for a score that may compare them with each other: as they are, where they are finite."""
@@ -339,6 +341,29 @@ def repeat_heads(x: Shaped[Array, "*b s k d"], h: int) -> Shaped[Array, "*b s h 
         return x
     # As jnp.repeat, which asks for a sharding where axes of a mesh are explicit.
     return jnp.broadcast_to(x[..., None, :], (*batch, s, k, h // k, d)).reshape(*batch, s, h, d)
+
+
+def _as_queries(query: Float[Array, "*b t h c"], k: int) -> Float[Array, "*b gt k c"]:
+    """The g query heads that share a key head as so many queries of it, those of a head one after the other.
+
+    A repeated key would be kept in memory: for one new token, that is g times a cache.
+    """
+    *batch, t, h, c = query.shape
+    if h == k:
+        return query
+    return jnp.moveaxis(query.reshape(*batch, t, k, h // k, c), -2, -4).reshape(*batch, h // k * t, k, c)
+
+
+def by_key_head(x: Shaped[Array, "*b h t s"], k: int) -> Shaped[Array, "*b k gt s"]:
+    """What there is of each pair, as those queries have it."""
+    *batch, h, t, s = x.shape
+    return x.reshape(*batch, k, h // k * t, s)
+
+
+def by_query_head(x: Shaped[Array, "*b k gt s"], h: int) -> Shaped[Array, "*b h t s"]:
+    """The same for each head and query again."""
+    *batch, k, rows, s = x.shape
+    return x.reshape(*batch, h, rows // (h // k), s)
 
 
 def _take(x: Array, indices: np.ndarray | None, axis: int) -> Array:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jattn._engine.platform import Platform
 from jattn.implementations.call import Call, Implementation, Result
-from jattn.logits import harmless_value, repeat_heads
+from jattn.logits import by_key_head, by_query_head, harmless_value
 from jattn.softmax import Average
 
 __all__ = ["SMALL", "Dense"]
@@ -40,16 +40,21 @@ class Dense(Implementation):
         t, h = logits.query.shape[-3:-1]
         s = logits.key.shape[-3]
         keep = call.keep(call.matrix_numbers()[..., None, None], jnp.arange(t)[:, None], jnp.arange(s)[None, :])
+        sinks = logits.sinks_of_rows()
+        x = logits.matrix(attended)
+        k = value.shape[-2]
         average = Average(
-            logits.matrix(attended),
-            jnp.swapaxes(repeat_heads(value, h), -2, -3),
-            sinks=logits.sinks_of_rows(),
-            keep=keep,
+            by_key_head(x, k),
+            jnp.swapaxes(value, -2, -3),
+            sinks=None if sinks is None else by_key_head(jnp.broadcast_to(sinks, x.shape[:-1])[..., None], k)[..., 0],
+            keep=None if keep is None else by_key_head(keep, k),
             dropout_rate=call.dropout_rate,
             never_empty=logits.reaches_all,
         )
         return Result(
-            jnp.swapaxes(average.output, -2, -3),
-            average.weights if call.return_weights else None,
-            jnp.swapaxes(average.log_sum_exp, -1, -2) if call.return_log_sum_exp else None,
+            jnp.swapaxes(by_query_head(average.output, h), -2, -3),
+            by_query_head(average.weights, h) if call.return_weights else None,
+            jnp.swapaxes(by_query_head(average.log_sum_exp[..., None], h)[..., 0], -1, -2)
+            if call.return_log_sum_exp
+            else None,
         )

@@ -122,7 +122,7 @@ class OnMesh(Placement):
         return model
 
     def keeping(self, policy: Policy) -> Policy:
-        return functools.partial(_kept, policy)
+        return functools.partial(_unless_whole, policy)
 
     def sum_of(self, piece: Piece, shared: PyTree, parameters: PyTree, pieces: PyTree) -> PyTree:
         if not self.over:
@@ -207,7 +207,7 @@ def _gathering(kind: type[nnx.Variable[Any]]) -> type[nnx.Variable[Any]]:
     return Gathering
 
 
-def _kept(policy: Policy, primitive: Any, *types: Any, **parameters: Any) -> Any:
+def _unless_whole(policy: Policy, primitive: Any, *types: Any, **parameters: Any) -> Any:
     """What the policy keeps, but no parameter that came together: kept, all would be whole on each device at a time."""
     return primitive.name != "sharding_constraint" and policy(primitive, *types, **parameters)
 

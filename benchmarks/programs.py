@@ -1,0 +1,147 @@
+"""What a program for many devices multiplies, and what its devices send each other: read, not run."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+__all__ = ["Sent", "flops_of", "sent_by"]
+
+COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{\n((?:.*\n)*?)\}", re.MULTILINE)
+LOOP = re.compile(r"condition=%([^\s,]+), body=%([^\s,]+)")
+CALLED = re.compile(r"(?:calls|to_apply)=%([^\s,]+)|(?:branch_computations|called_computations)=\{([^}]*)\}")
+COLLECTIVE = re.compile(
+    r"= (\S.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\(.*?channel_id=(\d+)(.*)"
+)
+ARRAY = re.compile(r"\b[a-z]+(\d+)(?:e\d\w*)?\[([\d,]*)\]")
+BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """What one device sends by the collectives of a kind, among groups of so many devices."""
+
+    kind: str
+    group: int
+    bytes: float
+    times: int
+
+
+def sent_by(text: str) -> list[Sent]:
+    """Of a compiled program's text, the largest first: an all-gather among n sends (n - 1) / n of its result, say.
+
+    Loops are counted as often as they turn. A collective that goes on beside other work stands in several
+    computations, under one number.
+    """
+    computations = dict(COMPUTATION.findall(text))
+    [entry] = re.findall(r"^ENTRY %(\S+) ", text, re.MULTILINE)
+    found: dict[str, tuple[str, int, float, int]] = {}
+    for name, times in _with_turns(computations, entry, 1):
+        for result, kind, started, channel, rest in COLLECTIVE.findall(computations[name]):
+            sizes = [
+                int(bits) // 8 * math.prod(map(int, filter(None, dims.split(","))))
+                for bits, dims in ARRAY.findall(result)
+            ]
+            size = max(sizes) if started else sum(sizes)
+            kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
+            group = _group(kind, rest)
+            full = size * group if kind == "reduce-scatter" and not name.startswith("all-reduce-scatter") else size
+            sent = (
+                {"all-reduce": 2.0, "collective-permute": group / (group - 1)}.get(kind, 1.0)
+                * full
+                * (group - 1)
+                / group
+            )
+            if channel not in found or found[channel][3] < times:
+                found[channel] = (kind, group, sent, times)
+    kinds = sorted({(kind, group) for kind, group, _, _ in found.values()})
+    total = [
+        Sent(*which, sum(x[2] * x[3] for x in of_kind), sum(x[3] for x in of_kind))
+        for which in kinds
+        for of_kind in [[x for x in found.values() if x[:2] == which]]
+    ]
+    return sorted(total, key=lambda sent: -sent.bytes)
+
+
+def _with_turns(computations: Mapping[str, str], name: str, times: int) -> Iterator[tuple[str, int]]:
+    """A computation and those that it calls, each with how often it runs."""
+    yield name, times
+    for condition, body in LOOP.findall(computations[name]):
+        bounds = BOUND.findall(computations[condition])
+        if len(bounds) != 1:
+            raise ValueError(f"a loop's turns must be known. Got a condition with the constants {bounds}.")
+        yield from _with_turns(computations, body, times * int(bounds[0]))
+    for one, several in CALLED.findall(computations[name]):
+        for called in [one, *re.findall(r"%([^\s,]+)", several)]:
+            if called:
+                yield from _with_turns(computations, called, times)
+
+
+def _group(kind: str, rest: str) -> int:
+    """Among how many devices; a message to one other device is among two."""
+    if kind == "collective-permute":
+        return 2
+    if of_mesh := re.search(r"replica_groups=mesh\[(.*?)\].*?\{(.*?)\}", rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", of_mesh[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", of_mesh[2]))
+    if grid := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
+        return int(grid[1])
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
+    assert listed is not None, rest
+    return len(listed[1].split(","))
+
+
+def flops_of(jaxpr: Any, platform: str) -> int:
+    """Of the matrix products of a traced program, on all devices together, lowered for the platform.
+
+    A sum over k products is 2 k. What is elementwise is left out, loops are counted as often as they turn, of branches
+    that data choose the longest.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    chosen: dict[Any, int] = {}  # by the platform
+    total = 0
+    for equation in jaxpr.eqns:
+        name, parameters = equation.primitive.name, equation.params
+        if name == "platform_index":
+            chosen[equation.outvars[0]] = _branch(parameters["platforms"], platform)
+        elif (
+            name in ("clamp", "convert_element_type", "pjit", "jit") and (known := _known(equation, chosen)) is not None
+        ):
+            chosen[equation.outvars[0]] = known
+        elif name == "cond":
+            index = chosen.get(equation.invars[0])
+            branches = parameters["branches"] if index is None else [parameters["branches"][index]]
+            total += max(flops_of(branch, platform) for branch in branches)
+        elif name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            over = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * over * math.prod(equation.outvars[0].aval.shape)
+        else:
+            inner = sum(flops_of(one, platform) for one in _inside(parameters))
+            if name == "while" and inner:
+                raise ValueError("flops must be of loops whose turns are known. Got a while loop with matrix products.")
+            if name == "shard_map":
+                inner *= math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"])
+            total += inner * parameters.get("length", 1)
+    return total
+
+
+def _known(equation: Any, chosen: Mapping[Any, int]) -> int | None:
+    """The choice that an index stands for after it was brought within bounds."""
+    variables = [x for x in equation.invars if not hasattr(x, "val")]
+    return next((chosen[x] for x in variables if x in chosen), None)
+
+
+def _branch(platforms: Any, platform: str) -> int:
+    of_it = [i for i, names in enumerate(platforms) if names is None or platform in names]
+    return of_it[0]
+
+
+def _inside(parameters: Mapping[str, Any]) -> Iterator[Any]:
+    for value in parameters.values():
+        for one in value if isinstance(value, tuple | list) else [value]:
+            if isinstance(one, Jaxpr | ClosedJaxpr):
+                yield one
