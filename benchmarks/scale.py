@@ -197,8 +197,14 @@ def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
+TITLES = {
+    "training": "a step of training 8 billion parameters, fsdp+tensor",
+    "ring": "causal attention with its gradients by a ring, 32 heads of 128, 8 of keys",
+    "decoding": "attention of a new token to a cache that is divided, likewise",
+}
+
+
 def _cases() -> Iterator[Case]:
-    step = "a step, {} x {:,} tokens"
     for chip, topology, mesh, sequences, t in (
         ("v5e", "8x8", {"fsdp": 16, "tensor": 4}, 16, 4096),  # weak scaling
         ("v5e", "16x16", {"fsdp": 64, "tensor": 4}, 64, 4096),
@@ -207,12 +213,12 @@ def _cases() -> Iterator[Case]:
         ("v5p", "8x8x8", {"fsdp": 128, "tensor": 4}, 128, 4096),
         ("v6e", "16x16", {"fsdp": 64, "tensor": 4}, 64, 8192),
     ):
-        yield Case("training", step.format(sequences, t), chip, topology, mesh, training_step(sequences, t))
+        yield Case("training", f"{sequences} x {t:,}", chip, topology, mesh, training_step(sequences, t))
     t = 2**20
     for topology, n in (("2x2", 4), ("4x4", 16), ("8x8", 64), ("16x16", 256)):
-        yield Case("ring", f"attention, {t:,} tokens", "v5e", topology, {"seq": n}, ring(t))
+        yield Case("ring", f"1 x {t:,}", "v5e", topology, {"seq": n}, ring(t))
     for topology, n in (("2x2", 4), ("4x4", 16), ("16x16", 256)):
-        yield Case("decoding", f"a token to {t:,} x 8", "v5e", topology, {"seq": n}, decoding(t, 8))
+        yield Case("decoding", f"8 x {t:,}", "v5e", topology, {"seq": n}, decoding(t, 8))
 
 
 def compiled(case: Case) -> dict[str, Any]:
@@ -275,44 +281,48 @@ def main(arguments: list[str]) -> None:
             rows.append(names | row)
             print(f"{case.name}, {case.what}, {case.chips} {case.chip}: {row.get('refused', 'compiled')}", flush=True)
     write(options.json, rows=rows, rates={name: chip._asdict() for name, chip in CHIPS.items()})
-    print_table(_table(rows))
+    for name in options.cases:
+        print_table(_table(TITLES[name], [row for row in rows if row["name"] == name]))
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="per chip, by the compiler and the published rates", box=box.SIMPLE_HEAD, show_edge=False)
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"{title}; per chip", box=box.SIMPLE_HEAD, show_edge=False)
     for name in (
-        "program",
+        "tokens",
         "chips",
         "mesh",
         "GiB",
         "Tflop",
         "sent GiB",
-        "flops ms",
-        "links ms",
+        "ms of flops",
+        "of links",
         "ms",
         "of peak",
-        "compiled s",
+        "compiled",
     ):
-        table.add_column(name, justify="left" if name in ("program", "mesh") else "right")
+        table.add_column(name, justify="left" if name in ("tokens", "mesh") else "right")
     for row in rows:
         mesh = " x ".join(f"{name} {n}" for name, n in row["mesh"].items())
         first = (row["what"], f"{row['chips']} {row['chip']}", mesh)
         if "refused" in row:
-            table.add_row(*first, row["refused"])
+            table.add_row(*first, *"-" * 8)
             continue
-        seconds = row["seconds"]
         table.add_row(
             *first,
             f"{row['memory'] / GIB:.1f}",
-            f"{row['flops'] / 1e12:.3g}",
-            f"{sum(sent['bytes'] for sent in row['sent']) / GIB:.3g}",
-            f"{seconds['flops'] * 1e3:.3g}",
-            f"{seconds['links'] * 1e3:.3g}",
-            " to ".join(f"{x * 1e3:.3g}" for x in row["time"]),
-            " to ".join(f"{x:.0%}" for x in row["share"]),
-            f"{row['seconds to compile']:.0f}",
+            _short(row["flops"] / 1e12),
+            _short(sum(sent["bytes"] for sent in row["sent"]) / GIB),
+            _short(row["seconds"]["flops"] * 1e3),
+            _short(row["seconds"]["links"] * 1e3),
+            " - ".join(_short(x * 1e3) for x in row["time"]),
+            " - ".join(f"{x:.0%}" for x in row["share"]),
+            f"{row['seconds to compile']:.0f} s",
         )
     return table
+
+
+def _short(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.2g}"
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

@@ -24,6 +24,9 @@ class Dense(Implementation):
 
     def rank(self, call: Call, platform: Platform) -> tuple[int, str]:
         t, s = call.logits.query.shape[-3], call.logits.key.shape[-3]
+        if isinstance(t, int) and t == 1:
+            # There is nothing to cut, and blocks would have keys and values in another order, copied.
+            return 2, "the weights of one query are no matrix"
         if isinstance(t, int) and isinstance(s, int) and t * s <= SMALL:
             # Blocks of it, one head at a time, would keep no core busy.
             return 2, "the matrix of weights is small"
