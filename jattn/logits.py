@@ -104,15 +104,14 @@ class Logits(Rule):
         attended = self.attended()
         if self.by_pair:
             key = harmless_key(self.key, attended, self.score)
-            query = _take(_take(self.query, queries, -3), heads, -2)
-            chosen = query.shape[-2]
+            query = _take(self.query, queries, -3)
             if heads is None:
                 query = _as_queries(query, key.shape[-2])
             else:
-                key = key[..., heads // (h // key.shape[-2]), :]
+                query, key = query[..., heads, :], key[..., heads // (h // key.shape[-2]), :]
             x = _called(self.score, query, key)
             _check_scores(x, (*batch, *query.shape[-2:-4:-1], s), "*b h t s")
-            x = by_query_head(x, chosen)
+            x = by_query_head(x, h) if heads is None else x
         else:  # it may depend on positions and heads, so it sees all of them
             x = _take(_take(self._scores(attended), heads, -3), queries, -2)
         rules = self.aligned(len(batch)).take(heads, queries)

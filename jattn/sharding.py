@@ -1,20 +1,22 @@
 """Where a model's parameters lie on a mesh of devices, as JAX's own shardings.
 
 A parameter's axes have names ("embed", "heads", "mlp", "vocab" ..., which `axes` lists). A table of rules leads from
-these names to axes of the mesh; four such tables have names of their own, which `layout` spells out:
+these names to axes of the mesh; some tables have names of their own, which `layout` spells out:
 
-    "data"         parameters whole on each device, batches split
-    "fsdp"         batches split, and parameters along the model's width (fully sharded data parallelism, ZeRO)
-    "tensor"       heads, inner widths of networks and the vocabulary split (Megatron)
-    "fsdp+tensor"  both
+    "data"      parameters whole on each device, batches split
+    "fsdp"      batches split, and parameters along the model's width (fully sharded data parallelism, ZeRO)
+    "tensor"    heads, inner widths of networks and the vocabulary split (Megatron)
+    "sequence"  the tokens that attention sees, in `jattn.training.fit`
 
-The mesh's axes are "data", "fsdp" and "tensor" there; batches are split over the first two where the mesh has them. All
-else is a table of your own, such as ``{"batch": "hosts", "heads": "chips", "experts": "chips"}``.
+and several of the last three, such as "fsdp+tensor". The mesh's axes are called so there; batches are split over "data"
+and "fsdp" where the mesh has them. All else is a table of your own, such as
+``{"batch": "hosts", "heads": "chips", "experts": "chips"}``.
 
 An axis that the devices do not divide stays whole, as do fewer key and value heads than devices; of several axes of the
 mesh, as many are taken as do. No axis of a mesh splits a parameter twice: the first of its axes gets it.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,18 +30,16 @@ from jattn._axis_names import KNOWN, Names, names_of
 from jattn._engine import checks
 from jattn._engine.mesh_axes import axis_names, spec_of
 
-__all__ = ["Rules", "axes", "layout", "mesh_axes_of", "shard", "specs"]
+__all__ = ["Rules", "axes", "divide_sequence", "layout", "mesh_axes_of", "shard", "specs"]
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
-_SPLIT_BY_FSDP = dict.fromkeys(("embed",), "fsdp")
-_SPLIT_BY_TENSOR = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), "tensor")
-_LAYOUTS: dict[str, dict[str, str]] = {
-    "data": {},
-    "fsdp": _SPLIT_BY_FSDP,
-    "tensor": _SPLIT_BY_TENSOR,
-    "fsdp+tensor": {**_SPLIT_BY_FSDP, **_SPLIT_BY_TENSOR},
+_SPLIT: dict[str, dict[str, str]] = {
+    "fsdp": {"embed": "fsdp"},
+    "tensor": dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), "tensor"),
+    "sequence": {"sequence": "sequence"},
 }
+_LAYOUTS = ("data", *("+".join(some) for n in (1, 2, 3) for some in itertools.combinations(_SPLIT, n)))
 _OF_BATCHES = ("data", "fsdp")
 
 
@@ -48,7 +48,8 @@ def layout(mesh: Mesh | AbstractMesh, kind: str | None = None) -> dict[str, str 
 
     Args:
         mesh: with the axes that the name stands for.
-        kind: ``"data"``, ``"fsdp"``, ``"tensor"`` or ``"fsdp+tensor"``; by default what the mesh has the axes for.
+        kind: ``"data"``, ``"fsdp"``, ``"tensor"``, ``"sequence"``, or several of the last three in this order, joined
+            by ``+``; by default what the mesh has the axes for.
 
     Example:
 
@@ -58,8 +59,8 @@ def layout(mesh: Mesh | AbstractMesh, kind: str | None = None) -> dict[str, str 
     """
     _check_mesh(mesh)
     if kind is None:
-        kind = "+".join(axis for axis in ("fsdp", "tensor") if axis in mesh.axis_names) or "data"
-    checks.one_of("rules", kind, tuple(_LAYOUTS))
+        kind = "+".join(axis for axis in _SPLIT if axis in mesh.axis_names) or "data"
+    checks.one_of("rules", kind, _LAYOUTS)
     needed = kind.split("+")
     if missing := [axis for axis in needed if axis not in mesh.axis_names]:
         raise ValueError(
@@ -67,7 +68,8 @@ def layout(mesh: Mesh | AbstractMesh, kind: str | None = None) -> dict[str, str 
             f"without {', '.join(missing)}. Name them so, or give rules from names of parameters' axes to the mesh's."
         )
     over = tuple(axis for axis in _OF_BATCHES if axis in mesh.axis_names)
-    return {"batch": over or None, **_LAYOUTS[kind]}
+    split = {name: axis for part in needed if part in _SPLIT for name, axis in _SPLIT[part].items()}
+    return {"batch": over or None, **split}
 
 
 def axes(model: nnx.Module) -> dict[str, Names | None]:
@@ -129,8 +131,31 @@ def shard(model: nnx.Module, mesh: Mesh, rules: str | Rules) -> None:
     nnx.update(model, jax.device_put(nnx.state(model), specs(model, mesh, rules)))
 
 
+def divide_sequence(model: nnx.Module, axis: str | None) -> None:
+    """Have all of a model's attention divide the sequence over an axis of the mesh, in place; None undoes it.
+
+    Arguments of `jattn.attention` that this rules out are refused when the model is called, within a mesh that has the
+    axis (``jax.set_mesh``); `jattn.training.fit` does all of it by the rule "sequence".
+
+    Example:
+
+        >>> from jattn import nn
+        >>> block = nn.TransformerBlock(num_heads=2, features=4, feedforward_features=8, rngs=nnx.Rngs(0))
+        >>> divide_sequence(block, "seq")
+        >>> with jax.set_mesh(jax.make_mesh((1,), ("seq",))):
+        ...     block(jax.numpy.ones((1, 6, 4))).shape
+        (1, 6, 4)
+    """
+    _check_model(model)
+    if not isinstance(axis, str | None):
+        raise ValueError(f"axis must be the name of an axis of the mesh, or None. Got {axis!r:.80}.")
+    for _, part in nnx.iter_graph(model):
+        if isinstance(part, nnx.Module) and hasattr(part, "sequence_axis"):
+            part.sequence_axis = axis
+
+
 def mesh_axes_of(name: str, mesh: Mesh | AbstractMesh, rules: str | Rules) -> tuple[str, ...]:
-    """Over which axes of the mesh the rules split axes of this name, "batch" among others."""
+    """Over which axes of the mesh the rules split axes of this name, "batch" and "sequence" among others."""
     return axis_names(_table_of_rules(rules, mesh, ()).get(name))
 
 
@@ -156,7 +181,7 @@ def _table_of_rules(rules: str | Rules, mesh: Mesh | AbstractMesh, names: Iterab
             f"rules must be one of {', '.join(map(repr, _LAYOUTS))}, or a table from names of parameters' axes to axes "
             f"of the mesh. Got {rules!r:.80}."
         )
-    known = {"batch", *KNOWN, *(name for of in names for name in of or () if name)}
+    known = {"batch", "sequence", *KNOWN, *(name for of in names for name in of or () if name)}
     for name, over in rules.items():
         if name not in known:
             raise ValueError(

@@ -113,6 +113,22 @@ def test_layouts() -> None:
     assert sharding.layout(mesh(tensor=1), "tensor") == {"batch": None, **tensor}
     both = mesh(data=1, fsdp=1, tensor=1)
     assert sharding.layout(both, "fsdp+tensor") == {"batch": ("data", "fsdp"), "embed": "fsdp", **tensor}
+    assert sharding.layout(mesh(sequence=1, tensor=1)) == {"batch": None, **tensor, "sequence": "sequence"}
+
+
+def test_all_attention_divides_the_sequence() -> None:
+    """Without the mesh it says so; with it, what has no tokens for each device, too."""
+    block = nn.TransformerBlock(num_heads=2, features=4, feedforward_features=6, cross_attention=True, rngs=rngs)
+    x = jnp.ones((1, 5, 4))
+    expected = block(x, x)
+    sharding.divide_sequence(block, "seq")
+    assert block.attention.sequence_axis == block.cross_attention.sequence_axis == "seq"
+    with raises("sequence_axis must name an axis of the mesh. Got 'seq'; no mesh is set.", "jax.set_mesh"):
+        block(x, x)
+    with jax.set_mesh(mesh(seq=1)):
+        np.testing.assert_allclose(block(x, x), expected, rtol=1e-6)
+    sharding.divide_sequence(block, None)
+    np.testing.assert_array_equal(block(x, x), expected)
 
 
 def test_what_does_not_divide_stays_whole() -> None:
@@ -159,12 +175,14 @@ def test_errors() -> None:
             sharding.specs(model, on, {"mlp": wrong})
     with raises("rules must lead to different axes of the mesh. Got ('fsdp', 'fsdp') for 'mlp'."):
         sharding.specs(model, on, {"mlp": ("fsdp", "fsdp")})
-    with raises("rules must be one of 'data', 'fsdp', 'tensor', 'fsdp+tensor', or a table", "Got 3."):
+    with raises("rules must be one of 'data', 'fsdp', 'tensor', 'sequence',", "or a table", "Got 3."):
         sharding.specs(model, on, 3)  # type: ignore[arg-type]
     with raises("mesh must be a jax.sharding.Mesh, as jax.make_mesh makes. Got 'cpu'."):
         sharding.specs(model, "cpu", "data")  # type: ignore[arg-type]
     with raises("model must be a flax.nnx.Module. Got int."):
         sharding.axes(3)  # type: ignore[arg-type]
+    with raises("axis must be the name of an axis of the mesh, or None. Got ('a', 'b')."):
+        sharding.divide_sequence(model, ("a", "b"))  # type: ignore[arg-type]
 
 
 @pytest.mark.whole

@@ -83,6 +83,8 @@ class MultiHeadAttention(nnx.Module):
         rotary_base: short for ``rotary=Rotary(rotary_base)``.
         scale, logits_soft_cap: as in `jattn.attention`.
         use_sinks: whether each head has a further logit without a value, which is learned and is 0 at first.
+        sequence_axis: as in `jattn.attention`, the axis of the mesh that divides the sequence; may be set later, too
+            (`jattn.sharding.divide_sequence`). Where keys are projected before or lie in a cache, queries are whole.
         dropout_rate: share of the weights to drop in training, in [0, 1).
         kernel_init, bias_init, dtype, param_dtype: as in ``flax.nnx.LinearGeneral``.
         rngs: for the initial parameters.
@@ -122,6 +124,7 @@ class MultiHeadAttention(nnx.Module):
         scale: float | None = None,
         logits_soft_cap: float | None = None,
         use_sinks: bool = False,
+        sequence_axis: str | None = None,
         dropout_rate: float = 0.0,
         kernel_init: Initializer = default_kernel_init,
         bias_init: Initializer = default_bias_init,
@@ -178,6 +181,7 @@ class MultiHeadAttention(nnx.Module):
         self.qk_norm_over = qk_norm_over
         self.rotary = _rotary(rotary, rotary_base)
         self.scale, self.logits_soft_cap = scale, logits_soft_cap
+        self.sequence_axis = sequence_axis
         self.dropout = Dropout(dropout_rate)
 
     _attend = staticmethod(attend_per_head)
@@ -259,6 +263,7 @@ class MultiHeadAttention(nnx.Module):
         self._check_positions(positions, key_positions, query.shape[-2], s)
         if key_positions is not None:
             key_positions = checks.positions("key_positions", key_positions, query.shape[:-2], s)
+        key_was_projected = isinstance(key, KeysAndValues)
         if not isinstance(key, KeysAndValues):
             key = self.project(key, value, key_positions)
         longest = key_positions
@@ -268,6 +273,9 @@ class MultiHeadAttention(nnx.Module):
         keys, values, _ = key
         if self.kv_heads is not None:
             keys, values = (x[..., np.array(self.kv_heads), :] for x in (keys, values))
+        divided: Any = self.sequence_axis
+        if divided is not None and key_was_projected:
+            divided = (None, divided)
         by_position = mask is not None or bias is not None or isinstance(score, Modified)
         mask = all_of(mask, None if valid_lens is None else lengths(valid_lens))
         attended = self._attend(
@@ -284,6 +292,7 @@ class MultiHeadAttention(nnx.Module):
             query_positions=_of_rules("positions", positions) if by_position else None,
             key_positions=_of_rules("key_positions", key_positions) if by_position else None,
             head_gates=head_gates,
+            sequence_axis=divided,
             implementation=implementation,
             return_weights=return_weights,
             **self.dropout.of_weights(rng),

@@ -5,10 +5,11 @@ step is the one of a single device, and XLA splits it. Only the sum over the pie
 add up the gradients of each piece over the devices.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -51,9 +52,10 @@ class Placement:
         """A batch, split; whole where it does not divide."""
         return batch
 
-    def gathering(self, model: nnx.Module, wrt: Any) -> nnx.Module:
-        """The model, whose parameters are whole where it computes with them."""
-        return model
+    @contextlib.contextmanager
+    def running(self, model: nnx.Module, wrt: Any) -> Iterator[nnx.Module]:
+        """The model as it is to be called, which is no other one: its parameters whole where it computes with them."""
+        yield model
 
     def keeping(self, policy: Policy) -> Policy:
         """What the backward pass keeps, by a policy, without parameters that were made whole."""
@@ -78,6 +80,7 @@ class OnMesh(Placement):
     mesh: Mesh
     over: tuple[str, ...]  # the axes that batches are split over
     specs: tuple[tuple[Any, tuple[int, ...], PartitionSpec], ...]  # of the model's variables: path, shape, spec
+    sequence: str | None = None  # the axis that divides what attention sees
 
     def data(self, data: PyTree) -> PyTree:
         return data if self.mesh.is_multi_process else jax.device_put(data, self._split())
@@ -106,7 +109,17 @@ class OnMesh(Placement):
         n = len(jax.tree.leaves(batch)[0])
         return jax.lax.with_sharding_constraint(batch, self._split(self._over(n)))
 
-    def gathering(self, model: nnx.Module, wrt: Any) -> nnx.Module:
+    @contextlib.contextmanager
+    def running(self, model: nnx.Module, wrt: Any) -> Iterator[nnx.Module]:
+        self._gather(model, wrt)
+        if self.sequence is None:
+            yield model
+            return
+        sharding.divide_sequence(model, self.sequence)
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            yield model
+
+    def _gather(self, model: nnx.Module, wrt: Any) -> None:
         state = nnx.state(model, wrt)
         for variable, split, whole in zip(
             jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable)),
@@ -119,7 +132,6 @@ class OnMesh(Placement):
                 variable.set_metadata(_WHOLE, (self.mesh, axes))
                 kind: Any = type(variable)
                 object.__setattr__(variable, "__class__", _gathering(kind))
-        return model
 
     def keeping(self, policy: Policy) -> Policy:
         return functools.partial(_unless_whole, policy)
@@ -186,7 +198,10 @@ def placement_of(model: nnx.Module, mesh: Mesh | None, rules: Any) -> Placement:
     shapes = jax.tree.leaves_with_path(nnx.state(model))
     specs = jax.tree.leaves(sharding.specs(model, mesh, rules))
     by_path = tuple((path, x.shape, y.spec) for (path, x), y in zip(shapes, specs, strict=True))
-    return OnMesh(mesh, sharding.mesh_axes_of("batch", mesh, rules), by_path)
+    sequence = sharding.mesh_axes_of("sequence", mesh, rules)
+    if len(sequence) > 1:
+        raise ValueError(f"rules must lead from 'sequence' to one axis of the mesh. Got {sequence}.")
+    return OnMesh(mesh, sharding.mesh_axes_of("batch", mesh, rules), by_path, *sequence)
 
 
 _WHOLE = "whole"  # of a variable's metadata: how its value lies where the model computes with it

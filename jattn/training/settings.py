@@ -133,6 +133,8 @@ def _check_batch(batch_size: int, accumulate: int, mesh: Mesh | None, rules: Any
             f"parts. Got {batch_size}."
         )
     checks.divides("accumulate", accumulate, "batch_size", batch_size)
+    if accumulate > 1 and mesh is not None and sharding.mesh_axes_of("sequence", mesh, rules):
+        raise ValueError(f"accumulate must be 1 where the rules divide the sequence. Got {accumulate}.")
     if accumulate > 1 and accumulate % shards:
         raise ValueError(
             f"accumulate must be 1, or a multiple of {shards}, as the mesh's {', '.join(over)} share the pieces of a "

@@ -134,8 +134,8 @@ def _of_batch(parameters: Any, rest: Any, batch: Any, rng: Any, recipe: Recipe, 
 
     def loss(parameters: Any) -> tuple[Array, Any]:
         model = nnx.merge(recipe.train_graph, parameters, rest, copy=True)  # it may change its state
-        model = place.gathering(model, recipe.wrt)
-        value = recipe.loss(model, batch, rng)
+        with place.running(model, recipe.wrt):
+            value = recipe.loss(model, batch, rng)
         _, _, changed = nnx.split(model, recipe.wrt, ...)  # type: ignore[misc]
         _check_same_variables(rest, changed)
         return scalar_result("loss", value), changed
@@ -192,9 +192,9 @@ def _evaluate(variables: Any, data: Any, order: Any, rng: Any, recipe: Recipe) -
     def one(indices: Array) -> Array:
         batch = recipe.placement.batch(select(data, indices))
         model = nnx.merge(recipe.eval_graph, parameters, rest, copy=True)
-        model = recipe.placement.gathering(model, recipe.wrt)
-        values = [scalar_result("loss", recipe.loss(model, batch, rng))]
-        values += [scalar_result(f"metrics[{name!r}]", metric(model, batch)) for name, metric in recipe.metrics]
+        with recipe.placement.running(model, recipe.wrt):
+            values = [scalar_result("loss", recipe.loss(model, batch, rng))]
+            values += [scalar_result(f"metrics[{name!r}]", metric(model, batch)) for name, metric in recipe.metrics]
         return jnp.stack(values)
 
     return jax.lax.map(one, order).mean(axis=0)

@@ -26,6 +26,8 @@ MESHES: dict[str, dict[str, int]] = {
     "tensor, 8": {"data": 4, "tensor": 2},
     "fsdp+tensor, 4": {"fsdp": 2, "tensor": 2},
     "fsdp+tensor, 8": {"fsdp": 4, "tensor": 2},
+    "sequence, 6": {"data": 2, "sequence": 3},
+    "fsdp+tensor+sequence, 8": {"fsdp": 2, "tensor": 2, "sequence": 2},
 }
 
 

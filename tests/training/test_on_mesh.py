@@ -132,6 +132,14 @@ class Counts(nnx.Module):
         ),
         ({"mesh": mesh(data=1), "rules": {"mlp": "x"}}, ["rules must lead to axes of the mesh, data,", "Got 'x' for"]),
         ({"mesh": mesh(data=1), "rules": {"width": "data"}}, ["rules must be of the names that axes have", "'width'"]),
+        (
+            {"mesh": mesh(sequence=1), "rules": "sequence", "accumulate": 2},
+            ["accumulate must be 1 where the rules divide the sequence. Got 2."],
+        ),
+        (
+            {"mesh": mesh(a=1, b=1), "rules": {"sequence": ("a", "b")}},
+            ["rules must lead from 'sequence' to one axis of the mesh. Got ('a', 'b')."],
+        ),
         ({"remat": "all"}, ["remat must be", "'dots_saveable'", "Got 'all'"]),
     ],
 )
@@ -150,4 +158,4 @@ def test_pieces_of_a_model_that_changes_itself() -> None:
 @pytest.mark.whole
 def test_on_eight_devices() -> None:
     """Losses as on one device under each layout, one reduction a step, checkpoints from one layout to another."""
-    assert len(processes.lines_of("tests.training.on_mesh")) == 21
+    assert len(processes.lines_of("tests.training.on_mesh")) == 23
