@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters.partial_eval import dce_jaxpr
 
 __all__ = ["Sent", "flops_of", "sent_by"]
 
@@ -97,9 +98,15 @@ def _group(kind: str, rest: str) -> int:
 def flops_of(jaxpr: Any, platform: str) -> int:
     """Of the matrix products of a traced program, on all devices together, lowered for the platform.
 
-    A sum over k products is 2 k. What is elementwise is left out, loops are counted as often as they turn, of branches
-    that data choose the longest.
+    A sum over k products is 2 k. What is elementwise is left out, and what nobody asks for; loops are counted as often
+    as they turn, of branches that data choose the longest.
     """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _flops_of(jaxpr, platform)
+
+
+def _flops_of(jaxpr: Any, platform: str) -> int:
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     chosen: dict[Any, int] = {}  # by the platform
     total = 0
@@ -114,13 +121,13 @@ def flops_of(jaxpr: Any, platform: str) -> int:
         elif name == "cond":
             index = chosen.get(equation.invars[0])
             branches = parameters["branches"] if index is None else [parameters["branches"][index]]
-            total += max(flops_of(branch, platform) for branch in branches)
+            total += max(_flops_of(branch, platform) for branch in branches)
         elif name == "dot_general":
             (contracted, _), _ = parameters["dimension_numbers"]
             over = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * over * math.prod(equation.outvars[0].aval.shape)
         else:
-            inner = sum(flops_of(one, platform) for one in _inside(parameters))
+            inner = sum(_flops_of(one, platform) for one in _inside(parameters))
             if name == "while" and inner:
                 raise ValueError("flops must be of loops whose turns are known. Got a while loop with matrix products.")
             if name == "shard_map":
