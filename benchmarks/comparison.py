@@ -287,9 +287,9 @@ def mebibytes(count: int) -> str:
     return f"{count / MIB:.0f}" if count >= 10 * MIB else f"{count / MIB:.1f}"
 
 
-def print_table(table: Table) -> None:
+def print_table(table: Table, width: int = 120) -> None:
     """Of the same width on every terminal."""
-    Console(width=120).print(table)
+    Console(width=width).print(table)
 
 
 def machine() -> dict[str, Any]:

@@ -287,28 +287,16 @@ def main(arguments: list[str]) -> None:
             print(f"{case.name}, {case.what}, {case.chips} {case.chip}: {row.get('refused', 'compiled')}", flush=True)
     write(options.json, rows=rows, rates={name: chip._asdict() for name, chip in CHIPS.items()})
     for name in options.cases:
-        print_table(_table(TITLES[name], [row for row in rows if row["name"] == name]))
+        print_table(_table(TITLES[name], [row for row in rows if row["name"] == name]), width=150)
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=f"{title}; per chip", box=box.SIMPLE_HEAD, show_edge=False)
-    for name in (
-        "tokens",
-        "chips",
-        "mesh",
-        "GiB",
-        "Tflop",
-        "sent GiB",
-        "ms of flops",
-        "of links",
-        "ms",
-        "of peak",
-        "compiled",
-    ):
-        table.add_column(name, justify="left" if name in ("tokens", "mesh") else "right")
+    for name in ("tokens", "mesh", "GiB", "Tflop", "sent GiB", "flops ms", "links ms", "ms", "of peak", "compiled"):
+        table.add_column(name, justify="left" if name in ("tokens", "mesh") else "right", no_wrap=True)
     for row in rows:
-        mesh = " x ".join(f"{name} {n}" for name, n in row["mesh"].items())
-        first = (row["what"], f"{row['chips']} {row['chip']}", mesh)
+        mesh = ", ".join(f"{name} {n}" for name, n in row["mesh"].items())
+        first = (row["what"], f"{row['chips']} {row['chip']}: {mesh}")
         if "refused" in row:
             table.add_row(*first, *"-" * 8)
             continue
@@ -331,7 +319,7 @@ def _sent(row: dict[str, Any]) -> str:
     names = {n: name for name, n in row["mesh"].items()}
     over: dict[str, float] = {}
     for sent in row["sent"]:
-        name = "a neighbour" if sent["kind"] == "collective-permute" else names.get(sent["group"], "all")
+        name = "ring" if sent["kind"] == "collective-permute" else names.get(sent["group"], "all")
         over[name] = over.get(name, 0.0) + sent["bytes"] / GIB
     return ", ".join(f"{name} {_short(x)}" for name, x in sorted(over.items()) if x > 1e-3 * sum(over.values()))
 
