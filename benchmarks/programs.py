@@ -34,51 +34,47 @@ class Sent:
 def sent_by(text: str) -> list[Sent]:
     """Of a compiled program's text, the largest first: an all-gather among n sends (n - 1) / n of its result, say.
 
-    Loops are counted as often as they turn. A collective that goes on beside other work stands in several
-    computations, under one number.
+    Loops are counted as often as they turn. A collective that goes on beside other work stands in several fusions,
+    under one number.
     """
     computations = dict(COMPUTATION.findall(text))
     [entry] = re.findall(r"^ENTRY %(\S+) ", text, re.MULTILINE)
-    found: dict[str, tuple[str, int, float, int]] = {}
-    for name, times in _with_turns(computations, entry, 1):
-        for result, kind, started, channel, rest in COLLECTIVE.findall(computations[name]):
+    found: dict[Any, tuple[str, int, float, int]] = {}
+    for name, times, fused in _with_turns(computations, entry, 1, False):
+        scattered = name.startswith("all-reduce-scatter")  # a fusion for a TPU
+        for i, (result, kind, started, channel, rest) in enumerate(COLLECTIVE.findall(computations[name])):
             sizes = [
                 int(bits) // 8 * math.prod(map(int, filter(None, dims.split(","))))
                 for bits, dims in ARRAY.findall(result)
             ]
             size = max(sizes) if started else sum(sizes)
-            kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
             group = _group(kind, rest)
-            full = size * group if kind == "reduce-scatter" and not name.startswith("all-reduce-scatter") else size
-            sent = (
-                {"all-reduce": 2.0, "collective-permute": group / (group - 1)}.get(kind, 1.0)
-                * full
-                * (group - 1)
-                / group
-            )
-            if channel not in found or found[channel][3] < times:
-                found[channel] = (kind, group, sent, times)
-    kinds = sorted({(kind, group) for kind, group, _, _ in found.values()})
-    total = [
-        Sent(*which, sum(x[2] * x[3] for x in of_kind), sum(x[3] for x in of_kind))
-        for which in kinds
-        for of_kind in [[x for x in found.values() if x[:2] == which]]
-    ]
+            share = 1.0 if kind == "collective-permute" else (group - 1) / group
+            if kind == "reduce-scatter":  # whose result is a part
+                size *= group
+            if kind == "all-reduce" and not scattered:
+                share *= 2
+            number = channel if fused else (name, i)
+            if number not in found or found[number][3] < times:
+                found[number] = ("reduce-scatter" if scattered else kind, group, size * share, times)
+    kinds = sorted({x[:2] for x in found.values()})
+    of_kind = {kind: [x for x in found.values() if x[:2] == kind] for kind in kinds}
+    total = [Sent(*kind, sum(x[2] * x[3] for x in some), sum(x[3] for x in some)) for kind, some in of_kind.items()]
     return sorted(total, key=lambda sent: -sent.bytes)
 
 
-def _with_turns(computations: Mapping[str, str], name: str, times: int) -> Iterator[tuple[str, int]]:
-    """A computation and those that it calls, each with how often it runs."""
-    yield name, times
+def _with_turns(computations: Mapping[str, str], name: str, times: int, fused: bool) -> Iterator[tuple[str, int, bool]]:
+    """A computation and those that it calls, each with how often it runs, and whether within a fusion."""
+    yield name, times, fused
     for condition, body in LOOP.findall(computations[name]):
         bounds = BOUND.findall(computations[condition])
         if len(bounds) != 1:
             raise ValueError(f"a loop's turns must be known. Got a condition with the constants {bounds}.")
-        yield from _with_turns(computations, body, times * int(bounds[0]))
+        yield from _with_turns(computations, body, times * int(bounds[0]), fused)
     for one, several in CALLED.findall(computations[name]):
         for called in [one, *re.findall(r"%([^\s,]+)", several)]:
             if called:
-                yield from _with_turns(computations, called, times)
+                yield from _with_turns(computations, called, times, fused or bool(one))
 
 
 def _group(kind: str, rest: str) -> int:

@@ -53,13 +53,13 @@ class Chip(NamedTuple):
     flops: float  # a second, bfloat16
     memory: float  # bytes
     read: float  # bytes of memory a second
-    link: float  # bytes a second over the links of one dimension of the torus, to one side
+    link: float  # bytes that one sends in a second over both links of a dimension of the torus
 
 
 CHIPS = {
     "v5e": Chip(197e12, 16e9, 819e9, 100e9),
     "v5p": Chip(459e12, 95e9, 2765e9, 200e9),
-    "v6e": Chip(918e12, 32e9, 1640e9, 200e9),
+    "v6e": Chip(918e12, 32e9, 1638e9, 200e9),
 }
 
 
@@ -260,7 +260,8 @@ def estimated(case: Case, row: dict[str, Any]) -> dict[str, Any]:
     parts = {
         "flops": row["flops"] / chip.flops,
         "memory": row["arguments"] / chip.read,
-        "links": sum(sent["bytes"] for sent in row["sent"]) / chip.link,
+        # A ring has the links to one side.
+        "links": sum(x["bytes"] * (2 if x["kind"] == "collective-permute" else 1) for x in row["sent"]) / chip.link,
     }
     least, most = max(parts.values()), sum(parts.values())
     return {

@@ -57,7 +57,17 @@ PROGRAM = """HloModule jit_f, is_scheduled=true
 
 %turn (turn: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
   %part = bf16[8,4]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  %more = bf16[8,4]{1,0} fusion(%part), kind=kCustom, calls=%beside
+  %still = bf16[8,4]{1,0} fusion(%part), kind=kCustom, calls=%beside.1
   %sum = f32[8,4]{1,0} fusion(%part), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+%beside (x: bf16[2,4]) -> bf16[8,4] {
+  %part.3 = bf16[8,4]{1,0} all-gather(%x), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%beside.1 (x: bf16[2,4]) -> bf16[8,4] {
+  %part.4 = bf16[8,4]{1,0} all-gather(%x), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
 }
 
 %all-reduce-scatter.1 (input: f32[8,4]) -> f32[2,4] {
@@ -74,10 +84,13 @@ ENTRY %main (x: f32[2,4]) -> f32[8,4] {
 
 
 def test_what_is_sent() -> None:
-    """A loop of three turns; a collective that goes on elsewhere under its number; the three ways to write groups."""
+    """A loop of three turns; a collective that goes on in another fusion; the three ways to write groups.
+
+    Those of a `jax.shard_map` have one number, all of them.
+    """
     assert sent_by(PROGRAM) == [
+        Sent("all-gather", 4, (3 + 3 + 1) * 64 * 3 / 4, 7),
         Sent("reduce-scatter", 4, 3 * 128 * 3 / 4, 3),
-        Sent("all-gather", 4, 3 * 64 * 3 / 4, 3),
         Sent("all-reduce", 2, 2 * (128 + 4) / 2, 1),
         Sent("collective-permute", 2, 12, 1),
     ]
