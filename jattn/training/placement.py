@@ -53,9 +53,9 @@ class Placement:
         return batch
 
     @contextlib.contextmanager
-    def running(self, model: nnx.Module, wrt: Any) -> Iterator[nnx.Module]:
-        """The model as it is to be called, which is no other one: its parameters whole where it computes with them."""
-        yield model
+    def running(self, model: nnx.Module, wrt: Any) -> Iterator[None]:
+        """Around a call of the model: its parameters are whole where it computes with them."""
+        yield
 
     def keeping(self, policy: Policy) -> Policy:
         """What the backward pass keeps, by a policy, without parameters that were made whole."""
@@ -110,28 +110,22 @@ class OnMesh(Placement):
         return jax.lax.with_sharding_constraint(batch, self._split(self._over(n)))
 
     @contextlib.contextmanager
-    def running(self, model: nnx.Module, wrt: Any) -> Iterator[nnx.Module]:
-        self._gather(model, wrt)
-        if self.sequence is None:
-            yield model
-            return
-        sharding.divide_sequence(model, self.sequence)
-        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            yield model
-
-    def _gather(self, model: nnx.Module, wrt: Any) -> None:
-        state = nnx.state(model, wrt)
-        for variable, split, whole in zip(
-            jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable)),
-            jax.tree.leaves(self._shardings(state)),
-            jax.tree.leaves(self._shardings(state, self._not_over)),
-            strict=True,
-        ):
-            if split != whole:
-                axes = (*whole.spec, *(None,) * (variable.ndim - len(whole.spec)))
-                variable.set_metadata(_WHOLE, (self.mesh, axes))
-                kind: Any = type(variable)
-                object.__setattr__(variable, "__class__", _gathering(kind))
+    def running(self, model: nnx.Module, wrt: Any) -> Iterator[None]:
+        divided: Any = contextlib.nullcontext()
+        if self.sequence is not None:
+            sharding.divide_sequence(model, self.sequence)
+            divided = jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+        with divided, contextlib.ExitStack() as stack:
+            state = nnx.state(model, wrt)
+            for variable, split, whole in zip(
+                jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable)),
+                jax.tree.leaves(self._shardings(state)),
+                jax.tree.leaves(self._shardings(state, self._not_over)),
+                strict=True,
+            ):
+                if split != whole:
+                    stack.enter_context(_gathered(variable, whole))
+            yield
 
     def keeping(self, policy: Policy) -> Policy:
         return functools.partial(_unless_whole, policy)
@@ -204,7 +198,20 @@ def placement_of(model: nnx.Module, mesh: Mesh | None, rules: Any) -> Placement:
     return OnMesh(mesh, sharding.mesh_axes_of("batch", mesh, rules), by_path, *sequence)
 
 
-_WHOLE = "whole"  # of a variable's metadata: how its value lies where the model computes with it
+_WHOLE = "whole"  # of a variable's metadata: the mesh, and how its value lies there where the model computes with it
+
+
+@contextlib.contextmanager
+def _gathered(variable: nnx.Variable[Any], whole: NamedSharding) -> Iterator[None]:
+    """The variable gives what it holds so divided; a layer's, where a scan goes over a stack of layers."""
+    kind: Any = type(variable)
+    variable.set_metadata(_WHOLE, (whole.mesh, (*whole.spec, *(None,) * (variable.ndim - len(whole.spec)))))
+    object.__setattr__(variable, "__class__", _gathering(kind))
+    try:
+        yield
+    finally:
+        object.__setattr__(variable, "__class__", kind)
+        variable.del_metadata(_WHOLE)
 
 
 @functools.cache
@@ -216,7 +223,7 @@ def _gathering(kind: type[nnx.Variable[Any]]) -> type[nnx.Variable[Any]]:
             value, (mesh, axes) = super().get_value(**options), self.get_metadata(_WHOLE)
             if value.shape != self.get_raw_value().shape:  # some of its rows
                 return value
-            last = PartitionSpec(*axes[len(axes) - value.ndim :])  # of a layer where a scan goes over a stack of them
+            last = PartitionSpec(*axes[len(axes) - value.ndim :])
             return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, last))
 
     return Gathering

@@ -1,7 +1,6 @@
 """`fit` in several processes, each of which reads its own part of the batches."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,8 @@ from flax import nnx
 
 from jattn.training.placement import placement_of
 from tests import processes
+from tests.training.killed import MODULE, check, told, trained
 from tests.training.on_mesh import TOKENS, fit, made
-
-MODULE = "tests.training.in_processes"
-
-
-def told(said: str) -> Any:
-    """What a process printed in the end, after what Gloo says of its ranks."""
-    return json.loads(said.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -62,13 +55,6 @@ def test_examples_are_read_by_whom_they_are_for(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.whole
 @pytest.mark.parametrize(("dies", "epoch"), [(1, "1"), (0, "3")])
 def test_a_process_is_killed(dies: int, epoch: str, tmp_path: Path) -> None:
-    """The other ends with an error that says which; started again, all end as if nothing had happened."""
-    arguments = json.dumps({"fsdp": 2}), json.dumps({"epochs": 20, "checkpoints": str(tmp_path / "killed")})
-    errors = processes.run_until((tmp_path / "killed" / epoch).is_dir, MODULE, *arguments, processes=2, dies=dies)
-    if dies == 1:
-        assert re.search(r"[Tt]ask:?\s?1", errors[0])
-    else:
-        assert re.search(r"leader|[Tt]ask:?\s?0|coordination service", errors[1])
-    resumed = processes.run(MODULE, *arguments, processes=2)
-    arguments = arguments[0], json.dumps({"epochs": 20, "checkpoints": str(tmp_path / "whole")})
-    assert told(resumed[0]) == told(processes.run(MODULE, *arguments, processes=2)[1])
+    """Of many other moments: python -m tests.training.killed."""
+    expected = trained(tmp_path / "whole")[0]
+    check(tmp_path / "killed", dies, (tmp_path / "killed" / epoch).is_dir, expected)

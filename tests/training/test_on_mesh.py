@@ -72,7 +72,8 @@ class Scaled(nnx.Module):
 def test_variables_of_the_models_own_kind() -> None:
     given: dict[str, Any] = dict(loss=squares, optimizer=ADAM, epochs=1, batch_size=4, progress=False)
     model = Scaled()
-    losses = training.fit(model, X, **given, mesh=mesh(fsdp=1), rules="fsdp").step_losses
+    on: dict[str, Any] = dict(mesh=mesh(fsdp=1), rules="fsdp", wrt=lambda path, x: type(x) is Doubled)
+    losses = training.fit(model, X, **given, **on).step_losses
     np.testing.assert_allclose(losses, training.fit(Scaled(), X, **given).step_losses, rtol=1e-6)
     assert type(model.kernel) is Doubled
 
