@@ -17,7 +17,7 @@ CALLED = re.compile(r"(?:calls|to_apply)=%([^\s,]+)|(?:branch_computations|calle
 COLLECTIVE = re.compile(
     r"= (\S.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\(.*?channel_id=(\d+)(.*)"
 )
-ARRAY = re.compile(r"\b[a-z]+(\d+)(?:e\d\w*)?\[([\d,]*)\]")
+ARRAY = re.compile(r"\b(pred|[a-z]+\d+)(?:e\d\w*)?\[([\d,]*)\]")
 BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 
 
@@ -43,11 +43,11 @@ def sent_by(text: str) -> list[Sent]:
     for name, times, fused in _with_turns(computations, entry, 1, False):
         scattered = name.startswith("all-reduce-scatter")  # a fusion for a TPU
         for i, (result, kind, started, channel, rest) in enumerate(COLLECTIVE.findall(computations[name])):
-            sizes = [
-                int(bits) // 8 * math.prod(map(int, filter(None, dims.split(","))))
-                for bits, dims in ARRAY.findall(result)
-            ]
-            size = max(sizes) if started else sum(sizes)
+            sizes = [_bytes(*array) for array in ARRAY.findall(result)]
+            if started and kind != "all-reduce":  # beside the results also what it is given, and numbers of its own
+                sizes = [size for size in sizes if size > 4]
+                sizes = sizes[len(sizes) // 2 :]
+            size = sum(sizes)
             group = _group(kind, rest)
             share = 1.0 if kind == "collective-permute" else (group - 1) / group
             if kind == "reduce-scatter":  # whose result is a part
@@ -61,6 +61,11 @@ def sent_by(text: str) -> list[Sent]:
     of_kind = {kind: [x for x in found.values() if x[:2] == kind] for kind in kinds}
     total = [Sent(*kind, sum(x[2] * x[3] for x in some), sum(x[3] for x in some)) for kind, some in of_kind.items()]
     return sorted(total, key=lambda sent: -sent.bytes)
+
+
+def _bytes(dtype: str, dims: str) -> float:
+    bits = 8 if dtype == "pred" else int(re.sub(r"\D", "", dtype))
+    return math.ceil(bits * math.prod(map(int, filter(None, dims.split(",")))) / 8)
 
 
 def _with_turns(computations: Mapping[str, str], name: str, times: int, fused: bool) -> Iterator[tuple[str, int, bool]]:

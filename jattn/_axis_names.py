@@ -114,7 +114,8 @@ KNOWN = frozenset({name for of in _TABLE.values() for axes in of.values() for na
 def names_of(model: nnx.Module) -> dict[tuple[Any, ...], Names | None]:
     """The names of each variable's axes, by its path in the model; None where nobody knows them.
 
-    A variable that has names of its own, as Flax's metadata ``out_sharding``, keeps these.
+    A variable that has names of its own, as Flax's metadata ``out_sharding``, keeps these, which are those of its first
+    axes, as in a ``PartitionSpec``: where `nnx.vmap` stacks it, "layers" must be one of them.
     """
     modules: dict[tuple[Any, ...], Any] = {}
     names: dict[tuple[Any, ...], Names | None] = {}
@@ -126,7 +127,7 @@ def names_of(model: nnx.Module) -> dict[tuple[Any, ...], Names | None]:
 def _names_at(path: tuple[Any, ...], variable: Any, modules: dict[tuple[Any, ...], Any]) -> Names | None:
     ndim = len(variable.shape)
     if own := variable.get_metadata().get("out_sharding"):
-        return (*own, *[None] * (ndim - len(own)))
+        return (*own, *[None] * (ndim - len(own)))[:ndim]
     for i in range(len(path)):
         for kind in type(modules.get(path[:i])).__mro__:
             found = _TABLE.get(kind.__name__, {}).get(".".join(map(str, path[i:])))

@@ -29,6 +29,7 @@ from jaxtyping import PyTree
 from jattn._axis_names import KNOWN, Names, names_of
 from jattn._engine import checks
 from jattn._engine.mesh_axes import axis_names, spec_of
+from jattn.nn import AdditiveAttention, DotProductAttention, MultiHeadAttention, NadarayaWatson, torch
 
 __all__ = ["Rules", "axes", "divide_sequence", "layout", "mesh_axes_of", "shard", "specs"]
 
@@ -59,6 +60,7 @@ def layout(mesh: Mesh | AbstractMesh, kind: str | None = None) -> dict[str, str 
     """
     _check_mesh(mesh)
     if kind is None:
+        _check_each_has_a_use(mesh)
         kind = "+".join(axis for axis in _SPLIT if axis in mesh.axis_names) or "data"
     checks.one_of("rules", kind, _LAYOUTS)
     needed = kind.split("+")
@@ -70,6 +72,9 @@ def layout(mesh: Mesh | AbstractMesh, kind: str | None = None) -> dict[str, str 
     over = tuple(axis for axis in _OF_BATCHES if axis in mesh.axis_names)
     split = {name: axis for part in needed if part in _SPLIT for name, axis in _SPLIT[part].items()}
     return {"batch": over or None, **split}
+
+
+_WHOLE_SEQUENCES = (DotProductAttention, AdditiveAttention, NadarayaWatson)
 
 
 def axes(model: nnx.Module) -> dict[str, Names | None]:
@@ -118,7 +123,7 @@ def specs(model: nnx.Module, mesh: Mesh | AbstractMesh, rules: str | Rules) -> P
 
 
 def shard(model: nnx.Module, mesh: Mesh, rules: str | Rules) -> None:
-    """Put the model's variables where the rules say, in place. Arguments as in `specs`.
+    """Put the model's variables where the rules say, in place. Arguments as in `specs`, the mesh of devices.
 
     Example:
 
@@ -128,14 +133,20 @@ def shard(model: nnx.Module, mesh: Mesh, rules: str | Rules) -> None:
         >>> network.linear1.kernel.sharding.spec[0]
         'fsdp'
     """
+    _check_mesh(mesh, Mesh)
     nnx.update(model, jax.device_put(nnx.state(model), specs(model, mesh, rules)))
 
 
 def divide_sequence(model: nnx.Module, axis: str | None) -> None:
-    """Have all of a model's attention divide the sequence over an axis of the mesh, in place; None undoes it.
+    """Have a model's attention divide the sequence over an axis of the mesh, in place; None undoes it.
 
-    Arguments of `jattn.attention` that this rules out are refused when the model is called, within a mesh that has the
-    axis (``jax.set_mesh``); `jattn.training.fit` does all of it by the rule "sequence".
+    It is that of all `jattn.nn.MultiHeadAttention`, also PyTorch's (`jattn.nn.torch`), and so of all blocks and models
+    that have it. Arguments of `jattn.attention` that this rules out are refused when the model is called, within a mesh
+    that has the axis (``jax.set_mesh``); `jattn.training.fit` does all of it by the rule "sequence". A cache is divided
+    if its room can be, which `jattn.nn.new_cache` sees to within the mesh.
+
+    Raises:
+        ValueError: if there is no such attention in the model, or another one of `jattn.nn` beside it.
 
     Example:
 
@@ -149,14 +160,21 @@ def divide_sequence(model: nnx.Module, axis: str | None) -> None:
     _check_model(model)
     if not isinstance(axis, str | None):
         raise ValueError(f"axis must be the name of an axis of the mesh, or None. Got {axis!r:.80}.")
-    for _, part in nnx.iter_graph(model):
-        if isinstance(part, nnx.Module) and hasattr(part, "sequence_axis"):
-            part.sequence_axis = axis
+    parts = [part for _, part in nnx.iter_graph(model)]
+    found: list[Any] = [part for part in parts if isinstance(part, MultiHeadAttention | torch.MultiheadAttention)]
+    whole = {type(part).__name__ for part in parts if isinstance(part, _WHOLE_SEQUENCES)}
+    if not found or whole:
+        raise ValueError(
+            "model must attend by jattn.nn.MultiHeadAttention, which can divide the sequence. Got a model with "
+            f"{_joined(sorted(whole)) if whole else 'none'}. In one of your own, pass sequence_axis to jattn.attention."
+        )
+    for part in found:
+        part.sequence_axis = axis
 
 
 def mesh_axes_of(name: str, mesh: Mesh | AbstractMesh, rules: str | Rules) -> tuple[str, ...]:
     """Over which axes of the mesh the rules split axes of this name, "batch" and "sequence" among others."""
-    return axis_names(_table_of_rules(rules, mesh, ()).get(name))
+    return axis_names(_table_of_rules(rules, mesh, None).get(name))
 
 
 def _spec(names: Names | None, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules) -> PartitionSpec:
@@ -171,8 +189,8 @@ def _spec(names: Names | None, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
     return spec_of(parts)
 
 
-def _table_of_rules(rules: str | Rules, mesh: Mesh | AbstractMesh, names: Iterable[Names | None]) -> Rules:
-    """The rules as a table, which leads from names that there are to axes of the mesh."""
+def _table_of_rules(rules: str | Rules, mesh: Mesh | AbstractMesh, names: Iterable[Names | None] | None) -> Rules:
+    """The rules as a table, which leads from names that there are, where those are said, to axes of the mesh."""
     _check_mesh(mesh)
     if isinstance(rules, str):
         return layout(mesh, rules)
@@ -181,9 +199,9 @@ def _table_of_rules(rules: str | Rules, mesh: Mesh | AbstractMesh, names: Iterab
             f"rules must be one of {', '.join(map(repr, _LAYOUTS))}, or a table from names of parameters' axes to axes "
             f"of the mesh. Got {rules!r:.80}."
         )
-    known = {"batch", "sequence", *KNOWN, *(name for of in names for name in of or () if name)}
+    known = {"batch", "sequence", *KNOWN, *(name for of in names or () for name in of or () if name)}
     for name, over in rules.items():
-        if name not in known:
+        if names is not None and name not in known:
             raise ValueError(
                 f"rules must be of the names that axes have: {_joined(sorted(known))}. Got {name!r}. "
                 "jattn.sharding.axes(model) lists those of each parameter."
@@ -198,12 +216,21 @@ def _table_of_rules(rules: str | Rules, mesh: Mesh | AbstractMesh, names: Iterab
     return rules
 
 
+def _check_each_has_a_use(mesh: Mesh | AbstractMesh) -> None:
+    known = ("data", *_SPLIT)
+    if unused := [axis for axis in mesh.axis_names if axis not in known and mesh.shape[axis] > 1]:
+        raise ValueError(
+            f"mesh must have no axes but {', '.join(known)}, where no rules say what others are for. Got "
+            f"{_joined(unused)}. Name them so, or give rules."
+        )
+
+
 def _joined(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _check_mesh(mesh: Any) -> None:
-    if not isinstance(mesh, Mesh | AbstractMesh):
+def _check_mesh(mesh: Any, kind: Any = Mesh | AbstractMesh) -> None:
+    if not isinstance(mesh, kind):
         raise ValueError(f"mesh must be a jax.sharding.Mesh, as jax.make_mesh makes. Got {mesh!r:.80}.")
 
 

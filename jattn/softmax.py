@@ -150,13 +150,14 @@ def merged_over(
     output: Float[Array, "*b e"], log_sum_exp: Float[Array, "*b"], axis: Any, sinks: Float[Array, "..."] | None = None
 ) -> Partial:
     """Likewise of the keys of all devices along an axis of a mesh, of which each has one result; beside the sinks."""
+    sinks = None if sinks is None else sinks.astype(log_sum_exp.dtype)
     highest = log_sum_exp if sinks is None else jnp.maximum(log_sum_exp, sinks)
     peak = lax.pmax(lax.stop_gradient(highest), axis)
     peak = jnp.where(jnp.isneginf(peak), 0, peak)
     mass = jnp.exp(log_sum_exp - peak)
     beside = mass
     if sinks is not None:  # they count once
-        beside = mass + jnp.where(lax.axis_index(axis) == 0, jnp.exp(sinks.astype(mass.dtype) - peak), 0)
+        beside = mass + jnp.where(lax.axis_index(axis) == 0, jnp.exp(sinks - peak), 0)
     output, total = lax.psum((output * mass[..., None], beside), axis)
     empty = total == 0
     total = jnp.where(empty, 1, total)

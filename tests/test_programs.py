@@ -78,6 +78,9 @@ ENTRY %main (x: f32[2,4]) -> f32[8,4] {
   %while = (s32[], f32[8,4]) while(%tuple), condition=%again, body=%turn
   %part.2 = bf16[8,4]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
   %total = (f32[8,4]{1,0}, f32[]) all-reduce(%a, %b), channel_id=3, replica_groups=mesh['a'=4,'b'=2] {'b'}
+  %flags = pred[2,8]{1,0} all-to-all(%d), channel_id=5, replica_groups=[2,4]<=[8], dimensions={0}
+  %begun = (f32[2]{0}, f32[3]{0}) all-reduce-start(%e, %f), channel_id=6, replica_groups=[1,8]<=[8], to_apply=%add
+  %after = (bf16[6]{0}, bf16[6]{0}, u32[], u32[]) collective-permute-start(%c), channel_id=8, source_target_pairs={}
   %next = bf16[6]{0} collective-permute(%c), channel_id=4, source_target_pairs={{0,1},{1,0}}
 }
 """
@@ -92,7 +95,9 @@ def test_what_is_sent() -> None:
         Sent("all-gather", 4, (3 + 3 + 1) * 64 * 3 / 4, 7),
         Sent("reduce-scatter", 4, 3 * 128 * 3 / 4, 3),
         Sent("all-reduce", 2, 2 * (128 + 4) / 2, 1),
-        Sent("collective-permute", 2, 12, 1),
+        Sent("all-reduce", 8, 2 * 20 * 7 / 8, 1),
+        Sent("collective-permute", 2, 2 * 12, 2),
+        Sent("all-to-all", 4, 12, 1),
     ]
     with pytest.raises(ValueError, match="a loop's turns must be known"):
         sent_by(PROGRAM.replace("constant(3)", "parameter(0)"))

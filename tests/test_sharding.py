@@ -181,6 +181,18 @@ def test_errors() -> None:
         sharding.specs(model, "cpu", "data")  # type: ignore[arg-type]
     with raises("model must be a flax.nnx.Module. Got int."):
         sharding.axes(3)  # type: ignore[arg-type]
+    with raises("mesh must be a jax.sharding.Mesh", "Got AbstractMesh"):
+        sharding.shard(model, AbstractMesh((1,), ("fsdp",)), "fsdp")  # type: ignore[arg-type]
+    with raises("mesh must have no axes but data, fsdp, tensor, sequence, where no rules", "Got model. Name them so"):
+        sharding.layout(AbstractMesh((2, 2), ("data", "model")))
+    with raises("model must attend by jattn.nn.MultiHeadAttention, which", "Got a model with none.", "sequence_axis"):
+        sharding.divide_sequence(model, "seq")
+    with raises("model must attend by jattn.nn.MultiHeadAttention, which", "with AdditiveAttention."):
+        sharding.divide_sequence(
+            nnx.List([nn.MultiHeadAttention(2, 4, rngs=rngs), nn.AdditiveAttention(4, 4, 3, rngs=rngs)]), "seq"
+        )
+    with raises("sequence_axis must be the name of an axis of the mesh, or None. Got 3."):
+        nn.MultiHeadAttention(2, 4, sequence_axis=3, rngs=rngs)
     with raises("axis must be the name of an axis of the mesh, or None. Got ('a', 'b')."):
         sharding.divide_sequence(model, ("a", "b"))  # type: ignore[arg-type]
 

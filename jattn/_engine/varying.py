@@ -17,6 +17,7 @@ def all_varying(tree: Any) -> Any:
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return tree
+    tree = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, int | float) else x, tree)
     numbers = [x for x in jax.tree.leaves(tree) if _is_number(x)]
     return jax.tree.map(lambda x: varying_as(x, *numbers) if _is_number(x) else x, tree)
 

@@ -45,6 +45,8 @@ def decide(call: Call, name: str | None, platform: Platform) -> Explanation:
     """Which implementation runs on a platform, and why; raises ValueError for one that cannot honour the arguments."""
     checks.one_of("implementation", name, (None, *_BY_NAME, *_OVER_SEQUENCE))
     part = part_of(call)
+    if name in _OVER_SEQUENCE and part.divided is None and call.sequence_axes is not None:
+        raise _refusal(name, "scores of a function's, and a single key on each device, are not divided")
     return _decide_here(part, name, platform) if part.divided is None else _decide_over(part, name, platform)
 
 

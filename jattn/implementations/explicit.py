@@ -22,6 +22,7 @@ from jattn._engine.varying import all_varying
 from jattn._kernels import Given
 from jattn._score import Score
 from jattn.implementations.call import Call, Divided
+from jattn.implementations.sequence_axis import mesh_of
 
 __all__ = ["over_mesh", "part_of"]
 
@@ -32,7 +33,9 @@ def over_mesh(run: Callable[[Call], Any], call: Call, results: Any, whole: str =
     ``results``: as run's, with the letters of each array's axes, such as ``"bthe"``; without t, it is a sum over
     queries. ``whole``: axes, h, t or s, that run needs whole.
     """
-    division = _division(call, whole)
+    letters = jax.tree.leaves(results)
+    # What has none of a value's features would be the same on all devices that divide these, which JAX can't know.
+    division = _division(call, whole if all("e" in axes for axes in letters) else f"{whole}e")
     if division is None:
         return run(all_varying(call))
     # Those of a part's matrices it can't know.
@@ -149,7 +152,7 @@ def _division(call: Call, whole: str) -> _Division | None:
     meshes = [jax.typeof(x).sharding.mesh for x in jax.tree.leaves(call) if any(_axes_of(x))]
     if not meshes and call.sequence_axes is None:
         return None
-    mesh = meshes[0] if meshes else jax.sharding.get_abstract_mesh()
+    mesh = meshes[0] if meshes else mesh_of(call.logits)
     division = _Division(mesh, *_axes(call)).without(whole)
     # An axis of length 1 could be one key, or stand for all.
     single = None not in (division.s, division.t) and call.logits.key.shape[-3] == division.parts(division.s)

@@ -10,6 +10,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,24 @@ class Ulysses(OverSequence):
         k = _key_heads(query.shape[-2], key.shape[-2], n)
         keys = sum(math.prod(x.shape[:-2]) * k * x.shape[-1] * x.dtype.itemsize for x in (key, value))
         output = math.prod(query.shape[:-1]) * value.shape[-1] * value.dtype.itemsize
-        return (keys + output + query.size * query.dtype.itemsize) * (n - 1) // n
+        *_, t, h, _ = query.shape
+        s = key.shape[-3]
+        exchanged, gathered = keys + output + query.size * query.dtype.itemsize, 0
+        if call.return_weights:
+            exchanged += math.prod(query.shape[:-1]) * s * n * max(query.dtype.itemsize, 4)
+
+        def of(name: str, axes: str | None, x: Any) -> Any:
+            nonlocal exchanged, gathered
+            heads, queries, keys = _where(axes, x, h, t, s)
+            size = x.size * x.dtype.itemsize
+            if heads is not None and queries is not None:
+                exchanged += size
+            elif queries is not None or keys is not None:
+                gathered += size if heads is None else size // n
+            return x
+
+        call.logits.map_fields(of)
+        return exchanged * (n - 1) // n + gathered * (n - 1)
 
     def met(self, call: Call) -> Call:
         return dataclasses.replace(call, divided=None)
@@ -130,9 +148,7 @@ class Ulysses(OverSequence):
             return lax.dynamic_slice_in_dim(x, number * (h // n), h // n, at)
 
         def of(name: str, axes: str | None, x: Array) -> Array:
-            heads, queries, keys = (
-                axis_in(letter, axes, x, all_of) for letter, all_of in (("h", h), ("t", t), ("s", s))
-            )
+            heads, queries, keys = _where(axes, x, h, t, s)
             if heads is not None and queries is not None:
                 x = exchanged(x, heads, queries)
             else:
@@ -154,6 +170,11 @@ class Ulysses(OverSequence):
             None if weights is None else exchanged(weights, -2, -3),
             None if log_sum_exp is None else exchanged(log_sum_exp, -2, -1),
         )
+
+
+def _where(axes: str | None, x: Any, h: int, t: int, s: int) -> list[int | None]:
+    """The axes of a field that has entries for each head, for each query and for each key of a device's."""
+    return [axis_in(letter, axes, x, length) for letter, length in (("h", h), ("t", t), ("s", s))]
 
 
 class Merge(OverSequence):

@@ -10,7 +10,7 @@ from jattn._engine.axes import axis_in
 from jattn.implementations.call import Divided
 from jattn.logits import Logits
 
-__all__ = ["axes_asked_for"]
+__all__ = ["axes_asked_for", "mesh_of"]
 
 
 def axes_asked_for(sequence_axis: Any, logits: Logits) -> tuple[tuple[str | None, str] | None, Divided | None, Logits]:
@@ -65,9 +65,14 @@ def axes_asked_for(sequence_axis: Any, logits: Logits) -> tuple[tuple[str | None
 
 def _known_axes(logits: Logits) -> tuple[dict[str, int], tuple[str, ...]]:
     """The sizes of the axes of the mesh, by name, and which of them a `jax.shard_map` around is over."""
-    meshes = [jax.typeof(x).sharding.mesh for x in (logits.query, logits.key)]
-    mesh = next((mesh for mesh in meshes if not mesh.empty), jax.sharding.get_abstract_mesh())
+    mesh = mesh_of(logits)
     return ({}, ()) if mesh.empty else (dict(mesh.shape), mesh.manual_axes)
+
+
+def mesh_of(logits: Logits) -> Any:
+    """That of the arrays where they know, else the one that is set."""
+    meshes = [jax.typeof(x).sharding.mesh for x in (logits.query, logits.key)]
+    return next((mesh for mesh in meshes if not mesh.empty), jax.sharding.get_abstract_mesh())
 
 
 def _numbered(logits: Logits, axis: str | None) -> Logits:

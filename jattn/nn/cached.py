@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -10,7 +11,7 @@ from jattn.cache import Cache
 from jattn.masks import Mask, all_of, dense
 from jattn.nn.weights import Cached, as_pair
 
-__all__ = ["attend_with_cache", "new_cache"]
+__all__ = ["attend_with_cache", "new_cache", "parts_of"]
 
 
 def new_cache(layer: Any, batch: tuple[int, ...], room: int, *, window: int | None = None, dtype: Any = None) -> Cache:
@@ -19,7 +20,7 @@ def new_cache(layer: Any, batch: tuple[int, ...], room: int, *, window: int | No
     Args:
         layer: a `MultiHeadAttention`.
         batch: the batch axes.
-        room: for how many tokens.
+        room: for how many tokens; somewhat more where the devices divide the cache (``layer.sequence_axis``).
         window: how many tokens each token sees, its own among them; then no more slots than that are kept. All by
             default.
         dtype: of keys and values as they are kept, ``jnp.int8`` among others, as in `Cache.empty`; by default that in
@@ -28,6 +29,7 @@ def new_cache(layer: Any, batch: tuple[int, ...], room: int, *, window: int | No
     checks.positive_integers(room=room, window=window)
     kernel = layer.key.kernel
     kept = room if window is None else min(room, window)
+    kept = -(-kept // parts_of(layer.sequence_axis)) * parts_of(layer.sequence_axis)
     return Cache.empty(
         batch,
         room=kept,
@@ -35,8 +37,13 @@ def new_cache(layer: Any, batch: tuple[int, ...], room: int, *, window: int | No
         features=kernel.shape[2],
         value_features=layer.value.kernel.shape[2],
         dtype=(layer.key.dtype or kernel.dtype) if dtype is None else dtype,
-        ring=kept < room,
+        ring=window is not None and window < room,
     )
+
+
+def parts_of(axis: str | None) -> int:
+    """Into how many an axis of the mesh that is set divides a sequence."""
+    return 1 if axis is None else jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
 def attend_with_cache(

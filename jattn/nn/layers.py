@@ -163,9 +163,9 @@ class RMSNorm(nnx.RMSNorm):
         return (y if scale is None else y * (self.scale_offset + _aligned(y, scale))).astype(x.dtype)
 
 
-def _aligned(y: Float[Array, "... m"], parameter: Float[Array, "m"]) -> Float[Array, "... m"]:
+def _aligned(y: Float[Array, "... m"], parameter: Float[Array, "*own m"]) -> Float[Array, "... m"]:
     """With the axes of y, and in its dtype, also where JAX is told to promote nothing by itself."""
-    return jnp.expand_dims(parameter.astype(y.dtype), range(y.ndim - 1))
+    return jnp.expand_dims(parameter.astype(y.dtype), range(y.ndim - parameter.ndim))
 
 
 def _check_norm(features: Any, epsilon: Any, **flags: Any) -> None:

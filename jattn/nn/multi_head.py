@@ -16,7 +16,7 @@ from jattn.implementations.choice import ImplementationName
 from jattn.logits import ScoreFn
 from jattn.masks import Mask, all_of, lengths
 from jattn.multi_head import attention
-from jattn.nn.cached import attend_with_cache
+from jattn.nn.cached import attend_with_cache, parts_of
 from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, LinearGeneral, default_bias_init, default_kernel_init
 from jattn.nn.norms import Norm, as_norm, scale_and_bias
@@ -83,8 +83,9 @@ class MultiHeadAttention(nnx.Module):
         rotary_base: short for ``rotary=Rotary(rotary_base)``.
         scale, logits_soft_cap: as in `jattn.attention`.
         use_sinks: whether each head has a further logit without a value, which is learned and is 0 at first.
-        sequence_axis: as in `jattn.attention`, the axis of the mesh that divides the sequence; may be set later, too
-            (`jattn.sharding.divide_sequence`). Where keys are projected before or lie in a cache, queries are whole.
+        sequence_axis: the name of the axis of the mesh that divides the sequence; may be set later, too
+            (`jattn.sharding.divide_sequence`). Where keys are projected before or lie in a cache, queries are
+            whole, and keys, too, that the devices can't divide equally.
         dropout_rate: share of the weights to drop in training, in [0, 1).
         kernel_init, bias_init, dtype, param_dtype: as in ``flax.nnx.LinearGeneral``.
         rngs: for the initial parameters.
@@ -181,6 +182,10 @@ class MultiHeadAttention(nnx.Module):
         self.qk_norm_over = qk_norm_over
         self.rotary = _rotary(rotary, rotary_base)
         self.scale, self.logits_soft_cap = scale, logits_soft_cap
+        if not isinstance(sequence_axis, str | None):
+            raise ValueError(
+                f"sequence_axis must be the name of an axis of the mesh, or None. Got {sequence_axis!r:.80}."
+            )
         self.sequence_axis = sequence_axis
         self.dropout = Dropout(dropout_rate)
 
@@ -274,8 +279,8 @@ class MultiHeadAttention(nnx.Module):
         if self.kv_heads is not None:
             keys, values = (x[..., np.array(self.kv_heads), :] for x in (keys, values))
         divided: Any = self.sequence_axis
-        if divided is not None and key_was_projected:
-            divided = (None, divided)
+        if divided is not None and key_was_projected:  # also where a device could have no part, as of a first token
+            divided = None if s % parts_of(divided) else (None, divided)
         by_position = mask is not None or bias is not None or isinstance(score, Modified)
         mask = all_of(mask, None if valid_lens is None else lengths(valid_lens))
         attended = self._attend(

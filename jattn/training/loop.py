@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jattn.sharding import Rules
 from jattn.training import arguments
 from jattn.training.checkpoints import CheckpointError, Checkpoints, checksum, numbered_leaves
-from jattn.training.placement import placement_of
+from jattn.training.placement import on, placement_of
 from jattn.training.run import History, Run
 from jattn.training.schedules import ReduceLROnPlateau
 from jattn.training.settings import Settings
@@ -91,13 +91,14 @@ def fit(
         progress: whether to show a progress bar.
         mesh: devices to train on, with the losses of one device, up to rounding. The data lie whole on each device; a
             batch is split over some axes of the mesh, parameters and the optimiser's state lie by the rules, and so
-            does the model afterwards. Its axes are automatic in here, whatever they are outside. Where they are those
+            does the model afterwards. Its axes are automatic in here, whatever they are outside, and those of the
+            model afterwards (`jattn.sharding.shard` puts it elsewhere). Where they are those
             of several processes (``jax.distributed``), all call this alike, with the same model and data; of each
             batch, each reads the examples of its own devices, so that NumPy arrays may be memory-mapped. Checkpoints
             need a folder that all see.
         rules: a name or a table of `jattn.sharding`; by default the layout that the mesh's axes are named after. A step
-            brings together what is split over the axes of batches, once, and adds up its gradients once. A last batch
-            that these do not divide is computed whole on each device.
+            brings together what is split over the axes of batches where it computes with it, and adds up gradients
+            once for each use of a parameter. A last batch that these do not divide is computed whole on each device.
         accumulate: in how many pieces, one after the other, a batch is taken, whose gradients' mean is the step's; rng
             is another for each. On a mesh each device takes some of the pieces, for itself, and gradients are added up
             once in the end. A last batch that does not divide is taken in one piece. Not for models that change their
@@ -157,6 +158,13 @@ def fit(
         remat=remat,
     ).checked(n, validates=validation is not None)
 
+    with on(settings.mesh):
+        return _trained(model, settings, n, data, validation_n, validation_data)
+
+
+def _trained(
+    model: nnx.Module, settings: Settings, n: int, data: PyTree, validation_n: int, validation_data: PyTree
+) -> History:
     rng = jax.random.key(settings.seed)
     run = _start(model, settings)
     kept = {"train": data, "validation": validation_data}
@@ -173,7 +181,7 @@ def fit(
             while run.epoch < settings.epochs and not run.stopped_early:
                 order = _order(n, run.epoch, settings)
                 run.train(data, _batches(order, settings.batch_size, settings.drop_last), rng)
-                if validation is not None:
+                if validation_n:
                     run.validate(validation_data, validation_batches, validation_rng)
                 run.lower_rate()
                 run.epoch += 1

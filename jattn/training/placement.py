@@ -20,9 +20,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from jattn import sharding
+from jattn._engine.dtypes import widest
 from jattn._engine.mesh_axes import axis_names, spec_of
 
-__all__ = ["OnMesh", "Placement", "placement_of"]
+__all__ = ["OnMesh", "Placement", "on", "placement_of"]
 
 Policy = Callable[..., Any]  # of `jax.checkpoint`
 Piece = Callable[[Any, Any, Any], Any]  # of shared arrays, parameters and a piece: a nest of numbers to be added up
@@ -62,10 +63,14 @@ class Placement:
         return policy
 
     def sum_of(self, piece: Piece, shared: PyTree, parameters: PyTree, pieces: PyTree) -> PyTree:
-        """``piece(shared, parameters, x)``, gradients of the parameters within, added up over the pieces x."""
-        add = functools.partial(jax.tree.map, jnp.add)
+        """``piece(shared, parameters, x)``, gradients of the parameters within, added up over the pieces x, in float32
+        or wider."""
+
+        def add(total: PyTree, more: PyTree) -> PyTree:
+            return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, more)
+
         shape = jax.eval_shape(lambda: piece(shared, parameters, jax.tree.map(lambda x: x[0], pieces)))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, widest(x, jnp.float32)), shape)
         return jax.lax.scan(lambda total, x: (add(total, piece(shared, parameters, x)), None), zeros, pieces)[0]
 
 
@@ -184,11 +189,21 @@ class OnMesh(Placement):
         return {path: (shape, spec) for path, shape, spec in self.specs}
 
 
+def on(mesh: Mesh | None) -> Any:
+    """Around all of a run: where the caller has set a mesh, this one in its place."""
+    is_set = not jax.sharding.get_abstract_mesh().empty
+    return jax.set_mesh(_automatic(mesh)) if is_set and mesh is not None else contextlib.nullcontext()
+
+
+def _automatic(mesh: Mesh) -> Mesh:
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+
+
 def placement_of(model: nnx.Module, mesh: Mesh | None, rules: Any) -> Placement:
     """Where a run with this model lies, if there is a mesh by these rules."""
     if mesh is None:
         return Placement()
-    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+    mesh = _automatic(mesh)
     shapes = jax.tree.leaves_with_path(nnx.state(model))
     specs = jax.tree.leaves(sharding.specs(model, mesh, rules))
     by_path = tuple((path, x.shape, y.spec) for (path, x), y in zip(shapes, specs, strict=True))
@@ -198,7 +213,9 @@ def placement_of(model: nnx.Module, mesh: Mesh | None, rules: Any) -> Placement:
     return OnMesh(mesh, sharding.mesh_axes_of("batch", mesh, rules), by_path, *sequence)
 
 
-_WHOLE = "whole"  # of a variable's metadata: the mesh, and how its value lies there where the model computes with it
+_WHOLE = (
+    "jattn_whole"  # of a variable's metadata: the mesh, and how its value lies there where the model computes with it
+)
 
 
 @contextlib.contextmanager

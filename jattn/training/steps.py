@@ -126,6 +126,7 @@ def _gradients_by_pieces(variables: Any, data: Any, indices: Array, rng: Any, re
     pieces = (jnp.arange(n), jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), indices))
     total = recipe.placement.sum_of(piece, (rest, data, rng), parameters, pieces)
     value, gradients = jax.tree.map(lambda x: x / n, total)
+    gradients = jax.tree.map(lambda x, y: x.astype(y.dtype), gradients, parameters)
     return value, rest, recipe.placement.kept(gradients)
 
 

@@ -106,6 +106,12 @@ def check_reductions(name: str, accumulate: int) -> None:
         assert all(" while(" in place for place in places), places
 
 
+def check_sequence() -> None:
+    """Its keys are sent: attention is what is divided."""
+    program = program_of("sequence, 6", made()).as_text()
+    assert re.search(r"all-to-all|collective-permute", program)
+
+
 def check_whole_only_where_used() -> None:
     """Of layers that are computed again in the backward pass, no device holds all parameters at a time."""
     layers, m = 8, 256
@@ -151,6 +157,7 @@ if __name__ == "__main__":
     for name, accumulate in (("data, 2", 1), ("data, 2", 4), ("fsdp, 8", 1), ("fsdp, 4", 8)):
         check_reductions(name, accumulate)
         print("reductions", name, accumulate, flush=True)
+    check_sequence()
     check_whole_only_where_used()
     print("whole only where used", flush=True)
     check_checkpoints()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jattn import nn, training
 from jattn.training.placement import placement_of
@@ -36,6 +36,10 @@ def test_one_device_as_a_mesh() -> None:
     """The model lies there afterwards, also where the mesh's axes are explicit outside."""
     expected, _ = fit(0.2)
     losses, model = fit(0.2, mesh=mesh(fsdp=1, tensor=1), plateau=training.ReduceLROnPlateau(), patience=2)
+    for is_set in (mesh(fsdp=1, tensor=1), mesh(other=1)):
+        with jax.set_mesh(is_set):
+            within, _ = fit(0.2, mesh=mesh(fsdp=1, tensor=1))
+        np.testing.assert_allclose(within, expected, rtol=1e-6)
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
     lies = NamedSharding(mesh(fsdp=1, tensor=1), PartitionSpec("fsdp", "tensor"))
     assert set(model.linear1.kernel.sharding.mesh.axis_names) == {"fsdp", "tensor"}
@@ -76,6 +80,24 @@ def test_variables_of_the_models_own_kind() -> None:
     losses = training.fit(model, X, **given, **on).step_losses
     np.testing.assert_allclose(losses, training.fit(Scaled(), X, **given).step_losses, rtol=1e-6)
     assert type(model.kernel) is Doubled
+
+
+class Named(nnx.Module):
+    """A product whose axes have names of its own."""
+
+    def __init__(self) -> None:
+        self.kernel = nnx.Param(jnp.ones((4, 4)), out_sharding=("width", "inner"), eager_sharding=False)
+
+    def __call__(self, x: Any, rng: Any) -> Any:
+        return x @ self.kernel[...]
+
+
+def test_names_of_the_models_own() -> None:
+    model = Named()
+    rules = {"batch": "devices", "inner": "devices"}
+    given: dict[str, Any] = dict(loss=squares, optimizer=ADAM, epochs=1, batch_size=4, progress=False)
+    training.fit(model, X, **given, mesh=mesh(devices=1), rules=rules)
+    assert model.kernel.sharding.spec == PartitionSpec(None, "devices")
 
 
 def test_pieces() -> None:
@@ -141,6 +163,8 @@ class Counts(nnx.Module):
             {"mesh": mesh(a=1, b=1), "rules": {"sequence": ("a", "b")}},
             ["rules must lead from 'sequence' to one axis of the mesh. Got ('a', 'b')."],
         ),
+        ({"mesh": mesh(sequence=1), "rules": "sequence"}, ["model must attend by jattn.nn.MultiHeadAttention"]),
+        ({"mesh": AbstractMesh((1,), ("data",))}, ["mesh must be a jax.sharding.Mesh", "Got AbstractMesh"]),
         ({"remat": "all"}, ["remat must be", "'dots_saveable'", "Got 'all'"]),
     ],
 )

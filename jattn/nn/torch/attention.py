@@ -95,6 +95,7 @@ class MultiheadAttention(nnx.Module):
         self.bias_v = nnx.Param(bias_init(rngs.params(), heads, param_dtype)) if add_bias_kv else None
         self.dropout = Dropout(dropout)
         self.embed_dim, self.num_heads = embed_dim, num_heads
+        self.sequence_axis: str | None = None  # which `jattn.sharding.divide_sequence` sets
         self.add_zero_attn, self.batch_first, self.empty_rows = add_zero_attn, batch_first, empty_rows
 
     _attend = staticmethod(attend_per_head)
@@ -189,6 +190,7 @@ class MultiheadAttention(nnx.Module):
             real_queries=None if padding is None or padding.dtype != jnp.bool_ else ~padding,
             mask=mask,
             bias=bias,
+            sequence_axis=self.sequence_axis,
             return_weights=return_weights,
             **self.dropout.of_weights(rng),
         )
