@@ -9,9 +9,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import jax
 
@@ -42,10 +44,12 @@ def run(module: str, *arguments: str, processes: int, devices: int = 1, timeout:
         RuntimeError: where one fails, or all together take too long, with what it printed. None is left running.
     """
     with _started(module, arguments, processes, devices) as started:
-        said = _outputs(module, started, timeout)
+        late = not _ended(started, timeout)
+        said = [one.said() for one in started]
     for i, (one, (out, err)) in enumerate(zip(started, said, strict=True)):
-        if one.returncode:
-            raise RuntimeError(f"{module} failed in process {i} of {processes}.\n{out}\n{err}")
+        if late or one.process.returncode:
+            what = f"took more than {timeout:.0f} s" if late else f"failed in process {i}"
+            raise RuntimeError(f"{module} {what} of {processes}.\n{out}\n{err}")
     return [out for out, _ in said]
 
 
@@ -62,46 +66,60 @@ def run_until(
     end = time.monotonic() + timeout
     with _started(module, arguments, processes, devices=1) as started:
         while not happened():
-            if time.monotonic() > end or any(one.poll() is not None for one in started):
+            if time.monotonic() > end or any(one.process.poll() is not None for one in started):
                 raise RuntimeError(f"{module} ended before it could be killed, or what was waited for did not happen.")
             time.sleep(0.01)
-        started[dies].kill()
-        said = _outputs(module, started, end - time.monotonic())
-    assert all(one.returncode for one in started), "a process has not noticed that another one is dead"
+        started[dies].process.kill()
+        assert _ended(started, end - time.monotonic()), f"{module} took more than {timeout:.0f} s."
+        said = [one.said() for one in started]
+    assert all(one.process.returncode for one in started), "a process has not noticed that another one is dead"
     return [err for _, err in said]
 
 
+class _Started(NamedTuple):
+    """A process, and the files that it writes to, as a pipe would hold it up when it is full."""
+
+    process: subprocess.Popen[str]
+    out: IO[str]
+    err: IO[str]
+
+    def said(self) -> tuple[str, str]:
+        """What it has printed so far."""
+        out, err = (file.seek(0) or file.read() for file in (self.out, self.err))
+        return out, err
+
+
 @contextlib.contextmanager
-def _started(
-    module: str, arguments: tuple[str, ...], processes: int, devices: int
-) -> Iterator[list[subprocess.Popen[str]]]:
+def _started(module: str, arguments: tuple[str, ...], processes: int, devices: int) -> Iterator[list[_Started]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     shared = {_ADDRESS: address, _COUNT: str(processes), _DEVICES: str(devices), "JAX_PLATFORMS": "cpu"}
 
-    def start(number: int) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=ROOT,
-            env=os.environ | shared | {_NUMBER: str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+    def start(number: int, out: IO[str], err: IO[str]) -> _Started:
+        command = [sys.executable, "-m", module, *arguments]
+        environment = os.environ | shared | {_NUMBER: str(number)}
+        return _Started(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err, text=True), out, err
         )
 
-    started = [start(number) for number in range(processes)]
-    try:
-        yield started
-    finally:
-        for one in started:
-            one.kill()
-            one.wait()
+    with contextlib.ExitStack() as files:
+        outs = [files.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2 * processes)]
+        started = [start(number, outs[2 * number], outs[2 * number + 1]) for number in range(processes)]
+        try:
+            yield started
+        finally:
+            for one in started:
+                one.process.kill()
+                one.process.wait()
 
 
-def _outputs(module: str, started: list[subprocess.Popen[str]], timeout: float) -> list[tuple[str, str]]:
+def _ended(started: list[_Started], timeout: float) -> bool:
+    """Whether all of them do within so many seconds."""
     end = time.monotonic() + timeout
     try:
-        return [one.communicate(timeout=max(end - time.monotonic(), 0)) for one in started]
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"{module} took more than {timeout:.0f} s in {len(started)} processes.") from error
+        for one in started:
+            one.process.wait(max(end - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
