@@ -46,7 +46,8 @@ def dropout_keep_at(
 ) -> Bool[Array, "..."]:
     """`dropout_keep` of the elements at these indices, which broadcast; ``matrix`` counts those of the leading axes."""
     words = jax.random.bits(rng, (2,), jnp.uint32)
-    matrix, row, column = (x.astype(jnp.uint32) for x in (matrix, row, column))
+    ndim = max(x.ndim for x in (matrix, row, column))
+    matrix, row, column = (jnp.expand_dims(x.astype(jnp.uint32), range(ndim - x.ndim)) for x in (matrix, row, column))
     key = threefry2x32((words[0], words[1]), matrix, jnp.zeros_like(matrix))
     bits, _ = threefry2x32(key, row, column)
     return bits >= jnp.uint32(int(rate * 2**32))
