@@ -120,11 +120,10 @@ class Ulysses(OverSequence):
         def of(name: str, axes: str | None, x: Any) -> Any:
             nonlocal exchanged, gathered
             heads, queries, keys = _where(axes, x, h, t, s)
-            size = x.size * x.dtype.itemsize
             if heads is not None and queries is not None:
-                exchanged += size
+                exchanged += x.size * x.dtype.itemsize
             elif queries is not None or keys is not None:
-                gathered += size if heads is None else size // n
+                gathered += x.size * x.dtype.itemsize // (1 if heads is None else n)
             return x
 
         call.logits.map_fields(of)
