@@ -12,7 +12,7 @@ from flax import nnx
 
 from jattn.training.placement import placement_of
 from tests import processes
-from tests.training.killed import MODULE, check, told, trained
+from tests.training.killed_processes import MODULE, check, told, trained
 from tests.training.on_mesh import TOKENS, fit, made
 
 
@@ -55,6 +55,6 @@ def test_examples_are_read_by_whom_they_are_for(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.whole
 @pytest.mark.parametrize(("dies", "epoch"), [(1, "1"), (0, "3")])
 def test_a_process_is_killed(dies: int, epoch: str, tmp_path: Path) -> None:
-    """Of many other moments: python -m tests.training.killed."""
+    """Of many other moments: python -m tests.training.killed_processes."""
     expected = trained(tmp_path / "whole")[0]
     check(tmp_path / "killed", dies, (tmp_path / "killed" / epoch).is_dir, expected)
