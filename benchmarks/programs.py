@@ -63,7 +63,7 @@ def sent_by(text: str) -> list[Sent]:
     return sorted(total, key=lambda sent: -sent.bytes)
 
 
-def _bytes(dtype: str, dims: str) -> float:
+def _bytes(dtype: str, dims: str) -> int:
     bits = 8 if dtype == "pred" else int(re.sub(r"\D", "", dtype))
     return math.ceil(bits * math.prod(map(int, filter(None, dims.split(",")))) / 8)
 

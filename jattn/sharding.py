@@ -31,7 +31,7 @@ from jattn._engine import checks
 from jattn._engine.mesh_axes import axis_names, spec_of
 from jattn.nn import AdditiveAttention, DotProductAttention, MultiHeadAttention, NadarayaWatson, torch
 
-__all__ = ["Rules", "axes", "divide_sequence", "layout", "mesh_axes_of", "shard", "specs"]
+__all__ = ["Rules", "axes", "check_mesh", "divide_sequence", "layout", "mesh_axes_of", "shard", "specs"]
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
@@ -42,6 +42,7 @@ _SPLIT: dict[str, dict[str, str]] = {
 }
 _LAYOUTS = ("data", *("+".join(some) for n in (1, 2, 3) for some in itertools.combinations(_SPLIT, n)))
 _OF_BATCHES = ("data", "fsdp")
+_WHOLE_SEQUENCES = (DotProductAttention, AdditiveAttention, NadarayaWatson)  # attend to these alone
 
 
 def layout(mesh: Mesh | AbstractMesh, kind: str | None = None) -> dict[str, str | tuple[str, ...] | None]:
@@ -58,7 +59,7 @@ def layout(mesh: Mesh | AbstractMesh, kind: str | None = None) -> dict[str, str 
         >>> layout(mesh, "fsdp")
         {'batch': ('data', 'fsdp'), 'embed': 'fsdp'}
     """
-    _check_mesh(mesh)
+    check_mesh(mesh)
     if kind is None:
         _check_each_has_a_use(mesh)
         kind = "+".join(axis for axis in _SPLIT if axis in mesh.axis_names) or "data"
@@ -72,9 +73,6 @@ def layout(mesh: Mesh | AbstractMesh, kind: str | None = None) -> dict[str, str 
     over = tuple(axis for axis in _OF_BATCHES if axis in mesh.axis_names)
     split = {name: axis for part in needed if part in _SPLIT for name, axis in _SPLIT[part].items()}
     return {"batch": over or None, **split}
-
-
-_WHOLE_SEQUENCES = (DotProductAttention, AdditiveAttention, NadarayaWatson)
 
 
 def axes(model: nnx.Module) -> dict[str, Names | None]:
@@ -133,7 +131,7 @@ def shard(model: nnx.Module, mesh: Mesh, rules: str | Rules) -> None:
         >>> network.linear1.kernel.sharding.spec[0]
         'fsdp'
     """
-    _check_mesh(mesh, Mesh)
+    check_mesh(mesh, Mesh)
     nnx.update(model, jax.device_put(nnx.state(model), specs(model, mesh, rules)))
 
 
@@ -191,7 +189,7 @@ def _spec(names: Names | None, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
 
 def _table_of_rules(rules: str | Rules, mesh: Mesh | AbstractMesh, names: Iterable[Names | None] | None) -> Rules:
     """The rules as a table, which leads from names that there are, where those are said, to axes of the mesh."""
-    _check_mesh(mesh)
+    check_mesh(mesh)
     if isinstance(rules, str):
         return layout(mesh, rules)
     if not isinstance(rules, Mapping):
@@ -229,7 +227,8 @@ def _joined(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _check_mesh(mesh: Any, kind: Any = Mesh | AbstractMesh) -> None:
+def check_mesh(mesh: Any, kind: Any = Mesh | AbstractMesh) -> None:
+    """Raise ValueError unless it is a mesh, of devices or abstract."""
     if not isinstance(mesh, kind):
         raise ValueError(f"mesh must be a jax.sharding.Mesh, as jax.make_mesh makes. Got {mesh!r:.80}.")
 

@@ -29,7 +29,8 @@ def new_cache(layer: Any, batch: tuple[int, ...], room: int, *, window: int | No
     checks.positive_integers(room=room, window=window)
     kernel = layer.key.kernel
     kept = room if window is None else min(room, window)
-    kept = -(-kept // parts_of(layer.sequence_axis)) * parts_of(layer.sequence_axis)
+    n = parts_of(layer.sequence_axis)
+    kept = -(-kept // n) * n
     return Cache.empty(
         batch,
         room=kept,

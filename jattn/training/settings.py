@@ -120,8 +120,7 @@ def _rules(mesh: Mesh | None, rules: Any) -> Any:
         if rules is not None:
             raise ValueError(f"rules must be None without a mesh. Got {rules!r:.80}. Pass mesh=jax.make_mesh(...).")
         return None
-    if not isinstance(mesh, Mesh):
-        raise ValueError(f"mesh must be a jax.sharding.Mesh, as jax.make_mesh makes. Got {mesh!r:.80}.")
+    sharding.check_mesh(mesh, Mesh)
     return sharding.layout(mesh) if rules is None else rules
 
 
