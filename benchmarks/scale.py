@@ -319,7 +319,7 @@ def _sent(row: dict[str, Any]) -> str:
     names = {n: name for name, n in row["mesh"].items()}
     over: dict[str, float] = {}
     for sent in row["sent"]:
-        name = "ring" if sent["kind"] == "collective-permute" else names.get(sent["group"], "all")
+        name = "permute" if sent["kind"] == "collective-permute" else names.get(sent["group"], "all")
         over[name] = over.get(name, 0.0) + sent["bytes"] / GIB
     return ", ".join(f"{name} {_short(x)}" for name, x in sorted(over.items()) if x > 1e-3 * sum(over.values()))
 

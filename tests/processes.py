@@ -21,7 +21,7 @@ __all__ = ["join", "lines_of", "run", "run_until"]
 
 ROOT = Path(__file__).parents[1]
 _ADDRESS, _COUNT, _NUMBER, _DEVICES = "JATTN_ADDRESS", "JATTN_PROCESSES", "JATTN_PROCESS", "JATTN_DEVICES"
-_HEARTBEAT = 10  # seconds of silence after which a process counts as dead
+_SILENCE = "JATTN_SILENCE"  # the seconds of it after which a process counts as dead
 
 
 def join() -> None:
@@ -33,7 +33,7 @@ def join() -> None:
         int(os.environ[_COUNT]),
         int(os.environ[_NUMBER]),
         initialization_timeout=60,
-        heartbeat_timeout_seconds=_HEARTBEAT,
+        heartbeat_timeout_seconds=int(os.environ[_SILENCE]),
     )
 
 
@@ -64,7 +64,7 @@ def run_until(
 ) -> list[str]:
     """Kill one of the processes once something has happened; the errors of all, which must have ended by themselves."""
     end = time.monotonic() + timeout
-    with _started(module, arguments, processes, devices=1) as started:
+    with _started(module, arguments, processes, devices=1, silence=10) as started:
         while not happened():
             if time.monotonic() > end or any(one.process.poll() is not None for one in started):
                 raise RuntimeError(f"{module} ended before it could be killed, or what was waited for did not happen.")
@@ -90,11 +90,14 @@ class _Started(NamedTuple):
 
 
 @contextlib.contextmanager
-def _started(module: str, arguments: tuple[str, ...], processes: int, devices: int) -> Iterator[list[_Started]]:
+def _started(
+    module: str, arguments: tuple[str, ...], processes: int, devices: int, silence: int = 200
+) -> Iterator[list[_Started]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    shared = {_ADDRESS: address, _COUNT: str(processes), _DEVICES: str(devices), "JAX_PLATFORMS": "cpu"}
+    shared = {_ADDRESS: address, _COUNT: str(processes), _DEVICES: str(devices), _SILENCE: str(silence)}
+    shared["JAX_PLATFORMS"] = "cpu"
 
     def start(number: int, out: IO[str], err: IO[str]) -> _Started:
         command = [sys.executable, "-m", module, *arguments]

@@ -45,10 +45,11 @@ def axes_asked_for(sequence_axis: Any, logits: Logits) -> tuple[tuple[str | None
     if keys not in manual:
         for argument, axis, length in (("query", queries, t), ("key", keys, s)):
             if axis is not None and length % sizes[axis]:
+                whole = f" attention(..., sequence_axis=(None, {keys!r})) leaves queries whole."
                 raise ValueError(
                     f"{argument} must have tokens that {sizes[axis]} devices, those of sequence_axis {axis!r}, can "
-                    f"divide equally. Got {length}. Pad them, and say by a mask what is padding"
-                    f"{'; or leave the queries whole by sequence_axis=(None, name)' if argument == 'query' else ''}."
+                    f"divide equally. Got {length}. Pad them, and say by a mask what is padding."
+                    f"{whole if argument == 'query' else ''}"
                 )
         logits.check(logits.shape)
         return names, None, logits

@@ -100,9 +100,9 @@ def fit(
             brings together what is split over the axes of batches where it computes with it, and adds up gradients
             once for each use of a parameter. A last batch that these do not divide is computed whole on each device.
         accumulate: in how many pieces, one after the other, a batch is taken, whose gradients' mean is the step's; rng
-            is another for each. On a mesh each device takes some of the pieces, for itself, and gradients are added up
-            once in the end. A last batch that does not divide is taken in one piece. Not for models that change their
-            own state.
+            is another for each. On a mesh each device takes some of the pieces, for itself, with whole parameters,
+            under "fsdp", too, and gradients are added up once in the end. A last batch that does not divide is taken in
+            one piece. Not for models that change their own state.
         remat: what is kept for the backward pass, by its name in ``jax.checkpoint_policies``, such as
             ``"dots_with_no_batch_dims_saveable"``; the rest is computed again, which takes time and spares memory.
             Under "fsdp" parameters come together again, too; by ``"everything_saveable"`` nothing else is done again.

@@ -203,7 +203,7 @@ ERRORS = [
     (
         lambda: explained(4, *tokens(10)),
         "query must have tokens that 4 devices, those of sequence_axis 'seq', can divide equally. Got 10. Pad them, "
-        "and say by a mask what is padding; or leave the queries whole by sequence_axis=(None, name).",
+        "and say by a mask what is padding. attention(..., sequence_axis=(None, 'seq')) leaves queries whole.",
     ),
     (
         lambda: explained(4, *tokens(16, 10)),
