@@ -200,6 +200,28 @@ class Relative(Bias):
         return look_up(by_distance, jnp.clip(grid.key - grid.query, -far, far) + far)
 
 
+    def in_kernel(self) -> "Steps":
+        distances = np.arange(-self.max_distance, self.max_distance + 1)
+        buckets = relative_bucket(distances, self.table.shape[0], self.bidirectional, self.max_distance)
+        changes = np.flatnonzero(np.diff(buckets, prepend=-1))
+        return Steps(self.table, tuple((int(distances[i]), int(buckets[i])) for i in changes))
+
+
+class Steps(Bias):
+    """`Relative` as a choice between numbers, for each bucket, from the one that keys farthest before a query have."""
+
+    table: Array = over("nh")
+    steps: tuple[tuple[int, int], ...]  # from which distance on there is which bucket
+
+    def formula(self, grid: Grid) -> Array:
+        table = self.table.astype(at_least_float32(self.table))
+        distance = grid.key - grid.query
+        x = table[..., self.steps[0][1]]
+        for first, bucket in self.steps[1:]:
+            x = jnp.where(distance >= first, table[..., bucket], x)
+        return x
+
+
 class FunctionBias(FunctionRule, Bias):
     def formula(self, grid: Grid) -> Array:
         return self.call(grid, grid.query, grid.key)

@@ -122,15 +122,16 @@ class Logits(Rule):
         return rules.after_score(x, grid), None if rules.sinks is None else rules.sinks[..., 0]
 
     def tile(
-        self, start: Extent, rows: int, first: Extent, width: int, g: int
+        self, start: Extent, rows: int, first: Extent, width: int, g: int, *, key: Float[Array, "w d"] | None = None
     ) -> tuple[Float[Array, "rg w"], Float[Array, "#rg"] | None]:
         """The logits of one key head for ``rows`` queries and ``width`` keys, and the sinks of its rows.
 
-        The value is that of a block: query ``rg c`` from ``start`` on, key ``d s``, the rules' fields ``g r s``.
+        The value is that of a block: query ``rg c`` from ``start`` on, key ``d s``, the rules' fields ``g r s``. A
+        ``key`` that is given is the tile's own, as may be the fields.
         """
         rules = self.columns(first, width)
         assert isinstance(self.score, Score)
-        x = _called(self.score.pairs, self.query, slice_along(self.key, first, width, -1).T)
+        x = _called(self.score.pairs, self.query, slice_along(self.key, first, width, -1).T if key is None else key)
         _check_scores(x, (rows * g, width), "t s")
         fit = functools.partial(_in_rows, g=g, rows=rows)
         x = rules.after_score(x, rules.grid(rows, width, start, first), fit, functools.partial(_by_head, g=g))

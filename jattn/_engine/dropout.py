@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, UInt32
 
-__all__ = ["dropout_keep", "dropout_keep_at", "threefry2x32"]
+__all__ = ["Words", "dropout_keep", "dropout_keep_at", "threefry2x32", "words_of"]
+
+Words = tuple[UInt32[Array, ""], UInt32[Array, ""]]  # what is random in it
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -41,14 +43,20 @@ def dropout_keep(rng: PRNGKeyArray, rate: float, shape: tuple[int, ...]) -> Bool
     return dropout_keep_at(rng, rate, matrix, row, column).reshape(shape)
 
 
+def words_of(rng: PRNGKeyArray) -> Words:
+    """The key of the cipher."""
+    words = jax.random.bits(rng, (2,), jnp.uint32)
+    return words[0], words[1]
+
+
 def dropout_keep_at(
-    rng: PRNGKeyArray, rate: float, matrix: Int[Array, "..."], row: Int[Array, "..."], column: Int[Array, "..."]
+    rng: PRNGKeyArray | Words, rate: float, matrix: Int[Array, "..."], row: Int[Array, "..."], column: Int[Array, "..."]
 ) -> Bool[Array, "..."]:
     """`dropout_keep` of the elements at these indices, which broadcast; ``matrix`` counts those of the leading axes."""
-    words = jax.random.bits(rng, (2,), jnp.uint32)
+    words = rng if isinstance(rng, tuple) else words_of(rng)
     ndim = max(x.ndim for x in (matrix, row, column))
     matrix, row, column = (jnp.expand_dims(x.astype(jnp.uint32), range(ndim - x.ndim)) for x in (matrix, row, column))
-    key = threefry2x32((words[0], words[1]), matrix, jnp.zeros_like(matrix))
+    key = threefry2x32(words, matrix, jnp.zeros_like(matrix))
     bits, _ = threefry2x32(key, row, column)
     return bits >= jnp.uint32(int(rate * 2**32))
 

@@ -182,6 +182,11 @@ class Rule(Pytree):
 
         return self.map_fields(of)
 
+    def in_kernel(self) -> "Rule":
+        """The same, with a formula that neither looks up an array at an index nor holds one of its own."""
+        rules = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return self._replace(**{name: rule.in_kernel() for name, rule in rules.items() if _is_rule(rule)})
+
     def diagonal(self: Self) -> Self:
         """Of an aligned rule for as many queries as keys, what it is for each key and the query of the same number."""
 

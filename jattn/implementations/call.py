@@ -29,7 +29,7 @@ class Call(Pytree):
     logits: Logits
     value: Any  # *b s k e, or None
     dropout_rate: Known = Known(0)
-    dropout_rng: Any = None  # a key of jax.random
+    dropout_rng: Any = None  # a key of jax.random, or its words
     broadcast_dropout: bool = False
     head_gates: Any = None  # h or *b h
     return_weights: bool = False

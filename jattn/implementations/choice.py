@@ -16,15 +16,16 @@ from jattn.implementations.call import Call, Implementation, Result
 from jattn.implementations.cudnn import Cudnn
 from jattn.implementations.dense import Dense
 from jattn.implementations.explicit import over_mesh, part_of
+from jattn.implementations.pallas import Pallas
 from jattn.implementations.ring import Ring
 from jattn.implementations.sequence import AllGather, Merge, OverSequence, Ulysses
 from jattn.implementations.streaming import Streaming
 
 __all__ = ["Explanation", "ImplementationName", "decide", "run"]
 
-ImplementationName = Literal["dense", "streaming", "cudnn", "ring", "all_gather", "ulysses", "merge"]
+ImplementationName = Literal["dense", "streaming", "cudnn", "pallas", "ring", "all_gather", "ulysses", "merge"]
 
-_BY_NAME: dict[str, Implementation] = {one.name: one for one in (Dense(), Streaming(), Cudnn())}
+_BY_NAME: dict[str, Implementation] = {one.name: one for one in (Dense(), Streaming(), Cudnn(), Pallas())}
 # Of those that send as much, the first.
 _OVER_SEQUENCE: dict[str, OverSequence] = {one.name: one for one in (Merge(), Ulysses(), Ring(), AllGather())}
 

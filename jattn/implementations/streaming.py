@@ -30,7 +30,7 @@ from jattn.implementations.dense import Dense
 from jattn.logits import Logits, harmless_key, harmless_value, repeat_heads
 from jattn.softmax import Average
 
-__all__ = ["Streaming", "output", "output_and_log_sum_exp", "streamed"]
+__all__ = ["Streaming", "by_products", "output", "output_and_log_sum_exp", "prepared", "streamed"]
 
 # Entries of queries, keys and values that are copied at a time, heads first: up to the first number all, which is
 # faster; beyond it as many heads as fit into the second, and at least one.
@@ -80,25 +80,35 @@ def output_and_log_sum_exp(average: Average) -> Any:
 def streamed(call: Call, platform: Platform, of: Callable[[Average], Any] = output) -> Any:
     """What ``of`` takes of each row of a block's `Average`, for all rows: by default the output ``*b t h e``."""
     call = _divisible(call, platform)
+    return by_products(call, lambda call, attended: _over_examples(call, platform, of, attended))
+
+
+def by_products(call: Call, run: Callable[[Call, Any], Any], inexact: Callable[[Call, Any], Any] | None = None) -> Any:
+    """``run(call, attended)``, with features whose products are the logits where the score has such; or ``inexact``, by
+    default the same, of the call as it is where those would lose digits.
+
+    ``attended`` are the keys that some query may attend to, None if all.
+    """
     logits, score = call.logits, call.logits.score
     assert isinstance(score, Score)
-    if type(score).as_products is Score.as_products:
-        return _over_examples(call, platform, of, logits.attended())
     attended = logits.attended()
+    if type(score).as_products is Score.as_products:
+        return run(call, attended)
     query, key = logits.query, harmless_key(logits.key, attended)  # as a mean of all keys is taken
     products = score.as_products(query, key)
     assert products is not None
     queries, keys, exact = products
 
-    def with_score(score: Score, query: Array, key: Array) -> Any:
-        return _over_examples(
-            dataclasses.replace(call, logits=dataclasses.replace(logits, query=query, key=key, score=score)),
-            platform,
-            of,
-            attended,
+    def with_score(score: Score, query: Array, key: Array, run: Callable[[Call, Any], Any]) -> Any:
+        return run(
+            dataclasses.replace(call, logits=dataclasses.replace(logits, query=query, key=key, score=score)), attended
         )
 
-    return lax.cond(exact, lambda: with_score(Products(), queries, keys), lambda: with_score(score, query, key))
+    return lax.cond(
+        exact,
+        lambda: with_score(Products(), queries, keys, run),
+        lambda: with_score(score, query, key, inexact or run),
+    )
 
 
 def _divisible(call: Call, platform: Platform) -> Call:
@@ -128,7 +138,7 @@ def _over_examples(
 
     def some(arrays: list[Array], beside: Any) -> Any:
         """Of a few examples, and of a few key heads of each."""
-        query, key, value, prepared = _prepared(score, arrays, beside[-1], platform)
+        query, key, value, of_features = prepared(score, arrays, beside[-1], platform)
         some_n, _, some_k, _ = key.shape
         # The g heads of a group are further queries of its one key head: g rows in place of each.
         queries = jnp.moveaxis(query.reshape(some_n, t, some_k, g, -1), 1, 2).reshape(some_n, some_k, t * g, -1)
@@ -137,7 +147,7 @@ def _over_examples(
 
         def head(xs: Any) -> Any:
             query, key, value, numbers, rules = xs
-            one = functools.partial(block, score=prepared, key=key, value=value, numbers=numbers)
+            one = functools.partial(block, score=of_features, key=key, value=value, numbers=numbers)
             return _over_rows(one, query, rules, numbers, g, s, some_n * some_k, platform)
 
         def example(xs: Any) -> Any:
@@ -160,7 +170,7 @@ def _over_examples(
     return jax.tree.map(heads_last, results)
 
 
-def _prepared(
+def prepared(
     score: Score, arrays: list[Array], attended: Bool[Array, "n k s 1"] | None, platform: Platform
 ) -> tuple[Array, Array, Array, Score]:
     """Features of query and key, the value, and a score of those features; without harm from what nobody attends to."""
@@ -170,8 +180,8 @@ def _prepared(
         attended, unless_all = jnp.moveaxis(attended, 1, 2), platform.is_cpu
         key = harmless_key(key, attended, score, unless_all=unless_all)
         value = harmless_value(value, attended, unless_all=unless_all)
-    query, key, prepared = score.prepare(query, key)
-    return query, key, value, prepared
+    query, key, of_features = score.prepare(query, key)
+    return query, key, value, of_features
 
 
 def _some_at_a_time(

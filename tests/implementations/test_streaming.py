@@ -15,6 +15,7 @@ from jattn._engine.platform import ACCELERATOR, CPU
 from jattn.implementations import choice, streaming
 from jattn.masks import Mask
 from tests import ingredients
+from tests.implementations import like_dense
 from tests.ingredients import Below, Checkered, booleans, integers, normal
 
 B, T, S, H, K, D, E = 2, 300, 700, 4, 2, 8, 6
@@ -37,31 +38,9 @@ def query_key_value() -> tuple[jax.Array, jax.Array, jax.Array]:
     return normal(0, B, T, H, D), normal(1, B, S, K, D), normal(2, B, S, K, E)
 
 
-def named_inputs() -> dict[str, jax.Array]:
-    return dict(zip(("query", "key", "value"), query_key_value(), strict=True))
-
-
 def assert_same(**arguments) -> None:
-    """Output and gradients of both implementations, the arrays in ``arguments`` that are floating included."""
-    leaves, structure = jax.tree.flatten(named_inputs() | arguments)
-    learned = {i: x for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.floating) and jnp.ndim(x)}
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(implementation, learned):
-        def of(learned):
-            given = jax.tree.unflatten(structure, [learned.get(i, x) for i, x in enumerate(leaves)])
-            return attention(**given, implementation=implementation)
-
-        output, pull = jax.vjp(of, learned)
-        return output, pull(normal(9, *output.shape))[0]
-
-    (output, gradients), (expected, expected_gradients) = run("streaming", learned), run("dense", learned)
-    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-12)
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(named_inputs() | arguments)]
-    for i, gradient in gradients.items():
-        np.testing.assert_allclose(
-            gradient, expected_gradients[i], rtol=0, atol=1e-12 * (1 + np.abs(gradient).max()), err_msg=names[i]
-        )
+    given = dict(zip(("query", "key", "value"), query_key_value(), strict=True)) | arguments
+    like_dense.assert_same("streaming", **given)
 
 
 @pytest.mark.parametrize("name", ingredients.each_mask(B, H, T, S))

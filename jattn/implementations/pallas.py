@@ -1,0 +1,186 @@
+"""JAX's kernels for accelerators, by Pallas: how a call is put into `flash`, and what that one cannot honour."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jattn._engine.axes import axis_of
+from jattn._engine.dropout import words_of
+from jattn._engine.loops import broadcast_map, side_by_side
+from jattn._engine.platform import Platform
+from jattn._score import Score
+from jattn.implementations.call import Call, Implementation, Result
+from jattn.implementations.dense import Dense
+from jattn.implementations.streaming import Streaming, by_products, prepared
+from jattn.logits import Logits
+from jattn.scores import DotProduct
+from jattn.softmax import beside_sinks
+
+__all__ = ["Pallas"]
+
+_ROWS, _WIDTH = 512, 512  # of a tile, at most
+_SUBLANES, _LANES = 16, 128  # of a TPU's vectors of bfloat16
+
+
+class Pallas(Implementation):
+    """Tiles of logits in a kernel, by Mosaic on a TPU; on a CPU by Pallas' interpreter, which is slow."""
+
+    name = "pallas"
+
+    def refusal(self, call: Call, platform: Platform) -> str | None:
+        logits = call.logits
+        arrays = [logits.query, logits.key, *(() if call.value is None else (call.value,))]
+        sizes = [n for x in arrays for n in x.shape]
+        products = type(logits.score) is DotProduct or (
+            isinstance(logits.score, Score) and type(logits.score).as_products is not Score.as_products
+        )
+        on_tpu = platform.name == "tpu"
+        reasons = {
+            "its kernels are for TPUs": not on_tpu and not platform.is_cpu,
+            "XLA was asked for": call.xla_only,
+            "return_weights=True asks for the whole matrix": call.return_weights,
+            "it needs lengths that are known while tracing": not all(isinstance(n, int) for n in sizes),
+            "there is nothing to compute: an axis has length 0": 0 in sizes,
+            "on a TPU its score is the dot product, or one that is a dot product of features": on_tpu and not products,
+            "on a TPU it takes float32 and bfloat16": on_tpu
+            and any(x.dtype not in (jnp.float32, jnp.bfloat16) for x in arrays),
+            "on a TPU there are no positions in 64 bits, as under jax_enable_x64": on_tpu
+            and jnp.result_type(int) == jnp.int64,
+            "a kernel can't be divided among devices by XLA": platform.devices > 1,
+        }
+        return next((reason for reason, refuse in reasons.items() if refuse), None)
+
+    def rank(self, call: Call, platform: Platform) -> tuple[int, str]:
+        if platform.is_cpu:
+            return -1, "its interpreter computes what a TPU would"
+        return 1, "the logits never leave the kernel"
+
+    def program(self, platform: Platform) -> Any:
+        return platform.is_cpu
+
+    def run(self, call: Call, platform: Platform) -> Result:
+        def run(call: Call, attended: Array | None) -> Result:
+            return _by_kernel(call, attended, platform)
+
+        def inexact(call: Call, attended: Array | None) -> Result:
+            return Streaming().run(call, platform)
+
+        return by_products(call, run, inexact)
+
+
+def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result:
+    from jattn.implementations import flash  # here, as Pallas takes a while to import
+
+    logits, value = call.logits, call.value
+    assert value is not None
+    *batch, t, h, _ = logits.query.shape
+    s, k = logits.key.shape[-3:-1]
+    n = math.prod(batch)
+    rows, width = (min(most, -(-length // step) * step) for most, length, step in
+                   ((_ROWS, t, _SUBLANES), (_WIDTH, s, _LANES)))
+    if attended is not None:
+        attended = jnp.broadcast_to(attended, (*batch, s, k, 1)).reshape(n, s, k, 1)
+        attended = jnp.moveaxis(attended, 2, 1)
+    arrays = [x.reshape(n, *x.shape[-3:]) for x in (logits.query, logits.key, value)]
+    *features, score = prepared(logits.score, arrays, attended, platform)
+    query, key, value = (
+        _padded(jnp.moveaxis(x, 2, 1), 2, step) for x, step in zip(features, (rows, width, width), strict=True)
+    )
+    without = dataclasses.replace(logits, query=None, key=None, score=None, sinks=None)
+    rules = without.in_kernel().aligned(len(batch)).by_head(batch, h, 1)
+    rules = rules.map_fields(functools.partial(_padded_field, rows=rows, width=width))
+    fields, call_of = _fields(call, rules, score, n, h)
+    plain = logits.sinks is None and call.head_gates is None and not call.return_log_sum_exp
+    tiles = flash.Tiles(t, s, rows, width, call_of, value.dtype if plain else jnp.promote_types(value.dtype, jnp.float32), platform.is_cpu)
+    ranges = _ranges(rules, t, s, rows, width)
+    output, log_sum_exp = flash.flash(query, key, value, [flash.Field(*field) for field in fields], flash.Ranges(*ranges), tiles)
+    output = jnp.moveaxis(output[:, :, :t], 1, 2).reshape(*batch, t, h, -1)
+    log_sum_exp = log_sum_exp[:, :, :t].reshape(*batch, h, t)
+    sinks = logits.sinks_of_rows()
+    if sinks is not None:
+        share, log_sum_exp = beside_sinks(log_sum_exp, sinks)
+        output = output * jnp.moveaxis(share, -2, -1)[..., None]
+    return Result(output, log_sum_exp=jnp.moveaxis(log_sum_exp, -2, -1) if call.return_log_sum_exp else None)
+
+
+def _fields(
+    call: Call, rules: Logits, score: Score, n: int, h: int
+) -> tuple[list[tuple[str | None, Array]], Callable[[Sequence[Any]], Call]]:
+    """All arrays that a tile's logits and its dropout look at, with the axes they declare; and the call out of them."""
+    fields: list[tuple[str | None, Array]] = []
+
+    def collect(name: str, axes: str | None, x: Any) -> Any:
+        if isinstance(x, int | float):
+            return x
+        fields.append((axes, x))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+    structure = rules.map_fields(collect)
+    leaves, of_score = jax.tree.flatten(score)
+    fields += [(None, jnp.asarray(x)[None, None]) for x in leaves if not isinstance(x, int | float)]
+    of_dropout = []
+    if call.dropout_rate:
+        words = words_of(call.dropout_rng)
+        numbers = call.matrix_numbers()
+        numbers = jnp.broadcast_to(numbers, (*call.logits.shape.batch, h)).reshape(n, h)
+        of_dropout = [*(x[None, None] for x in words), numbers.astype(jnp.int32)]
+    fields += [(None, x) for x in of_dropout]
+
+    def call_of(values: Sequence[Any]) -> Call:
+        left = iter(values)
+        logits = structure.map_fields(lambda name, axes, x: x if isinstance(x, int | float) else next(left))
+        of_tile = jax.tree.unflatten(of_score, [x if isinstance(x, int | float) else next(left) for x in leaves])
+        *words, number = list(left) or [None]
+        return Call(
+            dataclasses.replace(logits, score=of_tile),
+            None,
+            call.dropout_rate,
+            tuple(words) or None,
+            call.broadcast_dropout,
+            matrices=None if number is None else jnp.full((1, 1), number),
+        )
+
+    return fields, call_of
+
+
+def _ranges(rules: Logits, t: int, s: int, rows: int, width: int) -> tuple[Any, Any]:
+    """The first block of keys for each block of queries, and how many: NumPy's where no data decides, ``n h i``."""
+    starts, padded = range(0, t, rows), s + -s % width
+
+    def in_blocks(low: Any, high: Any, xp: Any) -> tuple[Any, Any]:
+        high = xp.minimum(high, s)
+        first = xp.minimum(low, s - 1) // width
+        return first, xp.where(high > low, -(-high // width) - first, 0)
+
+    example = jax.tree.map(lambda x: x if isinstance(x, int | float) else x[0, 0], rules)
+    if all(isinstance(end, int) for end in example.key_range(0, rows, padded)):
+        ends = np.array([example.key_range(start, rows, padded) for start in starts])
+        return in_blocks(ends[None, None, :, 0], ends[None, None, :, 1], np)
+
+    def of_head(rules: Logits) -> Any:
+        low, high = jax.vmap(lambda start: rules.key_range(start, rows, padded))(jnp.asarray(starts))
+        return jnp.asarray(low), jnp.asarray(high)
+
+    low, high = broadcast_map(lambda rules: broadcast_map(of_head, rules, side_by_side), rules, side_by_side)
+    return in_blocks(low, high, jnp)
+
+
+def _padded(x: Array, axis: int, step: int) -> Array:
+    """As many as fill whole blocks, by some like the last, which make sense to any formula."""
+    more = -x.shape[axis] % step
+    return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)], mode="edge") if more else x
+
+
+def _padded_field(name: str, axes: str | None, x: Any, *, rows: int, width: int) -> Any:
+    for letter, step in (("t", rows), ("s", width)):
+        if axes is not None and x.shape[axis := x.ndim + axis_of(letter, axes)] != 1:
+            x = _padded(x, axis, step)
+    return x
