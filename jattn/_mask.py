@@ -55,6 +55,13 @@ class Mask(Rule):
         """
         return True
 
+    def whole(self, grid: Grid) -> Keys:
+        """The keys that every query of the grid may attend to: False too often perhaps, never True wrongly.
+
+        Whoever computes attention leaves out the formula there. ``False``: none of them.
+        """
+        return False
+
     def attended(self, grid: Grid) -> Keys:
         """The keys that some query of the grid does attend to, no more and no fewer: the others may hold anything."""
         if grid.in_program is None:
@@ -156,6 +163,9 @@ class Pair(Mask):
     def reachable(self, grid: Grid) -> Keys:
         return self.join(self.a.reachable(grid), self.b.reachable(grid))
 
+    def whole(self, grid: Grid) -> Keys:
+        return self.join(self.a.whole(grid), self.b.whole(grid))
+
     def diagonal(self) -> Any:
         return self._replace(a=self.a.diagonal(), b=self.b.diagonal())
 
@@ -199,6 +209,14 @@ class Not(Mask):
 
     def formula(self, grid: Grid) -> Allowed:
         return ~self.mask.formula(grid)
+
+    def reachable(self, grid: Grid) -> Keys:
+        whole = self.mask.whole(grid)
+        return ~whole if isinstance(whole, jax.Array | np.ndarray) else not whole or grid.column != grid.column
+
+    def whole(self, grid: Grid) -> Keys:
+        reachable = self.mask.reachable(grid)
+        return ~reachable if isinstance(reachable, jax.Array | np.ndarray) else not reachable
 
     @property
     def by_key(self) -> bool:

@@ -42,6 +42,9 @@ class Causal(Mask):
     def reachable(self, grid: Grid) -> Keys:
         return grid.key <= grid.last + self.offset
 
+    def whole(self, grid: Grid) -> Keys:
+        return grid.key <= grid.first + self.offset
+
     attended = reachable
 
 
@@ -57,6 +60,10 @@ class SlidingWindow(Mask):
     def reachable(self, grid: Grid) -> Keys:
         first, last = grid.first + self.offset, grid.last + self.offset
         return (first - self.left <= grid.key) & (grid.key <= last + self.right)
+
+    def whole(self, grid: Grid) -> Keys:
+        first, last = grid.first + self.offset, grid.last + self.offset
+        return (last - self.left <= grid.key) & (grid.key <= first + self.right)
 
     def attended(self, grid: Grid) -> Keys:
         without_gaps = grid.query is grid.row
@@ -105,6 +112,8 @@ class Lengths(Mask):
     def reachable(self, grid: Grid) -> Keys:
         return self.formula(grid)
 
+    whole = reachable
+
     @property
     def by_key(self) -> bool:
         return True
@@ -126,6 +135,9 @@ class LengthsPerQuery(Mask):
     def reachable(self, grid: Grid) -> Keys:
         return grid.column < self.valid_lens.max(axis=-2, keepdims=True)
 
+    def whole(self, grid: Grid) -> Keys:
+        return grid.column < self.valid_lens.min(axis=-2, keepdims=True)
+
     attended = reachable
 
     def check_values(self, shape: Shape) -> None:
@@ -141,8 +153,17 @@ class Segments(Mask):
         return self.query_ids == self.key_ids
 
     def reachable(self, grid: Grid) -> Keys:
-        low, high = (end(self.query_ids, axis=-2, keepdims=True) for end in (jnp.min, jnp.max))
+        low, high = self._ends
         return (low <= self.key_ids) & (self.key_ids <= high)
+
+    def whole(self, grid: Grid) -> Keys:
+        low, high = self._ends
+        return (low == self.key_ids) & (self.key_ids == high)
+
+    @property
+    def _ends(self) -> tuple[Array, Array]:
+        low, high = (end(self.query_ids, axis=-2, keepdims=True) for end in (jnp.min, jnp.max))
+        return low, high
 
     def attended(self, grid: Grid) -> Keys:
         if self.own:  # nothing to look for, which takes a third of a second to compile
@@ -163,6 +184,9 @@ class Segments(Mask):
 class Everyone(Mask):
     def formula(self, grid: Grid) -> Allowed:
         return np.ones((1, 1), bool)
+
+    def whole(self, grid: Grid) -> Keys:
+        return True
 
 
 class FunctionMask(FunctionRule, Mask):

@@ -199,7 +199,6 @@ class Relative(Bias):
         by_distance = jnp.take(table, buckets, axis=-1)
         return look_up(by_distance, jnp.clip(grid.key - grid.query, -far, far) + far)
 
-
     def in_kernel(self) -> "Steps":
         distances = np.arange(-self.max_distance, self.max_distance + 1)
         buckets = relative_bucket(distances, self.table.shape[0], self.bidirectional, self.max_distance)

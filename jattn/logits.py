@@ -186,21 +186,47 @@ class Logits(Rule):
 
         Integers where the mask has no data, scalar arrays where it has; the fields are ``g t s``.
         """
-        if self.mask is None:
+        in_reach = self._keys(start, rows, s, lambda mask, grid: mask.reachable(grid), lambda x, axes: x.any(axis=axes))
+        if in_reach is True:
             return 0, s
+        if isinstance(in_reach, np.ndarray):
+            keys = np.flatnonzero(in_reach)
+            return (int(keys[0]), int(keys[-1]) + 1) if keys.size else (0, 0)
+        first, last = jnp.argmax(in_reach), s - jnp.argmax(in_reach[::-1])
+        return jnp.where(in_reach.any(), first, 0), jnp.where(in_reach.any(), last, 0)
+
+    def whole_range(self, start: Extent, rows: int, s: int) -> tuple[Extent, Extent]:
+        """Keys [first, last) of which the mask rules out none for any of ``rows`` queries from ``start`` on: the first
+        such that lie side by side. Integers and arrays as of `key_range`."""
+        whole = self._keys(start, rows, s, lambda mask, grid: mask.whole(grid), lambda x, axes: x.all(axis=axes))
+        if isinstance(whole, bool):
+            return 0, s if whole else 0
+        xp: Any = np if isinstance(whole, np.ndarray) else jnp
+        first = xp.argmax(whole)
+        after = ~whole & (np.arange(s) > first)
+        last = xp.where(whole.any(), xp.where(after.any(), xp.argmax(after), s), first)
+        return (int(first), int(last)) if xp is np else (first, last)
+
+    def _keys(
+        self,
+        start: Extent,
+        rows: int,
+        s: int,
+        keys_of: Callable[[Mask, Grid], Any],
+        of_all_heads: Callable[[Any, tuple[int, ...]], Any],
+    ) -> Any:
+        """Those that the mask names for these queries: True of all, False of none, or for each, NumPy's if known."""
+        if self.mask is None:
+            return True
         positions = dataclasses.replace(self, bias=None, sinks=None, modification=None).rows(start, rows)
         assert positions.mask is not None
         with np.errstate(all="ignore"):  # what is known while tracing is NumPy's, which would warn of 1 / 0
-            reachable = positions.mask.reachable(positions.grid(rows, s, start, known=isinstance(start, int)))
-        if reachable is True:
-            return 0, s
-        over_all = tuple(range(jnp.ndim(reachable) - 1))
-        if is_concrete(reachable) and isinstance(start, int):
-            keys = np.flatnonzero(np.broadcast_to(np.asarray(reachable).any(axis=over_all), s))
-            return (int(keys[0]), int(keys[-1]) + 1) if keys.size else (0, 0)
-        in_reach = jnp.broadcast_to(jnp.any(reachable, axis=over_all), s)
-        first, last = jnp.argmax(in_reach), s - jnp.argmax(in_reach[::-1])
-        return jnp.where(in_reach.any(), first, 0), jnp.where(in_reach.any(), last, 0)
+            keys = keys_of(positions.mask, positions.grid(rows, s, start, known=isinstance(start, int)))
+        if isinstance(keys, bool):
+            return keys
+        xp: Any = np if is_concrete(keys) and isinstance(start, int) else jnp
+        keys = xp.asarray(keys)
+        return xp.broadcast_to(of_all_heads(keys, tuple(range(keys.ndim - 1))), s)
 
     def attended(self) -> Bool[Array, "*b s k 1"] | None:
         """Which keys some query may attend to; None if all of them. The others may hold anything, also NaN, unless the

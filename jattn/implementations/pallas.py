@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,11 +13,11 @@ from jaxtyping import Array
 
 from jattn._engine.axes import axis_of
 from jattn._engine.dropout import words_of
+from jattn._engine.dtypes import at_least_float32
 from jattn._engine.loops import broadcast_map, side_by_side
 from jattn._engine.platform import Platform
 from jattn._score import Score
 from jattn.implementations.call import Call, Implementation, Result
-from jattn.implementations.dense import Dense
 from jattn.implementations.streaming import Streaming, by_products, prepared
 from jattn.logits import Logits
 from jattn.scores import DotProduct
@@ -61,7 +60,7 @@ class Pallas(Implementation):
     def rank(self, call: Call, platform: Platform) -> tuple[int, str]:
         if platform.is_cpu:
             return -1, "its interpreter computes what a TPU would"
-        return 1, "the logits never leave the kernel"
+        return 2, "a kernel whose logits never leave it"
 
     def program(self, platform: Platform) -> Any:
         return platform.is_cpu
@@ -84,8 +83,7 @@ def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result
     *batch, t, h, _ = logits.query.shape
     s, k = logits.key.shape[-3:-1]
     n = math.prod(batch)
-    rows, width = (min(most, -(-length // step) * step) for most, length, step in
-                   ((_ROWS, t, _SUBLANES), (_WIDTH, s, _LANES)))
+    rows, width = min(_ROWS, -(-t // _SUBLANES) * _SUBLANES), min(_WIDTH, -(-s // _LANES) * _LANES)
     if attended is not None:
         attended = jnp.broadcast_to(attended, (*batch, s, k, 1)).reshape(n, s, k, 1)
         attended = jnp.moveaxis(attended, 2, 1)
@@ -98,10 +96,17 @@ def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result
     rules = without.in_kernel().aligned(len(batch)).by_head(batch, h, 1)
     rules = rules.map_fields(functools.partial(_padded_field, rows=rows, width=width))
     fields, call_of = _fields(call, rules, score, n, h)
-    plain = logits.sinks is None and call.head_gates is None and not call.return_log_sum_exp
-    tiles = flash.Tiles(t, s, rows, width, call_of, value.dtype if plain else jnp.promote_types(value.dtype, jnp.float32), platform.is_cpu)
-    ranges = _ranges(rules, t, s, rows, width)
-    output, log_sum_exp = flash.flash(query, key, value, [flash.Field(*field) for field in fields], flash.Ranges(*ranges), tiles)
+    # What is computed with further on is rounded later.
+    last = logits.sinks is None and call.head_gates is None and not call.return_log_sum_exp
+    tiles = flash.Tiles(
+        t, s, rows, width, call_of, value.dtype if last else at_least_float32(value), interpret=platform.is_cpu
+    )
+    output, log_sum_exp = flash.flash(
+        *(query, key, value),
+        [flash.Field(*field) for field in fields],
+        flash.Ranges(*_ranges(rules, t, s, rows, width)),
+        tiles,
+    )
     output = jnp.moveaxis(output[:, :, :t], 1, 2).reshape(*batch, t, h, -1)
     log_sum_exp = log_sum_exp[:, :, :t].reshape(*batch, h, t)
     sinks = logits.sinks_of_rows()
@@ -151,26 +156,32 @@ def _fields(
     return fields, call_of
 
 
-def _ranges(rules: Logits, t: int, s: int, rows: int, width: int) -> tuple[Any, Any]:
-    """The first block of keys for each block of queries, and how many: NumPy's where no data decides, ``n h i``."""
+def _ranges(rules: Logits, t: int, s: int, rows: int, width: int) -> tuple[Any, ...]:
+    """Of `flash.Ranges`: blocks that are looked at, and those of them that are whole."""
     starts, padded = range(0, t, rows), s + -s % width
 
-    def in_blocks(low: Any, high: Any, xp: Any) -> tuple[Any, Any]:
-        high = xp.minimum(high, s)
-        first = xp.minimum(low, s - 1) // width
-        return first, xp.where(high > low, -(-high // width) - first, 0)
+    def of_rows(rules: Logits, start: Any) -> tuple[Any, ...]:
+        ends = (*rules.key_range(start, rows, padded), *rules.whole_range(start, rows, padded))
+        return ends if isinstance(start, int) else tuple(map(jnp.asarray, ends))
+
+    def in_blocks(low: Any, high: Any, low_whole: Any, high_whole: Any, xp: Any) -> tuple[Any, ...]:
+        first, last = xp.minimum(low, s - 1) // width, -(-xp.minimum(high, s) // width)
+        first_whole, last_whole = -(-low_whole // width), xp.minimum(high_whole, s) // width
+        count = xp.where(xp.minimum(high, s) > low, last - first, 0)
+        return first, count, first_whole, xp.maximum(last_whole - first_whole, 0)
 
     example = jax.tree.map(lambda x: x if isinstance(x, int | float) else x[0, 0], rules)
-    if all(isinstance(end, int) for end in example.key_range(0, rows, padded)):
-        ends = np.array([example.key_range(start, rows, padded) for start in starts])
-        return in_blocks(ends[None, None, :, 0], ends[None, None, :, 1], np)
+    if all(isinstance(end, int) for end in of_rows(example, 0)):
+        ends = np.array([of_rows(example, start) for start in starts])
+        return in_blocks(*ends.T[:, None, None], np)
 
     def of_head(rules: Logits) -> Any:
-        low, high = jax.vmap(lambda start: rules.key_range(start, rows, padded))(jnp.asarray(starts))
-        return jnp.asarray(low), jnp.asarray(high)
+        return jax.vmap(lambda start: of_rows(rules, start))(jnp.asarray(starts))
 
-    low, high = broadcast_map(lambda rules: broadcast_map(of_head, rules, side_by_side), rules, side_by_side)
-    return in_blocks(low, high, jnp)
+    def of_example(rules: Logits) -> Any:
+        return broadcast_map(of_head, rules, side_by_side)
+
+    return in_blocks(*broadcast_map(of_example, rules, side_by_side), jnp)
 
 
 def _padded(x: Array, axis: int, step: int) -> Array:

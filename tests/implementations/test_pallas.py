@@ -2,14 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from jattn import attention, masks, scores
+from jattn import masks
 from jattn.implementations import pallas
 from tests import ingredients
 from tests.implementations import like_dense
-from tests.ingredients import integers, normal
+from tests.ingredients import normal
 
 B, T, S, H, K, D, E = 2, 40, 200, 4, 2, 8, 6
 

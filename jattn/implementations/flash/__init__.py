@@ -1,0 +1,80 @@
+"""Flash attention as kernels of Pallas: one tile of `Logits` after the other, forward and backward.
+
+What a kernel computes of a tile is `Logits.tile`, traced in it, and backward that one's derivative: a score, a mask or
+a bias is in a kernel by being a formula. Rows are averaged as their tiles come, and no array of logits is ever in
+memory.
+
+Axes beyond the usual: n example · i block of queries · j block of keys · r query rows of a block · w keys of a block.
+Heads come before positions, ``n h t d``; the fields of a call are ``n h 1 t s`` and their own.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jattn.implementations.flash.backward import backward
+from jattn.implementations.flash.forward import forward
+from jattn.implementations.flash.plain import plain
+from jattn.implementations.flash.tiles import Field, Ranges, Tiles
+
+__all__ = ["Field", "Ranges", "Tiles", "flash"]
+
+
+def flash(
+    query: Float[Array, "n h t c"],
+    key: Float[Array, "n k s d"],
+    value: Float[Array, "n k s e"],
+    fields: list[Field],
+    ranges: Ranges,
+    tiles: Tiles,
+) -> tuple[Float[Array, "n h t e"], Float[Array, "n h t"]]:
+    """The output, and the logarithm of the sum under the softmax: minus infinity for a query that attends to nothing.
+
+    Queries, keys and fields are padded to whole blocks. There is a kernel for each pass of reverse mode; derivatives of
+    these are those of the same in plain JAX, so that second order works. JAX refuses forward mode by itself.
+    """
+    learned = [jnp.issubdtype(field.array.dtype, jnp.inexact) for field in fields]
+    axes = [field.axes for field in fields]
+
+    def joined(parameters: list[Array], others: list[Array]) -> list[Field]:
+        left = iter(parameters), iter(others)
+        arrays = [next(left[0 if is_learned else 1]) for is_learned in learned]
+        return [Field(*field) for field in zip(axes, arrays, strict=True)]
+
+    def of_kernel(q: Array, k: Array, v: Array, parameters: list[Array], others: list[Array], ranges: Ranges) -> Any:
+        return forward(q, k, v, joined(parameters, others), ranges, tiles)
+
+    def of_jax(q: Array, k: Array, v: Array, parameters: list[Array], others: list[Array], ranges: Ranges) -> Any:
+        return plain(q, k, v, joined(parameters, others), tiles)
+
+    def gradients_of_kernel(arguments: Any, result: Any, cotangents: Any) -> Any:
+        q, k, v, parameters, others, ranges = arguments
+        return backward(q, k, v, joined(parameters, others), ranges, tiles, result, cotangents)
+
+    def gradients_of_jax(arguments: Any, result: Any, cotangents: Any) -> Any:
+        return jax.vjp(lambda *learned: of_jax(*learned, *arguments[4:]), *arguments[:4])[1](cotangents)
+
+    forward_pass = _with_derivative_of(of_jax, of_kernel)
+    backward_pass = _with_derivative_of(gradients_of_jax, gradients_of_kernel)
+    attend = jax.custom_vjp(forward_pass)
+
+    def kept(*arguments: Any) -> Any:
+        result = forward_pass(*arguments)
+        return result, (arguments, result)
+
+    attend.defvjp(kept, lambda residuals, cotangents: (*backward_pass(*residuals, cotangents), None, None))
+    arrays = [field.array for field in fields]
+    parameters = [x for x, is_learned in zip(arrays, learned, strict=True) if is_learned]
+    others = [x for x, is_learned in zip(arrays, learned, strict=True) if not is_learned]
+    result: tuple[Array, Array] = attend(query, key, value, parameters, others, ranges)
+    return result
+
+
+def _with_derivative_of(derived: Callable[..., Any], f: Callable[..., Any]) -> Any:
+    """f, and the derivative of another function that gives the same."""
+    result = jax.custom_jvp(f)
+    result.defjvp(lambda primals, tangents: jax.jvp(derived, primals, tangents))
+    return result

@@ -1,0 +1,266 @@
+"""The gradients: those of the queries block by block over their keys, those of the keys over their queries.
+
+    d logit = weight (d weight - mean of d weight + d log-sum-exp)
+
+The weights are computed once more from the log-sum-exp, and what a logit's cotangent means for query, key, and for
+what scores, masks and biases hold, is the derivative of the tile.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from jattn.implementations.flash.tiles import (
+    LANES,
+    Blocks,
+    Field,
+    Ranges,
+    Steps,
+    Tiles,
+    in_scalar_memory,
+    kept,
+    most_of,
+    product,
+    tile_of,
+)
+
+__all__ = ["backward"]
+
+
+def backward(
+    query: Float[Array, "n h t c"],
+    key: Float[Array, "n k s d"],
+    value: Float[Array, "n k s e"],
+    fields: list[Field],
+    ranges: Ranges,
+    tiles: Tiles,
+    result: tuple[Array, Array],
+    cotangents: tuple[Array, Array],
+) -> tuple[Array, Array, Array, list[Array]]:
+    """Those of query, key, value, and of the fields that are learned."""
+    n, h, t, _ = query.shape
+    (output, log_sum_exp), (of_output, of_log_sum_exp) = result, cotangents
+    dtype = log_sum_exp.dtype
+    mean = jnp.sum(output.astype(dtype) * of_output.astype(dtype), axis=-1) - of_log_sum_exp
+    of_rows = (x.reshape(n, h, t // tiles.rows, 1, tiles.rows) for x in (log_sum_exp, mean))
+    inputs = (query, key, value, of_output.astype(value.dtype), *of_rows)
+    learned = [i for i, field in enumerate(fields) if field.is_learned]
+    by_key = [i for i in learned if fields[i].has("s") and not fields[i].has("t")]
+    by_query = [i for i in learned if i not in by_key]
+    of_query, of_by_query = _over_keys(inputs, fields, by_query, ranges, tiles)
+    of_key, of_value, of_by_key = _over_queries(inputs, fields, by_key, ranges, tiles)
+    of_field = dict(zip((*by_query, *by_key), (*of_by_query, *of_by_key), strict=True))
+    return of_query, of_key, of_value, [_summed(of_field[i], fields[i].array) for i in learned]
+
+
+def _over_keys(
+    inputs: tuple[Array, ...], fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
+) -> tuple[Array, list[Array]]:
+    """Gradients of the queries, and of the wanted fields, for each example and head."""
+    query, key, *_ = inputs
+    (n, h, t, c), (_, k, s, _) = query.shape, key.shape
+    rows, width, dtype = tiles.rows, tiles.width, inputs[-1].dtype
+    if any(fields[i].has("t") and fields[i].has("s") for i in wanted):  # each tile's own is written, and so computed
+        everywhere, nothing = np.full((1, 1, t // rows), s // width), np.zeros((1, 1, t // rows), int)
+        ranges = ranges._replace(first=nothing, count=everywhere)
+    steps = Steps(ranges, h // k)
+    blocks = Blocks(tiles, steps, over_keys=True)
+
+    def kernel(first: Any, count: Any, first_whole: Any, count_whole: Any, *refs: Any) -> None:
+        given, beside, (of_query, *of_fields, total) = refs[:6], refs[6 : 6 + len(fields)], refs[6 + len(fields) :]
+        *of_head, i, step = (pl.program_id(axis) for axis in range(4))
+        j = steps.block(first, count, *of_head, i, step)
+        _start(step == 0, total)
+        for place, x in zip(wanted, of_fields, strict=True):  # those of a block, of the whole head, of a tile
+            field = fields[place]
+            _start(True if field.has("s") else (step == 0) if field.has("t") else (step == 0) & (i == 0), x)
+
+        def add(whole: bool) -> None:
+            tile = _Tile(given, beside, fields, i, j, tiles, whole)
+            of_features, of_wanted = tile.derivative(wanted, of_query=True)
+            total[...] += of_features.astype(dtype)
+            for x, gradient in zip(of_fields, of_wanted, strict=True):
+                x[0, 0] += jnp.broadcast_to(gradient.astype(dtype), x.shape[2:])
+
+        is_whole = steps.is_among(first_whole, count_whole, *of_head, i, j)
+        ranges.on_tiles(step < steps.at(count, *of_head, i), is_whole, add)
+
+        @pl.when(step == pl.num_programs(3) - 1)
+        def _() -> None:
+            of_query[0, 0] = total[...].astype(of_query.dtype)
+
+    shapes = [_shape_of_each(fields[i], n, h) for i in wanted]
+    of_query, *of_fields = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=4,
+            grid=(n, h, t // rows, most_of(ranges.count, s // width)),
+            in_specs=_in_specs(blocks, inputs, fields, tiles),
+            out_specs=[
+                blocks.of_rows(1, 1, rows, c),
+                *(blocks.of_part(fields[i], shape) for i, shape in zip(wanted, shapes, strict=True)),
+            ],
+            scratch_shapes=[pltpu.VMEM((rows, c), dtype)],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(query.shape, query.dtype),
+            *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes),
+        ],
+        compiler_params=_one_after_the_other(2 if wanted else 3, 4),
+        interpret=tiles.interpret,
+        name="flash_backward_queries",
+    )(*in_scalar_memory(*ranges), *inputs, *(field.in_memory() for field in fields))
+    return of_query, list(of_fields)
+
+
+def _over_queries(
+    inputs: tuple[Array, ...], fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
+) -> tuple[Array, Array, list[Array]]:
+    """Gradients of keys and values, and of the wanted fields, for each example and head: those with one for each key."""
+    query, key, value, *_ = inputs
+    (n, h, t, _), (_, k, s, d) = query.shape, key.shape
+    g, e, rows, width, dtype = h // k, value.shape[-1], tiles.rows, tiles.width, inputs[-1].dtype
+    first_row, row_count = _queries_of(ranges, s // width)
+    steps = Steps(ranges, g)
+    blocks = Blocks(tiles, steps, over_keys=False)
+
+    def kernel(first: Any, count: Any, first_whole: Any, count_whole: Any, *refs: Any) -> None:
+        (first_row, row_count, *given), rest = refs[:8], refs[8:]
+        beside, (of_key, of_value, *of_fields, of_keys, of_values) = rest[: len(fields)], rest[len(fields) :]
+        example, key_head, j, member, step = (pl.program_id(axis) for axis in range(5))
+        of_head = example, key_head * g + member
+        i = steps.block(first_row, row_count, *of_head, j, step)
+        for x in (of_keys, of_values):
+            _start((member == 0) & (step == 0), x)
+        for x in of_fields:
+            _start(step == 0, x)
+
+        def add(whole: bool) -> None:
+            tile = _Tile(given, beside, fields, i, j, tiles, whole)
+            of_features, of_wanted = tile.derivative(wanted, of_query=False)
+            of_keys[...] += of_features.astype(dtype)
+            of_values[...] += tile.of_value()
+            for x, gradient in zip(of_fields, of_wanted, strict=True):
+                x[0, 0] += jnp.broadcast_to(gradient.astype(dtype), x.shape[2:])
+
+        is_there = step < steps.at(row_count, *of_head, j)
+        is_there &= steps.is_among(first, count, *of_head, i, j)
+        ranges.on_tiles(is_there, steps.is_among(first_whole, count_whole, *of_head, i, j), add)
+
+        @pl.when((member == g - 1) & (step == pl.num_programs(4) - 1))
+        def _() -> None:
+            of_key[0, 0], of_value[0, 0] = of_keys[...].astype(of_key.dtype), of_values[...].astype(of_value.dtype)
+
+    shapes = [_shape_of_each(fields[i], n, h) for i in wanted]
+    of_key, of_value, *of_fields = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=6,
+            grid=(n, k, s // width, g, most_of(row_count, t // rows)),
+            in_specs=_in_specs(blocks, inputs, fields, tiles),
+            out_specs=[
+                *(blocks.of_keys(1, 1, width, features) for features in (d, e)),
+                *(blocks.of_part(fields[i], shape) for i, shape in zip(wanted, shapes, strict=True)),
+            ],
+            scratch_shapes=[pltpu.VMEM((width, features), dtype) for features in (d, e)],
+        ),
+        out_shape=[
+            *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (key, value)),
+            *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes),
+        ],
+        compiler_params=_one_after_the_other(3, 5),
+        interpret=tiles.interpret,
+        name="flash_backward_keys",
+    )(*in_scalar_memory(*ranges, first_row, row_count), *inputs, *(field.in_memory() for field in fields))
+    return of_key, of_value, list(of_fields)
+
+
+class _Tile:
+    """What a kernel knows of a tile: weights, and the cotangents of its logits."""
+
+    def __init__(self, given: Any, beside: Any, fields: list[Field], i: Any, j: Any, tiles: Tiles, whole: bool) -> None:
+        self.query, self.key, self.value, self.of_output = (ref[0, 0] for ref in given[:4])
+        self.log_sum_exp, self.mean = (_column(ref[0, 0, 0]) for ref in given[4:])
+        self.values = [field.value(ref) for field, ref in zip(fields, beside, strict=True)]
+        self.tiles, self.place, self.whole = tiles, (i, j), whole
+
+    def derivative(self, wanted: list[int], *, of_query: bool) -> tuple[Array, list[Array]]:
+        """The gradients of the features of queries, or else of keys, and of the wanted fields."""
+
+        def logits(features: Array, parameters: list[Any]) -> Array:
+            values = list(self.values)
+            for place, x in zip(wanted, parameters, strict=True):
+                values[place] = x
+            query, key = (features, self.key) if of_query else (self.query, features)
+            return tile_of(self.tiles.call_of(values), query, key, *self.place, self.tiles, self.whole)
+
+        parameters = [self.values[place] for place in wanted]
+        x, derivative = jax.vjp(logits, self.query if of_query else self.key, parameters)
+        log_sum_exp = jnp.where(self.log_sum_exp == -jnp.inf, 0, self.log_sum_exp)
+        self.weights = jnp.exp(x - log_sum_exp)
+        of_weights = self._kept(product(self.of_output, self.value, (1, 1), x.dtype))
+        gradients: tuple[Array, list[Array]] = derivative(self.weights * (of_weights - self.mean))
+        return gradients
+
+    def of_value(self) -> Array:
+        """Once `derivative` has been asked for."""
+        return product(self._kept(self.weights).astype(self.value.dtype), self.of_output, (0, 0), self.weights.dtype)
+
+    def _kept(self, x: Array) -> Array:
+        return kept(self.tiles.call_of(self.values), x, *self.place, self.tiles)
+
+
+def _start(condition: Any, ref: Any) -> None:
+    """Zeros to add to."""
+
+    @pl.when(condition)
+    def _() -> None:
+        ref[...] = jnp.zeros(ref.shape, ref.dtype)
+
+
+def _column(x: Float[Array, "1 r"]) -> Float[Array, "r 1"]:
+    """A row as a column: a TPU transposes whole vectors."""
+    return jnp.broadcast_to(x, (LANES, x.shape[-1])).T[:, :1]
+
+
+def _in_specs(blocks: Blocks, inputs: tuple[Array, ...], fields: list[Field], tiles: Tiles) -> list[pl.BlockSpec]:
+    query, key, value, of_output, *_ = inputs
+    rows, width = tiles.rows, tiles.width
+    return [
+        blocks.of_rows(1, 1, rows, query.shape[-1]),
+        blocks.of_keys(1, 1, width, key.shape[-1]),
+        blocks.of_keys(1, 1, width, value.shape[-1]),
+        blocks.of_rows(1, 1, rows, of_output.shape[-1]),
+        *(blocks.of_rows(1, 1, 1, 1, rows) for _ in range(2)),
+        *map(blocks.of_field, fields),
+    ]
+
+
+def _one_after_the_other(first: int, count: int) -> pltpu.CompilerParams:
+    """Of a grid's axes those from the first on, over which something is added up."""
+    return pltpu.CompilerParams(dimension_semantics=("parallel",) * first + ("arbitrary",) * (count - first))
+
+
+def _queries_of(ranges: Ranges, count: int) -> tuple[Any, Any]:
+    """Which blocks of queries look at each block of keys: the first that does, and how many to the last."""
+    xp: Any = np if isinstance(ranges.first, np.ndarray) else jnp
+    j = np.arange(count)
+    looks = (ranges.first[..., None] <= j) & (j < ranges.first[..., None] + ranges.count[..., None])
+    first, last = xp.argmax(looks, axis=-2), looks.shape[-2] - xp.argmax(looks[..., ::-1, :], axis=-2)
+    return first, xp.where(looks.any(axis=-2), last - first, 0)
+
+
+def _shape_of_each(field: Field, n: int, h: int) -> tuple[int, ...]:
+    """Of a field's gradient, for each example and head."""
+    return n, h, *(field.array.shape[2:] or (1, 1))
+
+
+def _summed(x: Array, field: Array) -> Array:
+    """Over those for which the field has one for all."""
+    axes = tuple(axis for axis in (0, 1) if field.shape[axis] == 1)
+    return jnp.sum(x, axis=axes, keepdims=True).reshape(field.shape).astype(field.dtype)

@@ -1,0 +1,100 @@
+"""The output: an average over the keys so far, which each tile joins."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from jattn._engine.dtypes import at_least_float32
+from jattn.implementations.flash.tiles import (
+    LANES,
+    Blocks,
+    Field,
+    Ranges,
+    Steps,
+    Tiles,
+    in_scalar_memory,
+    kept,
+    most_of,
+    product,
+    tile_of,
+)
+
+__all__ = ["forward"]
+
+
+def forward(
+    query: Float[Array, "n h t c"],
+    key: Float[Array, "n k s d"],
+    value: Float[Array, "n k s e"],
+    fields: list[Field],
+    ranges: Ranges,
+    tiles: Tiles,
+) -> tuple[Float[Array, "n h t e"], Float[Array, "n h t"]]:
+    """The output, and the log-sum-exp."""
+    n, h, t, c = query.shape
+    _, k, s, d = key.shape
+    e, rows, width = value.shape[-1], tiles.rows, tiles.width
+    dtype = at_least_float32(query, key, value)
+    steps = Steps(ranges, h // k)
+    blocks = Blocks(tiles, steps, over_keys=True)
+
+    def kernel(first: Any, count: Any, first_whole: Any, count_whole: Any, q: Any, k: Any, v: Any, *refs: Any) -> None:
+        *beside, output, log_sum_exp, largest, total, average = refs
+        *of_head, i, step = (pl.program_id(axis) for axis in range(4))
+        j = steps.block(first, count, *of_head, i, step)
+
+        @pl.when(step == 0)
+        def _() -> None:
+            largest[...] = jnp.full(largest.shape, -jnp.inf, dtype)
+            total[...] = jnp.zeros(total.shape, dtype)
+            average[...] = jnp.zeros(average.shape, dtype)
+
+        def join(whole: bool) -> None:
+            call = tiles.call_of([field.value(ref) for field, ref in zip(fields, beside, strict=True)])
+            x = tile_of(call, q[0, 0], k[0, 0], i, j, tiles, whole)
+            before = largest[...][:, :1]
+            peak = jnp.maximum(before, jnp.max(x, axis=1, keepdims=True))
+            floor = jnp.where(peak == -jnp.inf, 0, peak)
+            exponentials, shrink = jnp.exp(x - floor), jnp.exp(before - floor)
+            sums = total[...][:, :1] * shrink + jnp.sum(exponentials, axis=1, keepdims=True)
+            weights = kept(call, exponentials, i, j, tiles).astype(v.dtype)
+            average[...] = average[...] * shrink + product(weights, v[0, 0], (1, 0), dtype)
+            largest[...], total[...] = (jnp.broadcast_to(y, (rows, LANES)) for y in (peak, sums))
+
+        is_whole = steps.is_among(first_whole, count_whole, *of_head, i, j)
+        ranges.on_tiles(step < steps.at(count, *of_head, i), is_whole, join)
+
+        @pl.when(step == pl.num_programs(3) - 1)
+        def _() -> None:
+            sums = total[...]
+            output[0, 0] = (average[...] / jnp.where(sums == 0, 1, sums)[:, :1]).astype(output.dtype)
+            log_sum_exp[0, 0, 0] = (largest[...] + jnp.log(sums)).T[:1]
+
+    output, log_sum_exp = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=4,
+            grid=(n, h, t // rows, most_of(ranges.count, s // width)),
+            in_specs=[
+                blocks.of_rows(1, 1, rows, c),
+                blocks.of_keys(1, 1, width, d),
+                blocks.of_keys(1, 1, width, e),
+                *map(blocks.of_field, fields),
+            ],
+            out_specs=[blocks.of_rows(1, 1, rows, e), blocks.of_rows(1, 1, 1, 1, rows)],
+            # Vectors are as wide as a TPU's, so that a number for each row is a row of them.
+            scratch_shapes=[pltpu.VMEM((rows, columns), dtype) for columns in (LANES, LANES, e)],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct((n, h, t, e), tiles.output),
+            jax.ShapeDtypeStruct((n, h, t // rows, 1, rows), dtype),
+        ],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
+        interpret=tiles.interpret,
+        name="flash_forward",
+    )(*in_scalar_memory(*ranges), query, key, value, *(field.in_memory() for field in fields))
+    return output, log_sum_exp.reshape(n, h, t)

@@ -1,0 +1,49 @@
+"""The same in plain JAX, a block of queries at a time: what the kernels' derivatives are those of."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jattn._engine.extents import slice_along
+from jattn._engine.loops import broadcast_map, one_by_one
+from jattn.implementations.flash.tiles import Field, Tiles, kept, tile_of
+from jattn.softmax import softmax
+
+__all__ = ["plain"]
+
+
+def plain(
+    query: Float[Array, "n h t c"],
+    key: Float[Array, "n k s d"],
+    value: Float[Array, "n k s e"],
+    fields: list[Field],
+    tiles: Tiles,
+) -> tuple[Float[Array, "n h t e"], Float[Array, "n h t"]]:
+    """The output, and the log-sum-exp."""
+    h, k = query.shape[1], key.shape[1]
+
+    def of_head(xs: Any) -> Any:
+        query, key, value, values = xs
+
+        def of_rows(i: Array) -> tuple[Array, Array]:
+            call = tiles.call_of(values)
+            start, rows = i * tiles.rows, tiles.rows
+            call = dataclasses.replace(call, logits=call.logits.rows(start, rows))
+            x = tile_of(call, slice_along(query, start, rows, 0), key, i, jnp.zeros_like(i), tiles)
+            weights, log_sum_exp = softmax(x)
+            weights = kept(call, weights, i, jnp.zeros_like(i), tiles).astype(x.dtype)
+            return jnp.matmul(weights, value.astype(x.dtype)).astype(tiles.output), log_sum_exp
+
+        blocks = jnp.arange(query.shape[0] // tiles.rows)
+        results = lax.map(jax.checkpoint(of_rows, prevent_cse=False), blocks)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+    def of_example(xs: Any) -> Any:
+        return broadcast_map(of_head, xs, one_by_one)
+
+    key, value = (jnp.repeat(x, h // k, axis=1) for x in (key, value))
+    return broadcast_map(of_example, (query, key, value, [field.array for field in fields]), one_by_one)  # type: ignore[no-any-return]

@@ -1,0 +1,221 @@
+"""How a call is cut into tiles, what a kernel computes of one, and where its blocks lie."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from jattn._engine.axes import axis_of
+from jattn.implementations.call import Call
+
+__all__ = [
+    "LANES",
+    "Blocks",
+    "Field",
+    "Ranges",
+    "Steps",
+    "Tiles",
+    "in_scalar_memory",
+    "kept",
+    "most_of",
+    "product",
+    "tile_of",
+]
+
+LANES = 128  # of a TPU's vectors
+
+
+class Field(NamedTuple):
+    """What a tile's logits look at beside query and key: an array, and its axes, None if it declares none."""
+
+    axes: str | None
+    array: Any  # n h 1 t s and its own, n and h of length 1 where nothing differs; without declared axes n h ...
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is one for each example and head."""
+        return len(self.array.shape) == 2
+
+    @property
+    def is_learned(self) -> bool:
+        return bool(jnp.issubdtype(self.array.dtype, jnp.inexact))
+
+    def has(self, letter: str) -> bool:
+        return self.axes is not None and self.array.shape[axis_of(letter, self.axes)] != 1
+
+    def in_memory(self) -> Array:
+        """Booleans as numbers: of single bits there are no arrays. Numbers with the two axes that blocks have."""
+        x = self.array[..., None, None] if self.is_number else self.array
+        return x.astype(jnp.int32) if x.dtype == jnp.bool_ else x
+
+    def value(self, ref: Any) -> Any:
+        """What a tile sees of it."""
+        x = ref[0, 0, 0, 0] if self.is_number else ref[0, 0]
+        return x != 0 if self.array.dtype == jnp.bool_ else x
+
+
+class Ranges(NamedTuple):
+    """Which blocks of keys the blocks of queries look at, ``n h i``, of length 1 where nothing differs; which of them,
+    one after the other, have nothing that the mask rules out. NumPy's where no data decides.
+    """
+
+    first: Int[Array | np.ndarray, "n h i"]
+    count: Int[Array | np.ndarray, "n h i"]
+    first_whole: Int[Array | np.ndarray, "n h i"]
+    count_whole: Int[Array | np.ndarray, "n h i"]
+
+    def on_tiles(self, is_there: Any, is_whole: Any, body: Callable[[bool], None]) -> None:
+        """``body(whole)`` in a kernel for a tile that is there; of each kind only where there may be such tiles."""
+        whole = self.count_whole
+        if isinstance(whole, np.ndarray) and not whole.any():
+            pl.when(is_there)(lambda: body(False))
+        elif isinstance(whole, np.ndarray) and np.array_equal(self.count, whole):
+            pl.when(is_there)(lambda: body(True))
+        else:
+            pl.when(is_there & is_whole)(lambda: body(True))
+            pl.when(is_there & ~is_whole)(lambda: body(False))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """What is known of a call while tracing."""
+
+    t: int  # without padding
+    s: int
+    rows: int
+    width: int
+    call_of: Callable[[Sequence[Any]], Call]  # out of the fields' values
+    output: Any  # its dtype
+    interpret: bool = False
+
+
+def tile_of(
+    call: Call, query: Float[Array, "r c"], key: Float[Array, "w d"], i: Any, j: Any, tiles: Tiles, whole: bool = False
+) -> Float[Array, "r w"]:
+    """The logits; of a tile that is whole without the mask."""
+    logits = dataclasses.replace(call.logits, query=query)
+    if whole:
+        logits = dataclasses.replace(logits, mask=None)
+    rows, width = query.shape[0], key.shape[0]
+    x, _ = logits.tile(i * tiles.rows, rows, j * tiles.width, width, 1, key=key)
+    if tiles.s % tiles.width and not whole:
+        x = jnp.where(_numbers(j * tiles.width, x, axis=1) < tiles.s, x, -jnp.inf)
+    return x
+
+
+def kept(call: Call, x: Float[Array, "r w"], i: Any, j: Any, tiles: Tiles) -> Float[Array, "r w"]:
+    """What dropout leaves of weights, or of their cotangents, scaled up."""
+    if call.matrices is None:
+        return x
+    keep = call.keep(call.matrices, _numbers(i * tiles.rows, x, axis=0), _numbers(j * tiles.width, x, axis=1))
+    assert keep is not None
+    return jnp.where(keep, x / (1 - float(call.dropout_rate)), 0)
+
+
+def _numbers(start: Any, x: Float[Array, "r w"], axis: int) -> Array:
+    shape = ((x.shape[0], 1), (1, x.shape[1]))[axis]
+    return start + lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def product(x: Array, y: Array, axes: tuple[int, int], dtype: Any) -> Array:
+    """Over an axis of each."""
+    return lax.dot_general(x, y, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=dtype)
+
+
+def in_scalar_memory(*ranges: Any) -> list[Array]:
+    """Flat, as its arrays have one axis."""
+    return [jnp.asarray(x, jnp.int32).reshape(-1) for x in ranges]
+
+
+def most_of(count: Any, blocks: int) -> int:
+    """How many of so many blocks there are at most, as far as that is known."""
+    return max(int(count.max()), 1) if isinstance(count, np.ndarray) else blocks
+
+
+class Steps:
+    """Which block a step of a kernel's innermost loop is about, by arrays ``n h i`` that are flat in scalar memory."""
+
+    def __init__(self, ranges: Ranges, g: int) -> None:
+        self.examples, self.heads, _ = np.shape(ranges.first)
+        self.g = g  # query heads that share a key head
+
+    def at(self, x: Any, n: Any, h: Any, i: Any) -> Any:
+        """``x[n, h, i]``"""
+        blocks = x.shape[0] // (self.examples * self.heads)
+        place = (n if self.examples > 1 else 0) * self.heads + (h if self.heads > 1 else 0)
+        return x[place * blocks + i]
+
+    def block(self, first: Any, count: Any, n: Any, h: Any, i: Any, step: Any) -> Any:
+        """That of a step; after the last the last, so that none is fetched in vain."""
+        return self.at(first, n, h, i) + jnp.minimum(step, jnp.maximum(self.at(count, n, h, i) - 1, 0))
+
+    def is_among(self, first: Any, count: Any, n: Any, h: Any, i: Any, j: Any) -> Any:
+        low = self.at(first, n, h, i)
+        return (low <= j) & (j < low + self.at(count, n, h, i))
+
+    def key_head(self, h: Any) -> Any:
+        return lax.div(h, lax.full_like(h, self.g))  # // looks at the sign, for which the lowering asks what device the process has
+
+
+class Blocks:
+    """Where the blocks of arrays lie for a step of a kernel, whose grid is ``n h i`` and the blocks of keys of each, or
+    ``n k j``, the query heads of each and the blocks of their queries.
+
+    Scalar memory has the ranges, and beside them those of the queries that look at each block of keys.
+    """
+
+    def __init__(self, tiles: Tiles, steps: Steps, over_keys: bool) -> None:
+        self.tiles, self.steps, self.over_keys = tiles, steps, over_keys
+
+    def of(self, index: Callable[..., tuple[Any, ...]]) -> Callable[..., pl.BlockSpec]:
+        """Of an array whose block is ``index(n, h, i, j)``, by the shape of a block."""
+
+        def by_step(*x: Any) -> tuple[Any, ...]:
+            if self.over_keys:
+                n, h, i, step, first, count, *_ = x
+                j = self.steps.block(first, count, n, h, i, step)
+            else:
+                n, k, j, member, step, *_, first, count = x
+                h = k * self.steps.g + member
+                i = self.steps.block(first, count, n, h, j, step)
+            return index(n, h, i, j)
+
+        return lambda *shape: pl.BlockSpec(shape, by_step)
+
+    def of_rows(self, *shape: int) -> pl.BlockSpec:
+        """Of what there is for each query, ``n h t ...`` or ``n h i ...``"""
+        return self.of(lambda n, h, i, j: (n, h, i, *(0,) * (len(shape) - 3)))(*shape)
+
+    def of_keys(self, *shape: int) -> pl.BlockSpec:
+        """Of what there is for each key, ``n k s ...``"""
+        return self.of(lambda n, h, i, j: (n, self.steps.key_head(h), j, 0))(*shape)
+
+    def of_field(self, field: Field) -> pl.BlockSpec:
+        if not field.is_number:
+            return self.of_part(field, field.array.shape)
+        n, h = field.array.shape
+        spec = self.of(lambda at_n, at_h, i, j: (at_n if n > 1 else 0, at_h if h > 1 else 0, 0, 0))(1, 1, 1, 1)
+        return pl.BlockSpec(spec.block_shape, spec.index_map, memory_space=pltpu.SMEM)
+
+    def of_part(self, field: Field, shape: tuple[int, ...]) -> pl.BlockSpec:
+        """Of an array that lies like a field's, ``n h ...``"""
+        block = [1, 1, *shape[2:]]
+        axes: dict[str, int] = {}
+        if field.axes is not None:
+            axes = {letter: len(shape) + axis_of(letter, field.axes) for letter in "ts" if field.has(letter)}
+            for letter, axis in axes.items():
+                block[axis] = self.tiles.rows if letter == "t" else self.tiles.width
+
+        def index(n: Any, h: Any, i: Any, j: Any) -> tuple[Any, ...]:
+            places = [n if shape[0] > 1 else 0, h if shape[1] > 1 else 0, *(0,) * (len(shape) - 2)]
+            for letter, axis in axes.items():
+                places[axis] = i if letter == "t" else j
+            return tuple(places)
+
+        return self.of(index)(*block)
