@@ -100,7 +100,7 @@ def flops_of(jaxpr: Any, platform: str) -> int:
     """Of the matrix products of a traced program, on all devices together, lowered for the platform.
 
     A sum over k products is 2 k. What is elementwise is left out, and what nobody asks for; loops are counted as often
-    as they turn, of branches that data choose the longest.
+    as they turn, of branches that data choose the longest; a kernel of Pallas is what it says of itself.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -123,6 +123,8 @@ def _flops_of(jaxpr: Any, platform: str) -> int:
             index = chosen.get(equation.invars[0])
             branches = parameters["branches"] if index is None else [parameters["branches"][index]]
             total += max(_flops_of(branch, platform) for branch in branches)
+        elif name == "pallas_call":
+            total += parameters["cost_estimate"].flops
         elif name == "dot_general":
             (contracted, _), _ = parameters["dimension_numbers"]
             over = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)

@@ -182,7 +182,7 @@ class Rule(Pytree):
 
         return self.map_fields(of)
 
-    def in_kernel(self) -> "Rule":
+    def in_kernel(self) -> Any:
         """The same, with a formula that neither looks up an array at an index nor holds one of its own."""
         rules = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return self._replace(**{name: rule.in_kernel() for name, rule in rules.items() if _is_rule(rule)})

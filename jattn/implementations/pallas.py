@@ -54,6 +54,7 @@ class Pallas(Implementation):
             "on a TPU there are no positions in 64 bits, as under jax_enable_x64": on_tpu
             and jnp.result_type(int) == jnp.int64,
             "a kernel can't be divided among devices by XLA": platform.devices > 1,
+            "its interpreter knows of no mesh": platform.is_cpu and not jax.sharding.get_abstract_mesh().empty,
         }
         return next((reason for reason, refuse in reasons.items() if refuse), None)
 
@@ -164,7 +165,8 @@ def _ranges(rules: Logits, t: int, s: int, rows: int, width: int) -> tuple[Any, 
         ends = (*rules.key_range(start, rows, padded), *rules.whole_range(start, rows, padded))
         return ends if isinstance(start, int) else tuple(map(jnp.asarray, ends))
 
-    def in_blocks(low: Any, high: Any, low_whole: Any, high_whole: Any, xp: Any) -> tuple[Any, ...]:
+    def in_blocks(ends: Any, xp: Any) -> tuple[Any, ...]:
+        low, high, low_whole, high_whole = ends
         first, last = xp.minimum(low, s - 1) // width, -(-xp.minimum(high, s) // width)
         first_whole, last_whole = -(-low_whole // width), xp.minimum(high_whole, s) // width
         count = xp.where(xp.minimum(high, s) > low, last - first, 0)
@@ -173,7 +175,7 @@ def _ranges(rules: Logits, t: int, s: int, rows: int, width: int) -> tuple[Any, 
     example = jax.tree.map(lambda x: x if isinstance(x, int | float) else x[0, 0], rules)
     if all(isinstance(end, int) for end in of_rows(example, 0)):
         ends = np.array([of_rows(example, start) for start in starts])
-        return in_blocks(*ends.T[:, None, None], np)
+        return in_blocks(ends.T[:, None, None], np)
 
     def of_head(rules: Logits) -> Any:
         return jax.vmap(lambda start: of_rows(rules, start))(jnp.asarray(starts))
@@ -181,7 +183,7 @@ def _ranges(rules: Logits, t: int, s: int, rows: int, width: int) -> tuple[Any, 
     def of_example(rules: Logits) -> Any:
         return broadcast_map(of_head, rules, side_by_side)
 
-    return in_blocks(*broadcast_map(of_example, rules, side_by_side), jnp)
+    return in_blocks(broadcast_map(of_example, rules, side_by_side), jnp)
 
 
 def _padded(x: Array, axis: int, step: int) -> Array:

@@ -22,14 +22,18 @@ from jattn.implementations.flash.tiles import (
     Ranges,
     Steps,
     Tiles,
+    cost,
     in_scalar_memory,
     kept,
     most_of,
     product,
+    shaped,
     tile_of,
 )
 
 __all__ = ["backward"]
+
+_PARALLEL, _ARBITRARY = pltpu.GridDimensionSemantics.PARALLEL, pltpu.GridDimensionSemantics.ARBITRARY
 
 
 def backward(
@@ -62,33 +66,36 @@ def _over_keys(
     inputs: tuple[Array, ...], fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
 ) -> tuple[Array, list[Array]]:
     """Gradients of the queries, and of the wanted fields, for each example and head."""
-    query, key, *_ = inputs
+    query, key, value, *_ = inputs
     (n, h, t, c), (_, k, s, _) = query.shape, key.shape
-    rows, width, dtype = tiles.rows, tiles.width, inputs[-1].dtype
+    e, rows, width, dtype = value.shape[-1], tiles.rows, tiles.width, inputs[-1].dtype
     if any(fields[i].has("t") and fields[i].has("s") for i in wanted):  # each tile's own is written, and so computed
         everywhere, nothing = np.full((1, 1, t // rows), s // width), np.zeros((1, 1, t // rows), int)
-        ranges = ranges._replace(first=nothing, count=everywhere)
+        ranges = ranges._replace(first=nothing, length=everywhere)
     steps = Steps(ranges, h // k)
     blocks = Blocks(tiles, steps, over_keys=True)
+    given = (*in_scalar_memory(*ranges), *inputs, *(field.in_memory() for field in fields))
 
-    def kernel(first: Any, count: Any, first_whole: Any, count_whole: Any, *refs: Any) -> None:
-        given, beside, (of_query, *of_fields, total) = refs[:6], refs[6 : 6 + len(fields)], refs[6 + len(fields) :]
-        *of_head, i, step = (pl.program_id(axis) for axis in range(4))
-        j = steps.block(first, count, *of_head, i, step)
+    def kernel(first: Any, length: Any, first_whole: Any, length_whole: Any, *refs: Any) -> None:
+        arrays, beside, (of_query, *of_fields, total) = refs[:6], refs[6 : 6 + len(fields)], refs[6 + len(fields) :]
+        example, head, i, step = (pl.program_id(axis) for axis in range(4))
+        place = example, head, i
+        j = steps.block(first, length, place, step)
         _start(step == 0, total)
-        for place, x in zip(wanted, of_fields, strict=True):  # those of a block, of the whole head, of a tile
-            field = fields[place]
+        for field, x in zip(
+            [fields[at] for at in wanted], of_fields, strict=True
+        ):  # of a tile, a block, the whole head
             _start(True if field.has("s") else (step == 0) if field.has("t") else (step == 0) & (i == 0), x)
 
         def add(whole: bool) -> None:
-            tile = _Tile(given, beside, fields, i, j, tiles, whole)
+            tile = _Tile(arrays, beside, fields, (i, j), tiles, whole)
             of_features, of_wanted = tile.derivative(wanted, of_query=True)
             total[...] += of_features.astype(dtype)
             for x, gradient in zip(of_fields, of_wanted, strict=True):
                 x[0, 0] += jnp.broadcast_to(gradient.astype(dtype), x.shape[2:])
 
-        is_whole = steps.is_among(first_whole, count_whole, *of_head, i, j)
-        ranges.on_tiles(step < steps.at(count, *of_head, i), is_whole, add)
+        is_whole = steps.is_among(first_whole, length_whole, place, j)
+        ranges.on_tiles(step < steps.at(length, place), is_whole, add)
 
         @pl.when(step == pl.num_programs(3) - 1)
         def _() -> None:
@@ -99,7 +106,7 @@ def _over_keys(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
-            grid=(n, h, t // rows, most_of(ranges.count, s // width)),
+            grid=(n, h, t // rows, most_of(ranges.length, s // width)),
             in_specs=_in_specs(blocks, inputs, fields, tiles),
             out_specs=[
                 blocks.of_rows(1, 1, rows, c),
@@ -108,49 +115,52 @@ def _over_keys(
             scratch_shapes=[pltpu.VMEM((rows, c), dtype)],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct(query.shape, query.dtype),
-            *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes),
+            shaped(query.shape, query.dtype, *given),
+            *(shaped(shape, dtype, *given) for shape in shapes),
         ],
         compiler_params=_one_after_the_other(2 if wanted else 3, 4),
+        cost_estimate=cost(ranges, n, h, s // width, tiles, 2 * c + e, sum(x.nbytes for x in given)),
         interpret=tiles.interpret,
         name="flash_backward_queries",
-    )(*in_scalar_memory(*ranges), *inputs, *(field.in_memory() for field in fields))
+    )(*given)
     return of_query, list(of_fields)
 
 
 def _over_queries(
     inputs: tuple[Array, ...], fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
 ) -> tuple[Array, Array, list[Array]]:
-    """Gradients of keys and values, and of the wanted fields, for each example and head: those with one for each key."""
+    """Gradients of keys and values, and of the wanted fields, which have one for each key."""
     query, key, value, *_ = inputs
     (n, h, t, _), (_, k, s, d) = query.shape, key.shape
     g, e, rows, width, dtype = h // k, value.shape[-1], tiles.rows, tiles.width, inputs[-1].dtype
-    first_row, row_count = _queries_of(ranges, s // width)
+    first_row, rows_there = _queries_of(ranges, s // width)
     steps = Steps(ranges, g)
     blocks = Blocks(tiles, steps, over_keys=False)
+    given = (*in_scalar_memory(*ranges, first_row, rows_there), *inputs, *(field.in_memory() for field in fields))
 
-    def kernel(first: Any, count: Any, first_whole: Any, count_whole: Any, *refs: Any) -> None:
-        (first_row, row_count, *given), rest = refs[:8], refs[8:]
+    def kernel(first: Any, length: Any, first_whole: Any, length_whole: Any, *refs: Any) -> None:
+        (first_row, rows_there, *arrays), rest = refs[:8], refs[8:]
         beside, (of_key, of_value, *of_fields, of_keys, of_values) = rest[: len(fields)], rest[len(fields) :]
         example, key_head, j, member, step = (pl.program_id(axis) for axis in range(5))
-        of_head = example, key_head * g + member
-        i = steps.block(first_row, row_count, *of_head, j, step)
+        head = key_head * g + member
+        i = steps.block(first_row, rows_there, (example, head, j), step)
+        place = example, head, i
         for x in (of_keys, of_values):
             _start((member == 0) & (step == 0), x)
         for x in of_fields:
             _start(step == 0, x)
 
         def add(whole: bool) -> None:
-            tile = _Tile(given, beside, fields, i, j, tiles, whole)
+            tile = _Tile(arrays, beside, fields, (i, j), tiles, whole)
             of_features, of_wanted = tile.derivative(wanted, of_query=False)
             of_keys[...] += of_features.astype(dtype)
             of_values[...] += tile.of_value()
             for x, gradient in zip(of_fields, of_wanted, strict=True):
                 x[0, 0] += jnp.broadcast_to(gradient.astype(dtype), x.shape[2:])
 
-        is_there = step < steps.at(row_count, *of_head, j)
-        is_there &= steps.is_among(first, count, *of_head, i, j)
-        ranges.on_tiles(is_there, steps.is_among(first_whole, count_whole, *of_head, i, j), add)
+        is_there = step < steps.at(rows_there, (example, head, j))
+        is_there &= steps.is_among(first, length, place, j)
+        ranges.on_tiles(is_there, steps.is_among(first_whole, length_whole, place, j), add)
 
         @pl.when((member == g - 1) & (step == pl.num_programs(4) - 1))
         def _() -> None:
@@ -161,7 +171,7 @@ def _over_queries(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=6,
-            grid=(n, k, s // width, g, most_of(row_count, t // rows)),
+            grid=(n, k, s // width, g, most_of(rows_there, t // rows)),
             in_specs=_in_specs(blocks, inputs, fields, tiles),
             out_specs=[
                 *(blocks.of_keys(1, 1, width, features) for features in (d, e)),
@@ -170,24 +180,27 @@ def _over_queries(
             scratch_shapes=[pltpu.VMEM((width, features), dtype) for features in (d, e)],
         ),
         out_shape=[
-            *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (key, value)),
-            *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes),
+            *(shaped(x.shape, x.dtype, *given) for x in (key, value)),
+            *(shaped(shape, dtype, *given) for shape in shapes),
         ],
         compiler_params=_one_after_the_other(3, 5),
+        cost_estimate=cost(ranges, n, h, s // width, tiles, 2 * d + 2 * e, sum(x.nbytes for x in given)),
         interpret=tiles.interpret,
         name="flash_backward_keys",
-    )(*in_scalar_memory(*ranges, first_row, row_count), *inputs, *(field.in_memory() for field in fields))
+    )(*given)
     return of_key, of_value, list(of_fields)
 
 
 class _Tile:
     """What a kernel knows of a tile: weights, and the cotangents of its logits."""
 
-    def __init__(self, given: Any, beside: Any, fields: list[Field], i: Any, j: Any, tiles: Tiles, whole: bool) -> None:
-        self.query, self.key, self.value, self.of_output = (ref[0, 0] for ref in given[:4])
-        self.log_sum_exp, self.mean = (_column(ref[0, 0, 0]) for ref in given[4:])
+    def __init__(
+        self, arrays: Any, beside: Any, fields: list[Field], place: tuple[Any, Any], tiles: Tiles, whole: bool
+    ) -> None:
+        self.query, self.key, self.value, self.of_output = (ref[0, 0] for ref in arrays[:4])
+        self.log_sum_exp, self.mean = (_column(ref[0, 0, 0]) for ref in arrays[4:])
         self.values = [field.value(ref) for field, ref in zip(fields, beside, strict=True)]
-        self.tiles, self.place, self.whole = tiles, (i, j), whole
+        self.tiles, self.place, self.whole = tiles, place, whole
 
     def derivative(self, wanted: list[int], *, of_query: bool) -> tuple[Array, list[Array]]:
         """The gradients of the features of queries, or else of keys, and of the wanted fields."""
@@ -243,14 +256,14 @@ def _in_specs(blocks: Blocks, inputs: tuple[Array, ...], fields: list[Field], ti
 
 def _one_after_the_other(first: int, count: int) -> pltpu.CompilerParams:
     """Of a grid's axes those from the first on, over which something is added up."""
-    return pltpu.CompilerParams(dimension_semantics=("parallel",) * first + ("arbitrary",) * (count - first))
+    return pltpu.CompilerParams(dimension_semantics=(_PARALLEL,) * first + (_ARBITRARY,) * (count - first))
 
 
 def _queries_of(ranges: Ranges, count: int) -> tuple[Any, Any]:
     """Which blocks of queries look at each block of keys: the first that does, and how many to the last."""
     xp: Any = np if isinstance(ranges.first, np.ndarray) else jnp
     j = np.arange(count)
-    looks = (ranges.first[..., None] <= j) & (j < ranges.first[..., None] + ranges.count[..., None])
+    looks = (ranges.first[..., None] <= j) & (j < ranges.first[..., None] + ranges.length[..., None])
     first, last = xp.argmax(looks, axis=-2), looks.shape[-2] - xp.argmax(looks[..., ::-1, :], axis=-2)
     return first, xp.where(looks.any(axis=-2), last - first, 0)
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -16,10 +15,12 @@ from jattn.implementations.flash.tiles import (
     Ranges,
     Steps,
     Tiles,
+    cost,
     in_scalar_memory,
     kept,
     most_of,
     product,
+    shaped,
     tile_of,
 )
 
@@ -41,11 +42,15 @@ def forward(
     dtype = at_least_float32(query, key, value)
     steps = Steps(ranges, h // k)
     blocks = Blocks(tiles, steps, over_keys=True)
+    inputs = (*in_scalar_memory(*ranges), query, key, value, *(field.in_memory() for field in fields))
 
-    def kernel(first: Any, count: Any, first_whole: Any, count_whole: Any, q: Any, k: Any, v: Any, *refs: Any) -> None:
+    def kernel(
+        first: Any, length: Any, first_whole: Any, length_whole: Any, q: Any, k: Any, v: Any, *refs: Any
+    ) -> None:
         *beside, output, log_sum_exp, largest, total, average = refs
-        *of_head, i, step = (pl.program_id(axis) for axis in range(4))
-        j = steps.block(first, count, *of_head, i, step)
+        example, head, i, step = (pl.program_id(axis) for axis in range(4))
+        place = example, head, i
+        j = steps.block(first, length, place, step)
 
         @pl.when(step == 0)
         def _() -> None:
@@ -65,8 +70,8 @@ def forward(
             average[...] = average[...] * shrink + product(weights, v[0, 0], (1, 0), dtype)
             largest[...], total[...] = (jnp.broadcast_to(y, (rows, LANES)) for y in (peak, sums))
 
-        is_whole = steps.is_among(first_whole, count_whole, *of_head, i, j)
-        ranges.on_tiles(step < steps.at(count, *of_head, i), is_whole, join)
+        is_whole = steps.is_among(first_whole, length_whole, place, j)
+        ranges.on_tiles(step < steps.at(length, place), is_whole, join)
 
         @pl.when(step == pl.num_programs(3) - 1)
         def _() -> None:
@@ -78,7 +83,7 @@ def forward(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
-            grid=(n, h, t // rows, most_of(ranges.count, s // width)),
+            grid=(n, h, t // rows, most_of(ranges.length, s // width)),
             in_specs=[
                 blocks.of_rows(1, 1, rows, c),
                 blocks.of_keys(1, 1, width, d),
@@ -90,11 +95,12 @@ def forward(
             scratch_shapes=[pltpu.VMEM((rows, columns), dtype) for columns in (LANES, LANES, e)],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((n, h, t, e), tiles.output),
-            jax.ShapeDtypeStruct((n, h, t // rows, 1, rows), dtype),
+            shaped((n, h, t, e), tiles.output, *inputs),
+            shaped((n, h, t // rows, 1, rows), dtype, *inputs),
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
+        cost_estimate=cost(ranges, n, h, s // width, tiles, c + e, sum(x.nbytes for x in inputs)),
         interpret=tiles.interpret,
         name="flash_forward",
-    )(*in_scalar_memory(*ranges), query, key, value, *(field.in_memory() for field in fields))
+    )(*inputs)
     return output, log_sum_exp.reshape(n, h, t)

@@ -46,4 +46,4 @@ def plain(
         return broadcast_map(of_head, xs, one_by_one)
 
     key, value = (jnp.repeat(x, h // k, axis=1) for x in (key, value))
-    return broadcast_map(of_example, (query, key, value, [field.array for field in fields]), one_by_one)  # type: ignore[no-any-return]
+    return broadcast_map(of_example, (query, key, value, [field.array for field in fields]), one_by_one)

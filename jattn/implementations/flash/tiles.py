@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -12,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from jattn._engine.axes import axis_of
+from jattn._engine.varying import varying_as
 from jattn.implementations.call import Call
 
 __all__ = [
@@ -21,14 +23,19 @@ __all__ = [
     "Ranges",
     "Steps",
     "Tiles",
+    "cost",
     "in_scalar_memory",
     "kept",
     "most_of",
     "product",
+    "shaped",
     "tile_of",
 ]
 
 LANES = 128  # of a TPU's vectors
+
+
+Place = tuple[Any, Any, Any]  # n h i, or n h j
 
 
 class Field(NamedTuple):
@@ -66,16 +73,16 @@ class Ranges(NamedTuple):
     """
 
     first: Int[Array | np.ndarray, "n h i"]
-    count: Int[Array | np.ndarray, "n h i"]
+    length: Int[Array | np.ndarray, "n h i"]
     first_whole: Int[Array | np.ndarray, "n h i"]
-    count_whole: Int[Array | np.ndarray, "n h i"]
+    length_whole: Int[Array | np.ndarray, "n h i"]
 
     def on_tiles(self, is_there: Any, is_whole: Any, body: Callable[[bool], None]) -> None:
         """``body(whole)`` in a kernel for a tile that is there; of each kind only where there may be such tiles."""
-        whole = self.count_whole
+        whole = self.length_whole
         if isinstance(whole, np.ndarray) and not whole.any():
             pl.when(is_there)(lambda: body(False))
-        elif isinstance(whole, np.ndarray) and np.array_equal(self.count, whole):
+        elif isinstance(whole, np.ndarray) and np.array_equal(self.length, whole):
             pl.when(is_there)(lambda: body(True))
         else:
             pl.when(is_there & is_whole)(lambda: body(True))
@@ -133,9 +140,29 @@ def in_scalar_memory(*ranges: Any) -> list[Array]:
     return [jnp.asarray(x, jnp.int32).reshape(-1) for x in ranges]
 
 
-def most_of(count: Any, blocks: int) -> int:
+def most_of(length: Any, blocks: int) -> int:
     """How many of so many blocks there are at most, as far as that is known."""
-    return max(int(count.max()), 1) if isinstance(count, np.ndarray) else blocks
+    return max(int(length.max()), 1) if isinstance(length, np.ndarray) else blocks
+
+
+def shaped(shape: tuple[int, ...], dtype: Any, *inputs: Array) -> jax.ShapeDtypeStruct:
+    """A result of a kernel with these inputs, which varies over the axes of a mesh that one of them varies over."""
+    result: jax.ShapeDtypeStruct = jax.eval_shape(lambda *inputs: varying_as(jnp.zeros(shape, dtype), *inputs), *inputs)
+    return result
+
+
+def cost(ranges: Ranges, n: int, h: int, keys: int, tiles: Tiles, products: int, bytes_read: int) -> pl.CostEstimate:
+    """What XLA plans with: of all tiles that are looked at, or where data decides of all there are.
+
+    ``products`` are the features of the products of matrices, with one for each pair.
+    """
+    examples, heads, rows = np.shape(ranges.length)
+    if isinstance(ranges.length, np.ndarray):
+        count = int(ranges.length.sum()) * (n // examples) * (h // heads)
+    else:
+        count = n * h * rows * keys
+    pairs = count * tiles.rows * tiles.width
+    return pl.CostEstimate(flops=2 * pairs * products, transcendentals=pairs, bytes_accessed=bytes_read)
 
 
 class Steps:
@@ -145,22 +172,23 @@ class Steps:
         self.examples, self.heads, _ = np.shape(ranges.first)
         self.g = g  # query heads that share a key head
 
-    def at(self, x: Any, n: Any, h: Any, i: Any) -> Any:
+    def at(self, x: Any, place: Place) -> Any:
         """``x[n, h, i]``"""
+        n, h, i = place
         blocks = x.shape[0] // (self.examples * self.heads)
-        place = (n if self.examples > 1 else 0) * self.heads + (h if self.heads > 1 else 0)
-        return x[place * blocks + i]
+        return x[((n if self.examples > 1 else 0) * self.heads + (h if self.heads > 1 else 0)) * blocks + i]
 
-    def block(self, first: Any, count: Any, n: Any, h: Any, i: Any, step: Any) -> Any:
+    def block(self, first: Any, length: Any, place: Place, step: Any) -> Any:
         """That of a step; after the last the last, so that none is fetched in vain."""
-        return self.at(first, n, h, i) + jnp.minimum(step, jnp.maximum(self.at(count, n, h, i) - 1, 0))
+        return self.at(first, place) + jnp.minimum(step, jnp.maximum(self.at(length, place) - 1, 0))
 
-    def is_among(self, first: Any, count: Any, n: Any, h: Any, i: Any, j: Any) -> Any:
-        low = self.at(first, n, h, i)
-        return (low <= j) & (j < low + self.at(count, n, h, i))
+    def is_among(self, first: Any, length: Any, place: Place, j: Any) -> Any:
+        low = self.at(first, place)
+        return (low <= j) & (j < low + self.at(length, place))
 
     def key_head(self, h: Any) -> Any:
-        return lax.div(h, lax.full_like(h, self.g))  # // looks at the sign, for which the lowering asks what device the process has
+        # Written as //, its lowering asks which device the process has, by the sign.
+        return lax.div(h, lax.full_like(h, self.g))
 
 
 class Blocks:
@@ -178,12 +206,12 @@ class Blocks:
 
         def by_step(*x: Any) -> tuple[Any, ...]:
             if self.over_keys:
-                n, h, i, step, first, count, *_ = x
-                j = self.steps.block(first, count, n, h, i, step)
+                n, h, i, step, first, length, *_ = x
+                j = self.steps.block(first, length, (n, h, i), step)
             else:
-                n, k, j, member, step, *_, first, count = x
+                n, k, j, member, step, *_, first, length = x
                 h = k * self.steps.g + member
-                i = self.steps.block(first, count, n, h, j, step)
+                i = self.steps.block(first, length, (n, h, j), step)
             return index(n, h, i, j)
 
         return lambda *shape: pl.BlockSpec(shape, by_step)
