@@ -3,7 +3,18 @@
 import importlib
 import sys
 
-NAMES = ("attention", "kernel_regression", "additive", "memory", "training", "models", "decoding", "serving", "scale")
+NAMES = (
+    "attention",
+    "kernel_regression",
+    "additive",
+    "memory",
+    "training",
+    "models",
+    "decoding",
+    "serving",
+    "scale",
+    "targets",
+)
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:

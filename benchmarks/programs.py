@@ -1,15 +1,19 @@
-"""What a program for many devices multiplies, and what its devices send each other: read, not run."""
+"""What a program for devices that are not here multiplies and sends: compiled and read, not run."""
 
 import dataclasses
+import importlib.util
 import math
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
-__all__ = ["Sent", "flops_of", "sent_by"]
+__all__ = ["Sent", "flops_of", "sent_by", "start_tpu_compiler"]
 
 COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{\n((?:.*\n)*?)\}", re.MULTILINE)
 LOOP = re.compile(r"condition=%([^\s,]+), body=%([^\s,]+)")
@@ -19,6 +23,22 @@ COLLECTIVE = re.compile(
 )
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+)(?:e\d\w*)?\[([\d,]*)\]")
 BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+
+
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
+def start_tpu_compiler() -> None:
+    """Programs are traced on the CPU from here on; ends the command where there is no compiler."""
+    if importlib.util.find_spec("libtpu") is None:
+        sys.exit("The TPU's compiler is not here. Install it: pip install -e '.[targets]'")
+    os.environ.update(_LIBTPU)
+    jax.config.update("jax_platforms", "cpu")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,10 +19,7 @@ dimension of the torus. Nothing here is a measurement: what XLA's kernels reach 
 
 import argparse
 import dataclasses
-import importlib.util
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +35,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.comparison import print_table, write
-from benchmarks.programs import flops_of, sent_by
+from benchmarks.programs import flops_of, sent_by, start_tpu_compiler
 from jattn import attention, masks, training
 from jattn.nn import Embed, Linear, Norm, Rotary, TransformerBlock
 from jattn.training.placement import placement_of
@@ -63,14 +60,6 @@ CHIPS = {
 
 
 # What libtpu asks for where there is no TPU.
-_LIBTPU = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-}
-
-
 class Program(NamedTuple):
     """One to be compiled, and the flops that the mathematics needs."""
 
@@ -272,10 +261,7 @@ def estimated(case: Case, row: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     options = _options(arguments)
-    if importlib.util.find_spec("libtpu") is None:
-        sys.exit("The TPU's compiler is not here. Install it: pip install -e '.[targets]'")
-    os.environ.update(_LIBTPU)
-    jax.config.update("jax_platforms", "cpu")  # to trace on
+    start_tpu_compiler()
     rows = []
     for case in _cases():
         if case.name in options.cases and case.chips <= options.largest:

@@ -34,6 +34,7 @@ class Platform:
     # heads, nor without a message where all of them decide together.
     devices: int = 1
     capability: float = 0.0  # of an NVIDIA GPU that is here, such as 9.0 for Hopper
+    is_known: bool = False  # whether it is here, or its devices are those of the mesh that is set
 
     @property
     def each_matrix(self) -> Each:
@@ -56,7 +57,7 @@ def platforms(*, alone: bool = False) -> dict[str, Platform]:
         "cpu": CPU,
         "cuda": nvidia,
         "rocm": dataclasses.replace(ACCELERATOR, name="rocm"),
-        "tpu": dataclasses.replace(ACCELERATOR, name="tpu"),
+        "tpu": dataclasses.replace(ACCELERATOR, name="tpu", is_known=_is_tpu_known()),
     }
     return known if alone else {name: _spread(one) for name, one in known.items()}
 
@@ -65,8 +66,8 @@ def _spread(platform: Platform) -> Platform:
     devices = divided_among(platform.name)
     if devices == 1:
         return platform
-    name, capability = platform.name, platform.capability
-    return dataclasses.replace(ACCELERATOR, name=name, capability=capability, parts=(1.0,), devices=devices)
+    alike = {name: getattr(platform, name) for name in ("name", "capability", "is_known")}
+    return dataclasses.replace(ACCELERATOR, **alike, parts=(1.0,), devices=devices)
 
 
 def divided_among(platform: str | None = None) -> int:
@@ -129,6 +130,19 @@ def _device_count(platform: str) -> int:
         return jax.device_count(backend=platform)
     except RuntimeError:
         return 1
+
+
+def _is_tpu_known() -> bool:
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return _is_tpu_here() if device is None else "TPU" in device.device_kind
+
+
+@functools.cache
+def _is_tpu_here() -> bool:
+    try:
+        return bool(jax.local_devices(backend="tpu"))
+    except RuntimeError:
+        return False
 
 
 @functools.cache

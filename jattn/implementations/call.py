@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jattn._engine.dropout import dropout_keep_at
+from jattn._engine.dtypes import at_least_float32
 from jattn._engine.platform import Platform
 from jattn._engine.pytree import Known, Pytree
 from jattn.logits import Logits
@@ -60,6 +61,13 @@ class Call(Pytree):
         return dropout_keep_at(self.dropout_rng, self.dropout_rate, matrices, *at)
 
     @property
+    def output_dtype(self) -> Any:
+        """Of the output before gates: wide where something is still computed with it."""
+        assert self.value is not None
+        is_last = self.head_gates is None and not self.return_log_sum_exp
+        return self.value.dtype if is_last else at_least_float32(self.value)
+
+    @property
     def is_empty(self) -> bool:
         """Whether an axis has length 0, so that there is nothing to cut into blocks."""
         arrays = (self.logits.query, self.logits.key, *(() if self.value is None else (self.value,)))
@@ -93,4 +101,4 @@ class Implementation(abc.ABC):
 
     @abc.abstractmethod
     def run(self, call: Call, platform: Platform) -> Result:
-        """The output before gates, in float32 or wider."""
+        """The output before gates, in float32 or wider, or in the call's `output_dtype`."""

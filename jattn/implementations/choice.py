@@ -127,7 +127,8 @@ def _attended(call: Call, name: str | None, alone: bool) -> Result:
         return _BY_NAME[name or _decide_here(call, None, platform).implementation]
 
     def run_on(platform: Platform, call: Call) -> Result:
-        return chosen(platform).run(call, platform)
+        result = chosen(platform).run(call, platform)
+        return result._replace(output=result.output.astype(call.output_dtype))
 
     def alike(platform: Platform) -> Any:
         implementation = chosen(platform)

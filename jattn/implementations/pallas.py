@@ -44,6 +44,7 @@ class Pallas(Implementation):
         on_tpu = platform.name == "tpu"
         reasons = {
             "its kernels are for TPUs": not on_tpu and not platform.is_cpu,
+            "which TPU it is for must be known: be here, or in the mesh that is set": on_tpu and not platform.is_known,
             "XLA was asked for": call.xla_only,
             "return_weights=True asks for the whole matrix": call.return_weights,
             "it needs lengths that are known while tracing": not all(isinstance(n, int) for n in sizes),
@@ -97,11 +98,9 @@ def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result
     rules = without.in_kernel().aligned(len(batch)).by_head(batch, h, 1)
     rules = rules.map_fields(functools.partial(_padded_field, rows=rows, width=width))
     fields, call_of = _fields(call, rules, score, n, h)
-    # What is computed with further on is rounded later.
-    last = logits.sinks is None and call.head_gates is None and not call.return_log_sum_exp
-    tiles = flash.Tiles(
-        t, s, rows, width, call_of, value.dtype if last else at_least_float32(value), interpret=platform.is_cpu
-    )
+    # The share that sinks leave is a factor on it.
+    dtype = call.output_dtype if logits.sinks is None else at_least_float32(value)
+    tiles = flash.Tiles(t, s, rows, width, call_of, dtype, interpret=platform.is_cpu)
     output, log_sum_exp = flash.flash(
         *(query, key, value),
         [flash.Field(*field) for field in fields],

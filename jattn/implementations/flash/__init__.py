@@ -44,15 +44,18 @@ def flash(
         arrays = [next(left[0 if is_learned else 1]) for is_learned in learned]
         return [Field(*field) for field in zip(axes, arrays, strict=True)]
 
-    def of_kernel(q: Array, k: Array, v: Array, parameters: list[Array], others: list[Array], ranges: Ranges) -> Any:
-        return forward(q, k, v, joined(parameters, others), ranges, tiles)
+    # What is known while tracing would not be as an argument.
+    by_data = None if ranges.are_known else ranges
 
-    def of_jax(q: Array, k: Array, v: Array, parameters: list[Array], others: list[Array], ranges: Ranges) -> Any:
+    def of_kernel(q: Array, k: Array, v: Array, parameters: Any, others: Any, by_data: Ranges | None) -> Any:
+        return forward(q, k, v, joined(parameters, others), by_data or ranges, tiles)
+
+    def of_jax(q: Array, k: Array, v: Array, parameters: Any, others: Any, by_data: Ranges | None) -> Any:
         return plain(q, k, v, joined(parameters, others), tiles)
 
     def gradients_of_kernel(arguments: Any, result: Any, cotangents: Any) -> Any:
-        q, k, v, parameters, others, ranges = arguments
-        return backward(q, k, v, joined(parameters, others), ranges, tiles, result, cotangents)
+        q, k, v, parameters, others, by_data = arguments
+        return backward(q, k, v, joined(parameters, others), by_data or ranges, tiles, result, cotangents)
 
     def gradients_of_jax(arguments: Any, result: Any, cotangents: Any) -> Any:
         return jax.vjp(lambda *learned: of_jax(*learned, *arguments[4:]), *arguments[:4])[1](cotangents)
@@ -69,7 +72,7 @@ def flash(
     arrays = [field.array for field in fields]
     parameters = [x for x, is_learned in zip(arrays, learned, strict=True) if is_learned]
     others = [x for x, is_learned in zip(arrays, learned, strict=True) if not is_learned]
-    result: tuple[Array, Array] = attend(query, key, value, parameters, others, ranges)
+    result: tuple[Array, Array] = attend(query, key, value, parameters, others, by_data)
     return result
 
 

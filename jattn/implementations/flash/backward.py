@@ -70,8 +70,8 @@ def _over_keys(
     (n, h, t, c), (_, k, s, _) = query.shape, key.shape
     e, rows, width, dtype = value.shape[-1], tiles.rows, tiles.width, inputs[-1].dtype
     if any(fields[i].has("t") and fields[i].has("s") for i in wanted):  # each tile's own is written, and so computed
-        everywhere, nothing = np.full((1, 1, t // rows), s // width), np.zeros((1, 1, t // rows), int)
-        ranges = ranges._replace(first=nothing, length=everywhere)
+        everywhere, none = np.full((1, 1, t // rows), s // width), np.zeros((1, 1, t // rows), int)
+        ranges = Ranges(none, everywhere, none, none)
     steps = Steps(ranges, h // k)
     blocks = Blocks(tiles, steps, over_keys=True)
     given = (*in_scalar_memory(*ranges), *inputs, *(field.in_memory() for field in fields))

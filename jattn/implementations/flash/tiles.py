@@ -77,12 +77,15 @@ class Ranges(NamedTuple):
     first_whole: Int[Array | np.ndarray, "n h i"]
     length_whole: Int[Array | np.ndarray, "n h i"]
 
+    @property
+    def are_known(self) -> bool:
+        return isinstance(self.first, np.ndarray)
+
     def on_tiles(self, is_there: Any, is_whole: Any, body: Callable[[bool], None]) -> None:
         """``body(whole)`` in a kernel for a tile that is there; of each kind only where there may be such tiles."""
-        whole = self.length_whole
-        if isinstance(whole, np.ndarray) and not whole.any():
+        if self.are_known and not np.any(self.length_whole):
             pl.when(is_there)(lambda: body(False))
-        elif isinstance(whole, np.ndarray) and np.array_equal(self.length, whole):
+        elif self.are_known and np.array_equal(self.length, self.length_whole):
             pl.when(is_there)(lambda: body(True))
         else:
             pl.when(is_there & is_whole)(lambda: body(True))
@@ -157,7 +160,7 @@ def cost(ranges: Ranges, n: int, h: int, keys: int, tiles: Tiles, products: int,
     ``products`` are the features of the products of matrices, with one for each pair.
     """
     examples, heads, rows = np.shape(ranges.length)
-    if isinstance(ranges.length, np.ndarray):
+    if ranges.are_known:
         count = int(ranges.length.sum()) * (n // examples) * (h // heads)
     else:
         count = n * h * rows * keys
