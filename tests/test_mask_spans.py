@@ -23,10 +23,19 @@ BLOCKS = [(0, 1), (0, T), (1, 3), (3, T), (4, T)]
 
 def key_range(mask, start, rows: int, s: int):
     """The keys in reach of so many queries of all examples."""
-    nothing = [None] * 9
-    logits = Logits(*nothing[:6], mask.aligned(mask.lead()), *nothing[6:])
     with jax.numpy_rank_promotion("allow"):  # the fields of all examples have axes that those of a block don't have
-        return logits.key_range(start, rows, s)
+        return under(mask).key_range(start, rows, s)
+
+
+def whole_range(mask, start: int, rows: int, s: int):
+    """Keys that all of them may attend to."""
+    with jax.numpy_rank_promotion("allow"):
+        return under(mask).whole_range(start, rows, s)
+
+
+def under(mask) -> Logits:
+    nothing = [None] * 9
+    return Logits(*nothing[:6], mask.aligned(mask.lead()), *nothing[6:])
 
 
 def span(mask, start: int, stop: int, s: int):
@@ -65,6 +74,35 @@ def test_static_masks_have_static_spans(mask):
     for start, stop in BLOCKS:
         assert [type(end) for end in span(mask, start, stop, S)] == [int, int]
         assert_contains(mask, allowed, start, stop)
+
+
+@pytest.mark.parametrize("mask", EACH.values(), ids=EACH)
+@pytest.mark.every_case
+def test_what_is_whole_may_be_attended_to_by_all(mask):
+    allowed = np.asarray(mask.as_array(T, S))
+    for start, stop in BLOCKS:
+        lo, hi = map(int, whole_range(mask, start, stop - start, S))
+        assert 0 <= lo <= hi <= S
+        assert allowed[..., start:stop, lo:hi].all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (causal(), (0, 2)),
+        (sliding_window(3, 1), (0, 3)),
+        (~sliding_window(9, 0), (5, 7)),
+        (lengths(4), (0, 4)),
+        (causal() | prefix(5), (0, 5)),
+        (causal(offset=4) & lengths(5), (0, 5)),
+        (segments(jnp.array([[1, 0, 0, 0, 3]]), jnp.array([[1, 0, 0, 1, 2, 2, 0]])), (1, 3)),
+        (~causal(), (5, 7)),
+        (dense(jnp.ones((T, S), bool)), (0, 0)),
+    ],
+)
+def test_what_is_whole(mask, expected):
+    """For queries 1 to 3 of 5, of 7 keys."""
+    assert tuple(map(int, whole_range(mask, 1, 3, S))) == expected
 
 
 @pytest.mark.parametrize("mask", DATA.values(), ids=DATA)

@@ -1,11 +1,16 @@
 """The kernels, by Pallas' interpreter, against the dense definition: the same numbers and gradients."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jattn import masks
-from jattn.implementations import pallas
+from jattn import attention, masks, scores
+from jattn._engine.platform import CPU, platforms
+from jattn.bound import bind
+from jattn.implementations import choice, pallas
 from tests import ingredients
 from tests.implementations import like_dense
 from tests.ingredients import normal
@@ -56,3 +61,104 @@ def test_all_at_once():
     arguments = dict(dropout_rate=0.3, dropout_rng=jax.random.key(0), sinks=normal(15, H))
     assert_same(head_gates=normal(14, B, H), mask=masks.causal(offset=100), **arguments)
     assert_same(mask=masks.lengths(jnp.array([190, 80])), broadcast_dropout=True, **arguments)
+
+
+def test_a_bias_of_pairs_beside_a_mask_with_data():
+    assert_same(bias=normal(16, T, S), mask=masks.lengths(jnp.array([190, 80])))
+
+
+def test_lengths_of_any_axis():
+    query, key, value = normal(0, T, 1, D), normal(1, 5, 1, D), normal(2, 5, 1, E)
+    assert_same(query=query, key=key, value=value, mask=masks.causal(offset=2))
+
+
+def test_log_sum_exp_has_a_gradient():
+    query, key, value = query_key_value()
+
+    def f(query, implementation):
+        arguments = dict(mask=masks.causal(offset=3), sinks=normal(15, H))
+        return bind(query, key, value, **arguments).result(implementation, return_log_sum_exp=True).log_sum_exp
+
+    for found, expected in zip(*(jax.vjp(lambda q, name=name: f(q, name), query) for name in ("pallas", "dense"))):
+        if callable(found):
+            found, expected = found(jnp.ones((B, T, H)))[0], expected(jnp.ones((B, T, H)))[0]
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.usefixtures("unchecked")  # check_grads calls with NumPy's arrays
+def test_second_order():
+    query, key, value = normal(0, 20, 2, 3), normal(1, 130, 1, 3), normal(2, 130, 1, 2)
+
+    def loss(scale, implementation):
+        mask = masks.causal(offset=100) & masks.lengths(jnp.array(120))
+        return jnp.sum(attention(query * scale, key, value, mask=mask, implementation=implementation) ** 2)
+
+    given = jnp.arange(1.0, 4.0)
+    found, expected = (jax.jit(jax.hessian(lambda x, name=name: loss(x, name)))(given) for name in ("pallas", "dense"))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_mapped():
+    lens, given = jnp.array([190, 80]), query_key_value()
+    mapped = jax.vmap(lambda q, k, v, n: attention(q, k, v, mask=masks.lengths(n), implementation="pallas"))
+    expected = attention(*given, mask=masks.lengths(lens), implementation="dense")
+    np.testing.assert_allclose(mapped(*given, lens), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 2e-2), (jnp.float32, 2e-6)])
+def test_narrower_dtypes(dtype, tolerance):
+    narrow = [x.astype(dtype) for x in query_key_value()]
+    output = attention(*narrow, mask=masks.causal(), implementation="pallas")
+    assert output.dtype == dtype
+    expected = attention(*(x.astype(jnp.float64) for x in narrow), mask=masks.causal(), implementation="dense")
+    np.testing.assert_allclose(output.astype(jnp.float64), expected, rtol=0, atol=tolerance)
+
+
+TPU = dataclasses.replace(platforms(alone=True)["tpu"], is_known=True)
+LONG = jax.ShapeDtypeStruct((2, 1024, 2, 64), jnp.bfloat16)
+
+
+def decided(platform=TPU, like=LONG, **arguments):
+    said = []
+    jax.eval_shape(lambda x: said.append(choice.decide(bind(x, x, x, **arguments).call, None, platform)), like)
+    return said[0]
+
+
+def test_it_is_chosen_on_a_tpu():
+    with jax.enable_x64(False):
+        assert decided().implementation == "pallas"
+        assert decided(like=jax.ShapeDtypeStruct((2, 8, 2, 64), jnp.bfloat16)).implementation == "dense"
+        assert decided(CPU).implementation == "streaming"
+
+
+@pytest.mark.parametrize(
+    ("reason", "given"),
+    [
+        ("its kernels are for TPUs", {"platform": platforms(alone=True)["cuda"]}),
+        (
+            "which TPU it is for must be known: be here, or in the mesh that is set",
+            {"platform": platforms(alone=True)["tpu"]},
+        ),
+        ("a kernel can't be divided among devices by XLA", {"platform": dataclasses.replace(TPU, devices=4)}),
+        ("on a TPU it takes float32 and bfloat16", {"like": jax.ShapeDtypeStruct(LONG.shape, jnp.float16)}),
+        (
+            "on a TPU its score is the dot product, or one that is a dot product of features",
+            {"score": scores.Epanechnikov()},
+        ),
+    ],
+)
+def test_what_it_refuses(reason, given):
+    with jax.enable_x64(False):
+        said = decided(**given)
+    assert said.refused["pallas"] == reason
+    assert said.implementation == "streaming"
+
+
+def test_positions_in_64_bits_are_refused():
+    assert decided().refused["pallas"] == "on a TPU there are no positions in 64 bits, as under jax_enable_x64"
+
+
+def test_its_interpreter_knows_of_no_mesh():
+    given = query_key_value()
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))), pytest.raises(ValueError, match="'pallas': its interpreter"):
+        attention(*given, implementation="pallas")
