@@ -24,11 +24,11 @@ def test_what_is_chosen_compiles(name: str) -> None:
         found = row["jattn"]
         assert "refused" not in found
         assert found["seconds"] < 30
-        if name not in BY_PAIR and row["chosen"] == "pallas":
+        if row["chosen"] == "pallas" and name not in (
+            "an array",
+            "Gaussian",
+        ):  # which are not linear, or stream as well
             arguments = sum(math.prod(x.shape) * x.dtype.itemsize for x in CASES[name].arrays())
-            assert found["scratch"] <= 1.5 * arguments
+            assert found["scratch"] <= 2 * arguments
         if "splash" in row and "refused" not in row["splash"]:
-            assert found["scratch"] <= max(row["splash"]["scratch"], targets.MIB)
-
-
-BY_PAIR = {"an array"}  # which is not linear itself
+            assert found["scratch"] <= row["splash"]["scratch"]

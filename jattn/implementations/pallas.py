@@ -91,8 +91,10 @@ def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result
         attended = jnp.moveaxis(attended, 2, 1)
     arrays = [x.reshape(n, *x.shape[-3:]) for x in (logits.query, logits.key, value)]
     *features, score = prepared(logits.score, arrays, attended, platform)
+    by_side = all(x.shape[-1] % _LANES == 0 for x in features)
     query, key, value = (
-        _padded(jnp.moveaxis(x, 2, 1), 2, step) for x, step in zip(features, (rows, width, width), strict=True)
+        _padded(x.reshape(n, x.shape[1], -1) if by_side else jnp.moveaxis(x, 2, 1), -2, step)
+        for x, step in zip(features, (rows, width, width), strict=True)
     )
     without = dataclasses.replace(logits, query=None, key=None, score=None, sinks=None)
     rules = without.in_kernel().aligned(len(batch)).by_head(batch, h, 1)
@@ -100,14 +102,15 @@ def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result
     fields, call_of = _fields(call, rules, score, n, h)
     # The share that sinks leave is a factor on it.
     dtype = call.output_dtype if logits.sinks is None else at_least_float32(value)
-    tiles = flash.Tiles(t, s, rows, width, call_of, dtype, interpret=platform.is_cpu)
+    tiles = flash.Tiles(t, s, rows, width, h, k, by_side, call_of, dtype, interpret=platform.is_cpu)
     output, log_sum_exp = flash.flash(
         *(query, key, value),
         [flash.Field(*field) for field in fields],
         flash.Ranges(*_ranges(rules, t, s, rows, width)),
         tiles,
     )
-    output = jnp.moveaxis(output[:, :, :t], 1, 2).reshape(*batch, t, h, -1)
+    output = output[..., :t, :] if by_side else jnp.moveaxis(output[..., :t, :], 1, 2)
+    output = output.reshape(*batch, t, h, -1)
     log_sum_exp = log_sum_exp[:, :, :t].reshape(*batch, h, t)
     sinks = logits.sinks_of_rows()
     if sinks is not None:
@@ -187,7 +190,7 @@ def _ranges(rules: Logits, t: int, s: int, rows: int, width: int) -> tuple[Any, 
 
 def _padded(x: Array, axis: int, step: int) -> Array:
     """As many as fill whole blocks, by some like the last, which make sense to any formula."""
-    more = -x.shape[axis] % step
+    more, axis = -x.shape[axis] % step, axis % x.ndim
     return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)], mode="edge") if more else x
 
 

@@ -1,13 +1,14 @@
 """The kernels, by Pallas' interpreter, against the dense definition: the same numbers and gradients."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jattn import attention, masks, scores
+from jattn import attention, biases, masks, scores
 from jattn._engine.platform import CPU, platforms
 from jattn.bound import bind
 from jattn.implementations import choice, pallas
@@ -79,10 +80,18 @@ def test_log_sum_exp_has_a_gradient():
         arguments = dict(mask=masks.causal(offset=3), sinks=normal(15, H))
         return bind(query, key, value, **arguments).result(implementation, return_log_sum_exp=True).log_sum_exp
 
-    for found, expected in zip(*(jax.vjp(lambda q, name=name: f(q, name), query) for name in ("pallas", "dense"))):
-        if callable(found):
-            found, expected = found(jnp.ones((B, T, H)))[0], expected(jnp.ones((B, T, H)))[0]
-        np.testing.assert_allclose(found, expected, atol=1e-12)
+    (found, pull), (expected, pull_expected) = (
+        jax.vjp(functools.partial(f, implementation=name), query) for name in ("pallas", "dense")
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(pull(found)[0], pull_expected(expected)[0], atol=1e-12)
+
+
+def test_heads_side_by_side():
+    """Of whole vectors of features, which are not copied heads first."""
+    query, key, value = normal(0, B, T, H, 128), normal(1, B, S, K, 128), normal(2, B, S, K, 128)
+    arguments = dict(dropout_rate=0.3, dropout_rng=jax.random.key(0), bias=biases.alibi(normal(26, H) ** 2))
+    assert_same(query=query, key=key, value=value, mask=masks.causal(offset=100), **arguments)
 
 
 @pytest.mark.usefixtures("unchecked")  # check_grads calls with NumPy's arrays

@@ -5,7 +5,7 @@ a bias is in a kernel by being a formula. Rows are averaged as their tiles come,
 memory.
 
 Axes beyond the usual: n example · i block of queries · j block of keys · r query rows of a block · w keys of a block.
-Heads come before positions, ``n h t d``; the fields of a call are ``n h 1 t s`` and their own.
+Queries, keys and values are ``n t hd`` or, heads first, ``n h t d``; the fields of a call ``n h 1 t s`` and their own.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,13 @@ __all__ = ["Field", "Ranges", "Tiles", "flash"]
 
 
 def flash(
-    query: Float[Array, "n h t c"],
-    key: Float[Array, "n k s d"],
-    value: Float[Array, "n k s e"],
+    query: Float[Array, "n *ht c"],
+    key: Float[Array, "n *ks d"],
+    value: Float[Array, "n *ks e"],
     fields: list[Field],
     ranges: Ranges,
     tiles: Tiles,
-) -> tuple[Float[Array, "n h t e"], Float[Array, "n h t"]]:
+) -> tuple[Float[Array, "n *ht _"], Float[Array, "n h t"]]:
     """The output, and the logarithm of the sum under the softmax: minus infinity for a query that attends to nothing.
 
     Queries, keys and fields are padded to whole blocks. There is a kernel for each pass of reverse mode; derivatives of

@@ -37,9 +37,9 @@ _PARALLEL, _ARBITRARY = pltpu.GridDimensionSemantics.PARALLEL, pltpu.GridDimensi
 
 
 def backward(
-    query: Float[Array, "n h t c"],
-    key: Float[Array, "n k s d"],
-    value: Float[Array, "n k s e"],
+    query: Float[Array, "n *ht c"],
+    key: Float[Array, "n *ks d"],
+    value: Float[Array, "n *ks e"],
     fields: list[Field],
     ranges: Ranges,
     tiles: Tiles,
@@ -47,11 +47,11 @@ def backward(
     cotangents: tuple[Array, Array],
 ) -> tuple[Array, Array, Array, list[Array]]:
     """Those of query, key, value, and of the fields that are learned."""
-    n, h, t, _ = query.shape
     (output, log_sum_exp), (of_output, of_log_sum_exp) = result, cotangents
     dtype = log_sum_exp.dtype
-    mean = jnp.sum(output.astype(dtype) * of_output.astype(dtype), axis=-1) - of_log_sum_exp
-    of_rows = (x.reshape(n, h, t // tiles.rows, 1, tiles.rows) for x in (log_sum_exp, mean))
+    products = tiles.heads_first(output.astype(dtype) * of_output.astype(dtype), tiles.heads)
+    mean = jnp.sum(products, axis=-1) - of_log_sum_exp
+    of_rows = (x.reshape(*x.shape[:2], -1, 1, tiles.rows) for x in (log_sum_exp, mean))
     inputs = (query, key, value, of_output.astype(value.dtype), *of_rows)
     learned = [i for i, field in enumerate(fields) if field.is_learned]
     by_key = [i for i in learned if fields[i].has("s") and not fields[i].has("t")]
@@ -67,8 +67,9 @@ def _over_keys(
 ) -> tuple[Array, list[Array]]:
     """Gradients of the queries, and of the wanted fields, for each example and head."""
     query, key, value, *_ = inputs
-    (n, h, t, c), (_, k, s, _) = query.shape, key.shape
-    e, rows, width, dtype = value.shape[-1], tiles.rows, tiles.width, inputs[-1].dtype
+    h, k, rows, width, dtype = tiles.heads, tiles.key_heads, tiles.rows, tiles.width, inputs[-1].dtype
+    n, t, s = query.shape[0], query.shape[-2], key.shape[-2]
+    c, e = tiles.features(query, h), tiles.features(value, k)
     if any(fields[i].has("t") and fields[i].has("s") for i in wanted):  # each tile's own is written, and so computed
         everywhere, none = np.full((1, 1, t // rows), s // width), np.zeros((1, 1, t // rows), int)
         ranges = Ranges(none, everywhere, none, none)
@@ -99,7 +100,7 @@ def _over_keys(
 
         @pl.when(step == pl.num_programs(3) - 1)
         def _() -> None:
-            of_query[0, 0] = total[...].astype(of_query.dtype)
+            of_query[...] = total[...].astype(of_query.dtype)
 
     shapes = [_shape_of_each(fields[i], n, h) for i in wanted]
     of_query, *of_fields = pl.pallas_call(
@@ -109,7 +110,7 @@ def _over_keys(
             grid=(n, h, t // rows, most_of(ranges.length, s // width)),
             in_specs=_in_specs(blocks, inputs, fields, tiles),
             out_specs=[
-                blocks.of_rows(1, 1, rows, c),
+                blocks.of_queries(c),
                 *(blocks.of_part(fields[i], shape) for i, shape in zip(wanted, shapes, strict=True)),
             ],
             scratch_shapes=[pltpu.VMEM((rows, c), dtype)],
@@ -131,8 +132,9 @@ def _over_queries(
 ) -> tuple[Array, Array, list[Array]]:
     """Gradients of keys and values, and of the wanted fields, which have one for each key."""
     query, key, value, *_ = inputs
-    (n, h, t, _), (_, k, s, d) = query.shape, key.shape
-    g, e, rows, width, dtype = h // k, value.shape[-1], tiles.rows, tiles.width, inputs[-1].dtype
+    h, k, rows, width, dtype = tiles.heads, tiles.key_heads, tiles.rows, tiles.width, inputs[-1].dtype
+    n, t, s, g = query.shape[0], query.shape[-2], key.shape[-2], h // k
+    d, e = tiles.features(key, k), tiles.features(value, k)
     first_row, rows_there = _queries_of(ranges, s // width)
     steps = Steps(ranges, g)
     blocks = Blocks(tiles, steps, over_keys=False)
@@ -164,7 +166,7 @@ def _over_queries(
 
         @pl.when((member == g - 1) & (step == pl.num_programs(4) - 1))
         def _() -> None:
-            of_key[0, 0], of_value[0, 0] = of_keys[...].astype(of_key.dtype), of_values[...].astype(of_value.dtype)
+            of_key[...], of_value[...] = of_keys[...].astype(of_key.dtype), of_values[...].astype(of_value.dtype)
 
     shapes = [_shape_of_each(fields[i], n, h) for i in wanted]
     of_key, of_value, *of_fields = pl.pallas_call(
@@ -174,7 +176,7 @@ def _over_queries(
             grid=(n, k, s // width, g, most_of(rows_there, t // rows)),
             in_specs=_in_specs(blocks, inputs, fields, tiles),
             out_specs=[
-                *(blocks.of_keys(1, 1, width, features) for features in (d, e)),
+                *(blocks.of_keys(features) for features in (d, e)),
                 *(blocks.of_part(fields[i], shape) for i, shape in zip(wanted, shapes, strict=True)),
             ],
             scratch_shapes=[pltpu.VMEM((width, features), dtype) for features in (d, e)],
@@ -197,8 +199,8 @@ class _Tile:
     def __init__(
         self, arrays: Any, beside: Any, fields: list[Field], place: tuple[Any, Any], tiles: Tiles, whole: bool
     ) -> None:
-        self.query, self.key, self.value, self.of_output = (ref[0, 0] for ref in arrays[:4])
-        self.log_sum_exp, self.mean = (_column(ref[0, 0, 0]) for ref in arrays[4:])
+        self.query, self.key, self.value, self.of_output = (ref[...] for ref in arrays[:4])
+        self.log_sum_exp, self.mean = (_column(ref[...]) for ref in arrays[4:])
         self.values = [field.value(ref) for field, ref in zip(fields, beside, strict=True)]
         self.tiles, self.place, self.whole = tiles, place, whole
 
@@ -243,13 +245,13 @@ def _column(x: Float[Array, "1 r"]) -> Float[Array, "r 1"]:
 
 def _in_specs(blocks: Blocks, inputs: tuple[Array, ...], fields: list[Field], tiles: Tiles) -> list[pl.BlockSpec]:
     query, key, value, of_output, *_ = inputs
-    rows, width = tiles.rows, tiles.width
+    features = tiles.features
     return [
-        blocks.of_rows(1, 1, rows, query.shape[-1]),
-        blocks.of_keys(1, 1, width, key.shape[-1]),
-        blocks.of_keys(1, 1, width, value.shape[-1]),
-        blocks.of_rows(1, 1, rows, of_output.shape[-1]),
-        *(blocks.of_rows(1, 1, 1, 1, rows) for _ in range(2)),
+        blocks.of_queries(features(query, tiles.heads)),
+        blocks.of_keys(features(key, tiles.key_heads)),
+        blocks.of_keys(features(value, tiles.key_heads)),
+        blocks.of_queries(features(of_output, tiles.heads)),
+        *(blocks.of_rows() for _ in range(2)),
         *map(blocks.of_field, fields),
     ]
 

@@ -28,17 +28,17 @@ __all__ = ["forward"]
 
 
 def forward(
-    query: Float[Array, "n h t c"],
-    key: Float[Array, "n k s d"],
-    value: Float[Array, "n k s e"],
+    query: Float[Array, "n *ht c"],
+    key: Float[Array, "n *ks d"],
+    value: Float[Array, "n *ks e"],
     fields: list[Field],
     ranges: Ranges,
     tiles: Tiles,
-) -> tuple[Float[Array, "n h t e"], Float[Array, "n h t"]]:
+) -> tuple[Float[Array, "n *ht _"], Float[Array, "n h t"]]:
     """The output, and the log-sum-exp."""
-    n, h, t, c = query.shape
-    _, k, s, d = key.shape
-    e, rows, width = value.shape[-1], tiles.rows, tiles.width
+    h, k, rows, width = tiles.heads, tiles.key_heads, tiles.rows, tiles.width
+    n, t, s = query.shape[0], query.shape[-2], key.shape[-2]
+    c, d, e = (tiles.features(x, heads) for x, heads in ((query, h), (key, k), (value, k)))
     dtype = at_least_float32(query, key, value)
     steps = Steps(ranges, h // k)
     blocks = Blocks(tiles, steps, over_keys=True)
@@ -60,14 +60,14 @@ def forward(
 
         def join(whole: bool) -> None:
             call = tiles.call_of([field.value(ref) for field, ref in zip(fields, beside, strict=True)])
-            x = tile_of(call, q[0, 0], k[0, 0], i, j, tiles, whole)
+            x = tile_of(call, q[...], k[...], i, j, tiles, whole)
             before = largest[...][:, :1]
             peak = jnp.maximum(before, jnp.max(x, axis=1, keepdims=True))
             floor = jnp.where(peak == -jnp.inf, 0, peak)
             exponentials, shrink = jnp.exp(x - floor), jnp.exp(before - floor)
             sums = total[...][:, :1] * shrink + jnp.sum(exponentials, axis=1, keepdims=True)
             weights = kept(call, exponentials, i, j, tiles).astype(v.dtype)
-            average[...] = average[...] * shrink + product(weights, v[0, 0], (1, 0), dtype)
+            average[...] = average[...] * shrink + product(weights, v[...], (1, 0), dtype)
             largest[...], total[...] = (jnp.broadcast_to(y, (rows, LANES)) for y in (peak, sums))
 
         is_whole = steps.is_among(first_whole, length_whole, place, j)
@@ -76,8 +76,8 @@ def forward(
         @pl.when(step == pl.num_programs(3) - 1)
         def _() -> None:
             sums = total[...]
-            output[0, 0] = (average[...] / jnp.where(sums == 0, 1, sums)[:, :1]).astype(output.dtype)
-            log_sum_exp[0, 0, 0] = (largest[...] + jnp.log(sums)).T[:1]
+            output[...] = (average[...] / jnp.where(sums == 0, 1, sums)[:, :1]).astype(output.dtype)
+            log_sum_exp[...] = (largest[...] + jnp.log(sums)).T[:1]
 
     output, log_sum_exp = pl.pallas_call(
         kernel,
@@ -85,17 +85,17 @@ def forward(
             num_scalar_prefetch=4,
             grid=(n, h, t // rows, most_of(ranges.length, s // width)),
             in_specs=[
-                blocks.of_rows(1, 1, rows, c),
-                blocks.of_keys(1, 1, width, d),
-                blocks.of_keys(1, 1, width, e),
+                blocks.of_queries(c),
+                blocks.of_keys(d),
+                blocks.of_keys(e),
                 *map(blocks.of_field, fields),
             ],
-            out_specs=[blocks.of_rows(1, 1, rows, e), blocks.of_rows(1, 1, 1, 1, rows)],
+            out_specs=[blocks.of_queries(e), blocks.of_rows()],
             # Vectors are as wide as a TPU's, so that a number for each row is a row of them.
             scratch_shapes=[pltpu.VMEM((rows, columns), dtype) for columns in (LANES, LANES, e)],
         ),
         out_shape=[
-            shaped((n, h, t, e), tiles.output, *inputs),
+            shaped(tiles.shape(n, t, h, e), tiles.output, *inputs),
             shaped((n, h, t // rows, 1, rows), dtype, *inputs),
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),

@@ -17,14 +17,13 @@ __all__ = ["plain"]
 
 
 def plain(
-    query: Float[Array, "n h t c"],
-    key: Float[Array, "n k s d"],
-    value: Float[Array, "n k s e"],
+    query: Float[Array, "n *ht c"],
+    key: Float[Array, "n *ks d"],
+    value: Float[Array, "n *ks e"],
     fields: list[Field],
     tiles: Tiles,
-) -> tuple[Float[Array, "n h t e"], Float[Array, "n h t"]]:
+) -> tuple[Float[Array, "n *ht _"], Float[Array, "n h t"]]:
     """The output, and the log-sum-exp."""
-    h, k = query.shape[1], key.shape[1]
 
     def of_head(xs: Any) -> Any:
         query, key, value, values = xs
@@ -45,5 +44,10 @@ def plain(
     def of_example(xs: Any) -> Any:
         return broadcast_map(of_head, xs, one_by_one)
 
-    key, value = (jnp.repeat(x, h // k, axis=1) for x in (key, value))
-    return broadcast_map(of_example, (query, key, value, [field.array for field in fields]), one_by_one)
+    queries = tiles.heads_first(query, tiles.heads)
+    keys, values = (
+        jnp.repeat(tiles.heads_first(x, tiles.key_heads), tiles.heads // tiles.key_heads, axis=1) for x in (key, value)
+    )
+    arrays = [field.array for field in fields]
+    output, log_sum_exp = broadcast_map(of_example, (queries, keys, values, arrays), one_by_one)
+    return tiles.as_given(output), log_sum_exp

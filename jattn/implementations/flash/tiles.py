@@ -100,9 +100,28 @@ class Tiles:
     s: int
     rows: int
     width: int
+    heads: int
+    key_heads: int
+    # Whether arrays are ``n t hc``: where the features of a head are whole vectors, a block of one can be cut out, and
+    # no array need be copied heads first, ``n h t c``.
+    side_by_side: bool
     call_of: Callable[[Sequence[Any]], Call]  # out of the fields' values
     output: Any  # its dtype
     interpret: bool = False
+
+    def features(self, x: Any, heads: int) -> int:
+        """Of one head."""
+        return int(x.shape[-1]) // heads if self.side_by_side else int(x.shape[-1])
+
+    def shape(self, n: int, length: int, heads: int, features: int) -> tuple[int, ...]:
+        return (n, length, heads * features) if self.side_by_side else (n, heads, length, features)
+
+    def heads_first(self, x: Array, heads: int) -> Array:
+        return jnp.moveaxis(x.reshape(*x.shape[:2], heads, -1), 2, 1) if self.side_by_side else x
+
+    def as_given(self, x: Array) -> Array:
+        """Out of heads first."""
+        return jnp.moveaxis(x, 1, 2).reshape(x.shape[0], x.shape[2], -1) if self.side_by_side else x
 
 
 def tile_of(
@@ -160,10 +179,8 @@ def cost(ranges: Ranges, n: int, h: int, keys: int, tiles: Tiles, products: int,
     ``products`` are the features of the products of matrices, with one for each pair.
     """
     examples, heads, rows = np.shape(ranges.length)
-    if ranges.are_known:
-        count = int(ranges.length.sum()) * (n // examples) * (h // heads)
-    else:
-        count = n * h * rows * keys
+    each = int(ranges.length.sum()) if ranges.are_known else examples * heads * rows * keys
+    count = each * (n // examples) * (h // heads)
     pairs = count * tiles.rows * tiles.width
     return pl.CostEstimate(flops=2 * pairs * products, transcendentals=pairs, bytes_accessed=bytes_read)
 
@@ -219,13 +236,21 @@ class Blocks:
 
         return lambda *shape: pl.BlockSpec(shape, by_step)
 
-    def of_rows(self, *shape: int) -> pl.BlockSpec:
-        """Of what there is for each query, ``n h t ...`` or ``n h i ...``"""
-        return self.of(lambda n, h, i, j: (n, h, i, *(0,) * (len(shape) - 3)))(*shape)
+    def of_queries(self, features: int) -> pl.BlockSpec:
+        """Of what has features for each query: a tile's own are ``r c``."""
+        if self.tiles.side_by_side:
+            return self.of(lambda n, h, i, j: (n, i, h))(None, self.tiles.rows, features)
+        return self.of(lambda n, h, i, j: (n, h, i, 0))(None, None, self.tiles.rows, features)
 
-    def of_keys(self, *shape: int) -> pl.BlockSpec:
-        """Of what there is for each key, ``n k s ...``"""
-        return self.of(lambda n, h, i, j: (n, self.steps.key_head(h), j, 0))(*shape)
+    def of_keys(self, features: int) -> pl.BlockSpec:
+        """Likewise for each key."""
+        if self.tiles.side_by_side:
+            return self.of(lambda n, h, i, j: (n, j, self.steps.key_head(h)))(None, self.tiles.width, features)
+        return self.of(lambda n, h, i, j: (n, self.steps.key_head(h), j, 0))(None, None, self.tiles.width, features)
+
+    def of_rows(self) -> pl.BlockSpec:
+        """Of one number for each query, ``n h i 1 r``."""
+        return self.of(lambda n, h, i, j: (n, h, i, 0, 0))(None, None, None, 1, self.tiles.rows)
 
     def of_field(self, field: Field) -> pl.BlockSpec:
         if not field.is_number:
