@@ -199,14 +199,14 @@ class Relative(Bias):
         by_distance = jnp.take(table, buckets, axis=-1)
         return look_up(by_distance, jnp.clip(grid.key - grid.query, -far, far) + far)
 
-    def in_kernel(self) -> "Steps":
+    def in_kernel(self) -> "RelativeByChoice":
         distances = np.arange(-self.max_distance, self.max_distance + 1)
         buckets = relative_bucket(distances, self.table.shape[0], self.bidirectional, self.max_distance)
         changes = np.flatnonzero(np.diff(buckets, prepend=-1))
-        return Steps(self.table, tuple((int(distances[i]), int(buckets[i])) for i in changes))
+        return RelativeByChoice(self.table, tuple((int(distances[i]), int(buckets[i])) for i in changes))
 
 
-class Steps(Bias):
+class RelativeByChoice(Bias):
     """`Relative` as a choice between numbers, for each bucket, from the one that keys farthest before a query have."""
 
     table: Array = over("nh")

@@ -93,12 +93,12 @@ def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result
     *features, score = prepared(logits.score, arrays, attended, platform)
     by_side = all(x.shape[-1] % _LANES == 0 for x in features)
     query, key, value = (
-        _padded(x.reshape(n, x.shape[1], -1) if by_side else jnp.moveaxis(x, 2, 1), -2, step)
+        _in_whole_blocks(x.reshape(n, x.shape[1], -1) if by_side else jnp.moveaxis(x, 2, 1), -2, step)
         for x, step in zip(features, (rows, width, width), strict=True)
     )
     without = dataclasses.replace(logits, query=None, key=None, score=None, sinks=None)
     rules = without.in_kernel().aligned(len(batch)).by_head(batch, h, 1)
-    rules = rules.map_fields(functools.partial(_padded_field, rows=rows, width=width))
+    rules = rules.map_fields(functools.partial(_field_in_whole_blocks, rows=rows, width=width))
     fields, call_of = _fields(call, rules, score, n, h)
     # The share that sinks leave is a factor on it.
     dtype = call.output_dtype if logits.sinks is None else at_least_float32(value)
@@ -188,14 +188,14 @@ def _ranges(rules: Logits, t: int, s: int, rows: int, width: int) -> tuple[Any, 
     return in_blocks(broadcast_map(of_example, rules, side_by_side), jnp)
 
 
-def _padded(x: Array, axis: int, step: int) -> Array:
+def _in_whole_blocks(x: Array, axis: int, step: int) -> Array:
     """As many as fill whole blocks, by some like the last, which make sense to any formula."""
     more, axis = -x.shape[axis] % step, axis % x.ndim
     return jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)], mode="edge") if more else x
 
 
-def _padded_field(name: str, axes: str | None, x: Any, *, rows: int, width: int) -> Any:
+def _field_in_whole_blocks(name: str, axes: str | None, x: Any, *, rows: int, width: int) -> Any:
     for letter, step in (("t", rows), ("s", width)):
         if axes is not None and x.shape[axis := x.ndim + axis_of(letter, axes)] != 1:
-            x = _padded(x, axis, step)
+            x = _in_whole_blocks(x, axis, step)
     return x

@@ -122,7 +122,8 @@ def test_explain():
     assert str(said) == (
         "ulysses: it sends the least, 2,112 bytes from a device; dense computes what has met.\n"
         "not merge: the queries are divided, too.\n"
-        "not cudnn: it needs an NVIDIA GPU, Ampere or newer."
+        "not cudnn: it needs an NVIDIA GPU, Ampere or newer.\n"
+        "not pallas: its interpreter knows of no mesh."
     )
     assert explained(4, *tokens(), implementation="ring").reason == "it was asked for; dense computes what has met"
 

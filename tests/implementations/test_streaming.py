@@ -38,9 +38,12 @@ def query_key_value() -> tuple[jax.Array, jax.Array, jax.Array]:
     return normal(0, B, T, H, D), normal(1, B, S, K, D), normal(2, B, S, K, E)
 
 
+def named_inputs() -> dict[str, jax.Array]:
+    return dict(zip(("query", "key", "value"), query_key_value(), strict=True))
+
+
 def assert_same(**arguments) -> None:
-    given = dict(zip(("query", "key", "value"), query_key_value(), strict=True)) | arguments
-    like_dense.assert_same("streaming", **given)
+    like_dense.assert_same("streaming", **(named_inputs() | arguments))
 
 
 @pytest.mark.parametrize("name", ingredients.each_mask(B, H, T, S))

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jattn.implementations.flash.backward import backward
-from jattn.implementations.flash.forward import forward
-from jattn.implementations.flash.plain import plain
+from jattn.implementations.flash.backward import run_backward
+from jattn.implementations.flash.forward import run_forward
+from jattn.implementations.flash.plain import run_plain
 from jattn.implementations.flash.tiles import Field, Ranges, Tiles
 
 __all__ = ["Field", "Ranges", "Tiles", "flash"]
@@ -48,14 +48,14 @@ def flash(
     by_data = None if ranges.are_known else ranges
 
     def of_kernel(q: Array, k: Array, v: Array, parameters: Any, others: Any, by_data: Ranges | None) -> Any:
-        return forward(q, k, v, joined(parameters, others), by_data or ranges, tiles)
+        return run_forward(q, k, v, joined(parameters, others), by_data or ranges, tiles)
 
     def of_jax(q: Array, k: Array, v: Array, parameters: Any, others: Any, by_data: Ranges | None) -> Any:
-        return plain(q, k, v, joined(parameters, others), tiles)
+        return run_plain(q, k, v, joined(parameters, others), tiles)
 
     def gradients_of_kernel(arguments: Any, result: Any, cotangents: Any) -> Any:
         q, k, v, parameters, others, by_data = arguments
-        return backward(q, k, v, joined(parameters, others), by_data or ranges, tiles, result, cotangents)
+        return run_backward(q, k, v, joined(parameters, others), by_data or ranges, tiles, result, cotangents)
 
     def gradients_of_jax(arguments: Any, result: Any, cotangents: Any) -> Any:
         return jax.vjp(lambda *learned: of_jax(*learned, *arguments[4:]), *arguments[:4])[1](cotangents)
@@ -64,11 +64,11 @@ def flash(
     backward_pass = _with_derivative_of(gradients_of_jax, gradients_of_kernel)
     attend = jax.custom_vjp(forward_pass)
 
-    def kept(*arguments: Any) -> Any:
+    def with_residuals(*arguments: Any) -> Any:
         result = forward_pass(*arguments)
         return result, (arguments, result)
 
-    attend.defvjp(kept, lambda residuals, cotangents: (*backward_pass(*residuals, cotangents), None, None))
+    attend.defvjp(with_residuals, lambda residuals, cotangents: (*backward_pass(*residuals, cotangents), None, None))
     arrays = [field.array for field in fields]
     parameters = [x for x, is_learned in zip(arrays, learned, strict=True) if is_learned]
     others = [x for x, is_learned in zip(arrays, learned, strict=True) if not is_learned]

@@ -19,24 +19,24 @@ from jattn.implementations.flash.tiles import (
     LANES,
     Blocks,
     Field,
+    Loop,
     Ranges,
-    Steps,
     Tiles,
+    after_dropout,
     cost,
     in_scalar_memory,
-    kept,
     most_of,
     product,
     shaped,
     tile_of,
 )
 
-__all__ = ["backward"]
+__all__ = ["run_backward"]
 
 _PARALLEL, _ARBITRARY = pltpu.GridDimensionSemantics.PARALLEL, pltpu.GridDimensionSemantics.ARBITRARY
 
 
-def backward(
+def run_backward(
     query: Float[Array, "n *ht c"],
     key: Float[Array, "n *ks d"],
     value: Float[Array, "n *ks e"],
@@ -49,8 +49,7 @@ def backward(
     """Those of query, key, value, and of the fields that are learned."""
     (output, log_sum_exp), (of_output, of_log_sum_exp) = result, cotangents
     dtype = log_sum_exp.dtype
-    products = tiles.heads_first(output.astype(dtype) * of_output.astype(dtype), tiles.heads)
-    mean = jnp.sum(products, axis=-1) - of_log_sum_exp
+    mean = tiles.sum_of_features(output.astype(dtype) * of_output.astype(dtype), tiles.heads) - of_log_sum_exp
     of_rows = (x.reshape(*x.shape[:2], -1, 1, tiles.rows) for x in (log_sum_exp, mean))
     inputs = (query, key, value, of_output.astype(value.dtype), *of_rows)
     learned = [i for i, field in enumerate(fields) if field.is_learned]
@@ -73,20 +72,20 @@ def _over_keys(
     if any(fields[i].has("t") and fields[i].has("s") for i in wanted):  # each tile's own is written, and so computed
         everywhere, none = np.full((1, 1, t // rows), s // width), np.zeros((1, 1, t // rows), int)
         ranges = Ranges(none, everywhere, none, none)
-    steps = Steps(ranges, h // k)
-    blocks = Blocks(tiles, steps, over_keys=True)
+    loop = Loop(ranges, h // k)
+    blocks = Blocks(tiles, loop, over_keys=True)
     given = (*in_scalar_memory(*ranges), *inputs, *(field.in_memory() for field in fields))
 
     def kernel(first: Any, length: Any, first_whole: Any, length_whole: Any, *refs: Any) -> None:
         arrays, beside, (of_query, *of_fields, total) = refs[:6], refs[6 : 6 + len(fields)], refs[6 + len(fields) :]
         example, head, i, step = (pl.program_id(axis) for axis in range(4))
         place = example, head, i
-        j = steps.block(first, length, place, step)
-        _start(step == 0, total)
+        j = loop.block(first, length, place, step)
+        _zeros_where(step == 0, total)
         for field, x in zip(
             [fields[at] for at in wanted], of_fields, strict=True
         ):  # of a tile, a block, the whole head
-            _start(True if field.has("s") else (step == 0) if field.has("t") else (step == 0) & (i == 0), x)
+            _zeros_where(True if field.has("s") else (step == 0) if field.has("t") else (step == 0) & (i == 0), x)
 
         def add(whole: bool) -> None:
             tile = _Tile(arrays, beside, fields, (i, j), tiles, whole)
@@ -95,8 +94,8 @@ def _over_keys(
             for x, gradient in zip(of_fields, of_wanted, strict=True):
                 x[0, 0] += jnp.broadcast_to(gradient.astype(dtype), x.shape[2:])
 
-        is_whole = steps.is_among(first_whole, length_whole, place, j)
-        ranges.on_tiles(step < steps.at(length, place), is_whole, add)
+        is_whole = loop.is_among(first_whole, length_whole, place, j)
+        ranges.on_tiles(step < loop.at(length, place), is_whole, add)
 
         @pl.when(step == pl.num_programs(3) - 1)
         def _() -> None:
@@ -119,7 +118,7 @@ def _over_keys(
             shaped(query.shape, query.dtype, *given),
             *(shaped(shape, dtype, *given) for shape in shapes),
         ],
-        compiler_params=_one_after_the_other(2 if wanted else 3, 4),
+        compiler_params=_in_order_from(2 if wanted else 3, 4),
         cost_estimate=cost(ranges, n, h, s // width, tiles, 2 * c + e, sum(x.nbytes for x in given)),
         interpret=tiles.interpret,
         name="flash_backward_queries",
@@ -136,8 +135,8 @@ def _over_queries(
     n, t, s, g = query.shape[0], query.shape[-2], key.shape[-2], h // k
     d, e = tiles.features(key, k), tiles.features(value, k)
     first_row, rows_there = _queries_of(ranges, s // width)
-    steps = Steps(ranges, g)
-    blocks = Blocks(tiles, steps, over_keys=False)
+    loop = Loop(ranges, g)
+    blocks = Blocks(tiles, loop, over_keys=False)
     given = (*in_scalar_memory(*ranges, first_row, rows_there), *inputs, *(field.in_memory() for field in fields))
 
     def kernel(first: Any, length: Any, first_whole: Any, length_whole: Any, *refs: Any) -> None:
@@ -145,12 +144,12 @@ def _over_queries(
         beside, (of_key, of_value, *of_fields, of_keys, of_values) = rest[: len(fields)], rest[len(fields) :]
         example, key_head, j, member, step = (pl.program_id(axis) for axis in range(5))
         head = key_head * g + member
-        i = steps.block(first_row, rows_there, (example, head, j), step)
+        i = loop.block(first_row, rows_there, (example, head, j), step)
         place = example, head, i
         for x in (of_keys, of_values):
-            _start((member == 0) & (step == 0), x)
+            _zeros_where((member == 0) & (step == 0), x)
         for x in of_fields:
-            _start(step == 0, x)
+            _zeros_where(step == 0, x)
 
         def add(whole: bool) -> None:
             tile = _Tile(arrays, beside, fields, (i, j), tiles, whole)
@@ -160,9 +159,9 @@ def _over_queries(
             for x, gradient in zip(of_fields, of_wanted, strict=True):
                 x[0, 0] += jnp.broadcast_to(gradient.astype(dtype), x.shape[2:])
 
-        is_there = step < steps.at(rows_there, (example, head, j))
-        is_there &= steps.is_among(first, length, place, j)
-        ranges.on_tiles(is_there, steps.is_among(first_whole, length_whole, place, j), add)
+        is_there = step < loop.at(rows_there, (example, head, j))
+        is_there &= loop.is_among(first, length, place, j)
+        ranges.on_tiles(is_there, loop.is_among(first_whole, length_whole, place, j), add)
 
         @pl.when((member == g - 1) & (step == pl.num_programs(4) - 1))
         def _() -> None:
@@ -185,7 +184,7 @@ def _over_queries(
             *(shaped(x.shape, x.dtype, *given) for x in (key, value)),
             *(shaped(shape, dtype, *given) for shape in shapes),
         ],
-        compiler_params=_one_after_the_other(3, 5),
+        compiler_params=_in_order_from(3, 5),
         cost_estimate=cost(ranges, n, h, s // width, tiles, 2 * d + 2 * e, sum(x.nbytes for x in given)),
         interpret=tiles.interpret,
         name="flash_backward_keys",
@@ -200,7 +199,7 @@ class _Tile:
         self, arrays: Any, beside: Any, fields: list[Field], place: tuple[Any, Any], tiles: Tiles, whole: bool
     ) -> None:
         self.query, self.key, self.value, self.of_output = (ref[...] for ref in arrays[:4])
-        self.log_sum_exp, self.mean = (_column(ref[...]) for ref in arrays[4:])
+        self.log_sum_exp, self.mean = (_as_column(ref[...]) for ref in arrays[4:])
         self.values = [field.value(ref) for field, ref in zip(fields, beside, strict=True)]
         self.tiles, self.place, self.whole = tiles, place, whole
 
@@ -227,10 +226,10 @@ class _Tile:
         return product(self._kept(self.weights).astype(self.value.dtype), self.of_output, (0, 0), self.weights.dtype)
 
     def _kept(self, x: Array) -> Array:
-        return kept(self.tiles.call_of(self.values), x, *self.place, self.tiles)
+        return after_dropout(self.tiles.call_of(self.values), x, *self.place, self.tiles)
 
 
-def _start(condition: Any, ref: Any) -> None:
+def _zeros_where(condition: Any, ref: Any) -> None:
     """Zeros to add to."""
 
     @pl.when(condition)
@@ -238,7 +237,7 @@ def _start(condition: Any, ref: Any) -> None:
         ref[...] = jnp.zeros(ref.shape, ref.dtype)
 
 
-def _column(x: Float[Array, "1 r"]) -> Float[Array, "r 1"]:
+def _as_column(x: Float[Array, "1 r"]) -> Float[Array, "r 1"]:
     """A row as a column: a TPU transposes whole vectors."""
     return jnp.broadcast_to(x, (LANES, x.shape[-1])).T[:, :1]
 
@@ -256,7 +255,7 @@ def _in_specs(blocks: Blocks, inputs: tuple[Array, ...], fields: list[Field], ti
     ]
 
 
-def _one_after_the_other(first: int, count: int) -> pltpu.CompilerParams:
+def _in_order_from(first: int, count: int) -> pltpu.CompilerParams:
     """Of a grid's axes those from the first on, over which something is added up."""
     return pltpu.CompilerParams(dimension_semantics=(_PARALLEL,) * first + (_ARBITRARY,) * (count - first))
 

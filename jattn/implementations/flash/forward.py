@@ -12,22 +12,22 @@ from jattn.implementations.flash.tiles import (
     LANES,
     Blocks,
     Field,
+    Loop,
     Ranges,
-    Steps,
     Tiles,
+    after_dropout,
     cost,
     in_scalar_memory,
-    kept,
     most_of,
     product,
     shaped,
     tile_of,
 )
 
-__all__ = ["forward"]
+__all__ = ["run_forward"]
 
 
-def forward(
+def run_forward(
     query: Float[Array, "n *ht c"],
     key: Float[Array, "n *ks d"],
     value: Float[Array, "n *ks e"],
@@ -40,8 +40,8 @@ def forward(
     n, t, s = query.shape[0], query.shape[-2], key.shape[-2]
     c, d, e = (tiles.features(x, heads) for x, heads in ((query, h), (key, k), (value, k)))
     dtype = at_least_float32(query, key, value)
-    steps = Steps(ranges, h // k)
-    blocks = Blocks(tiles, steps, over_keys=True)
+    loop = Loop(ranges, h // k)
+    blocks = Blocks(tiles, loop, over_keys=True)
     inputs = (*in_scalar_memory(*ranges), query, key, value, *(field.in_memory() for field in fields))
 
     def kernel(
@@ -50,7 +50,7 @@ def forward(
         *beside, output, log_sum_exp, largest, total, average = refs
         example, head, i, step = (pl.program_id(axis) for axis in range(4))
         place = example, head, i
-        j = steps.block(first, length, place, step)
+        j = loop.block(first, length, place, step)
 
         @pl.when(step == 0)
         def _() -> None:
@@ -66,12 +66,12 @@ def forward(
             floor = jnp.where(peak == -jnp.inf, 0, peak)
             exponentials, shrink = jnp.exp(x - floor), jnp.exp(before - floor)
             sums = total[...][:, :1] * shrink + jnp.sum(exponentials, axis=1, keepdims=True)
-            weights = kept(call, exponentials, i, j, tiles).astype(v.dtype)
+            weights = after_dropout(call, exponentials, i, j, tiles).astype(v.dtype)
             average[...] = average[...] * shrink + product(weights, v[...], (1, 0), dtype)
             largest[...], total[...] = (jnp.broadcast_to(y, (rows, LANES)) for y in (peak, sums))
 
-        is_whole = steps.is_among(first_whole, length_whole, place, j)
-        ranges.on_tiles(step < steps.at(length, place), is_whole, join)
+        is_whole = loop.is_among(first_whole, length_whole, place, j)
+        ranges.on_tiles(step < loop.at(length, place), is_whole, join)
 
         @pl.when(step == pl.num_programs(3) - 1)
         def _() -> None:

@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 
 from jattn._engine.extents import slice_along
 from jattn._engine.loops import broadcast_map, one_by_one
-from jattn.implementations.flash.tiles import Field, Tiles, kept, tile_of
+from jattn.implementations.flash.tiles import Field, Tiles, after_dropout, tile_of
 from jattn.softmax import softmax
 
-__all__ = ["plain"]
+__all__ = ["run_plain"]
 
 
-def plain(
+def run_plain(
     query: Float[Array, "n *ht c"],
     key: Float[Array, "n *ks d"],
     value: Float[Array, "n *ks e"],
@@ -34,7 +34,7 @@ def plain(
             call = dataclasses.replace(call, logits=call.logits.rows(start, rows))
             x = tile_of(call, slice_along(query, start, rows, 0), key, i, jnp.zeros_like(i), tiles)
             weights, log_sum_exp = softmax(x)
-            weights = kept(call, weights, i, jnp.zeros_like(i), tiles).astype(x.dtype)
+            weights = after_dropout(call, weights, i, jnp.zeros_like(i), tiles).astype(x.dtype)
             return jnp.matmul(weights, value.astype(x.dtype)).astype(tiles.output), log_sum_exp
 
         blocks = jnp.arange(query.shape[0] // tiles.rows)

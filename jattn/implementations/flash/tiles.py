@@ -20,12 +20,12 @@ __all__ = [
     "LANES",
     "Blocks",
     "Field",
+    "Loop",
     "Ranges",
-    "Steps",
     "Tiles",
+    "after_dropout",
     "cost",
     "in_scalar_memory",
-    "kept",
     "most_of",
     "product",
     "shaped",
@@ -35,7 +35,7 @@ __all__ = [
 LANES = 128  # of a TPU's vectors
 
 
-Place = tuple[Any, Any, Any]  # n h i, or n h j
+AtBlock = tuple[Any, Any, Any]  # n h i, or n h j
 
 
 class Field(NamedTuple):
@@ -119,6 +119,11 @@ class Tiles:
     def heads_first(self, x: Array, heads: int) -> Array:
         return jnp.moveaxis(x.reshape(*x.shape[:2], heads, -1), 2, 1) if self.side_by_side else x
 
+    def sum_of_features(self, x: Array, heads: int) -> Float[Array, "n h t"]:
+        if not self.side_by_side:
+            return jnp.sum(x, axis=-1)
+        return jnp.swapaxes(jnp.sum(x.reshape(*x.shape[:2], heads, -1), axis=-1), 1, 2)
+
     def as_given(self, x: Array) -> Array:
         """Out of heads first."""
         return jnp.moveaxis(x, 1, 2).reshape(x.shape[0], x.shape[2], -1) if self.side_by_side else x
@@ -134,20 +139,20 @@ def tile_of(
     rows, width = query.shape[0], key.shape[0]
     x, _ = logits.tile(i * tiles.rows, rows, j * tiles.width, width, 1, key=key)
     if tiles.s % tiles.width and not whole:
-        x = jnp.where(_numbers(j * tiles.width, x, axis=1) < tiles.s, x, -jnp.inf)
+        x = jnp.where(_indices(j * tiles.width, x, axis=1) < tiles.s, x, -jnp.inf)
     return x
 
 
-def kept(call: Call, x: Float[Array, "r w"], i: Any, j: Any, tiles: Tiles) -> Float[Array, "r w"]:
+def after_dropout(call: Call, x: Float[Array, "r w"], i: Any, j: Any, tiles: Tiles) -> Float[Array, "r w"]:
     """What dropout leaves of weights, or of their cotangents, scaled up."""
     if call.matrices is None:
         return x
-    keep = call.keep(call.matrices, _numbers(i * tiles.rows, x, axis=0), _numbers(j * tiles.width, x, axis=1))
+    keep = call.keep(call.matrices, _indices(i * tiles.rows, x, axis=0), _indices(j * tiles.width, x, axis=1))
     assert keep is not None
     return jnp.where(keep, x / (1 - float(call.dropout_rate)), 0)
 
 
-def _numbers(start: Any, x: Float[Array, "r w"], axis: int) -> Array:
+def _indices(start: Any, x: Float[Array, "r w"], axis: int) -> Array:
     shape = ((x.shape[0], 1), (1, x.shape[1]))[axis]
     return start + lax.broadcasted_iota(jnp.int32, shape, axis)
 
@@ -185,24 +190,24 @@ def cost(ranges: Ranges, n: int, h: int, keys: int, tiles: Tiles, products: int,
     return pl.CostEstimate(flops=2 * pairs * products, transcendentals=pairs, bytes_accessed=bytes_read)
 
 
-class Steps:
+class Loop:
     """Which block a step of a kernel's innermost loop is about, by arrays ``n h i`` that are flat in scalar memory."""
 
     def __init__(self, ranges: Ranges, g: int) -> None:
         self.examples, self.heads, _ = np.shape(ranges.first)
         self.g = g  # query heads that share a key head
 
-    def at(self, x: Any, place: Place) -> Any:
+    def at(self, x: Any, place: AtBlock) -> Any:
         """``x[n, h, i]``"""
         n, h, i = place
         blocks = x.shape[0] // (self.examples * self.heads)
         return x[((n if self.examples > 1 else 0) * self.heads + (h if self.heads > 1 else 0)) * blocks + i]
 
-    def block(self, first: Any, length: Any, place: Place, step: Any) -> Any:
+    def block(self, first: Any, length: Any, place: AtBlock, step: Any) -> Any:
         """That of a step; after the last the last, so that none is fetched in vain."""
         return self.at(first, place) + jnp.minimum(step, jnp.maximum(self.at(length, place) - 1, 0))
 
-    def is_among(self, first: Any, length: Any, place: Place, j: Any) -> Any:
+    def is_among(self, first: Any, length: Any, place: AtBlock, j: Any) -> Any:
         low = self.at(first, place)
         return (low <= j) & (j < low + self.at(length, place))
 
@@ -218,8 +223,8 @@ class Blocks:
     Scalar memory has the ranges, and beside them those of the queries that look at each block of keys.
     """
 
-    def __init__(self, tiles: Tiles, steps: Steps, over_keys: bool) -> None:
-        self.tiles, self.steps, self.over_keys = tiles, steps, over_keys
+    def __init__(self, tiles: Tiles, loop: Loop, over_keys: bool) -> None:
+        self.tiles, self.loop, self.over_keys = tiles, loop, over_keys
 
     def of(self, index: Callable[..., tuple[Any, ...]]) -> Callable[..., pl.BlockSpec]:
         """Of an array whose block is ``index(n, h, i, j)``, by the shape of a block."""
@@ -227,11 +232,11 @@ class Blocks:
         def by_step(*x: Any) -> tuple[Any, ...]:
             if self.over_keys:
                 n, h, i, step, first, length, *_ = x
-                j = self.steps.block(first, length, (n, h, i), step)
+                j = self.loop.block(first, length, (n, h, i), step)
             else:
                 n, k, j, member, step, *_, first, length = x
-                h = k * self.steps.g + member
-                i = self.steps.block(first, length, (n, h, j), step)
+                h = k * self.loop.g + member
+                i = self.loop.block(first, length, (n, h, j), step)
             return index(n, h, i, j)
 
         return lambda *shape: pl.BlockSpec(shape, by_step)
@@ -245,8 +250,8 @@ class Blocks:
     def of_keys(self, features: int) -> pl.BlockSpec:
         """Likewise for each key."""
         if self.tiles.side_by_side:
-            return self.of(lambda n, h, i, j: (n, j, self.steps.key_head(h)))(None, self.tiles.width, features)
-        return self.of(lambda n, h, i, j: (n, self.steps.key_head(h), j, 0))(None, None, self.tiles.width, features)
+            return self.of(lambda n, h, i, j: (n, j, self.loop.key_head(h)))(None, self.tiles.width, features)
+        return self.of(lambda n, h, i, j: (n, self.loop.key_head(h), j, 0))(None, None, self.tiles.width, features)
 
     def of_rows(self) -> pl.BlockSpec:
         """Of one number for each query, ``n h i 1 r``."""
