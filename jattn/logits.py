@@ -122,19 +122,30 @@ class Logits(Rule):
         return rules.after_score(x, grid), None if rules.sinks is None else rules.sinks[..., 0]
 
     def tile(
-        self, start: Extent, rows: int, first: Extent, width: int, g: int, *, key: Float[Array, "w d"] | None = None
+        self,
+        start: Extent,
+        rows: int,
+        first: Extent,
+        width: int,
+        g: int,
+        *,
+        key: Float[Array, "w d"] | None = None,
+        within: tuple[int, int] | None = None,
     ) -> tuple[Float[Array, "rg w"], Float[Array, "#rg"] | None]:
         """The logits of one key head for ``rows`` queries and ``width`` keys, and the sinks of its rows.
 
         The value is that of a block: query ``rg c`` from ``start`` on, key ``d s``, the rules' fields ``g r s``. A
-        ``key`` that is given is the tile's own, as may be the fields.
+        ``key`` that is given is the tile's own, as may be the fields. Queries and keys beyond so many ``within`` are
+        where the last one is.
         """
         rules = self.columns(first, width)
         assert isinstance(self.score, Score)
         x = _called(self.score.pairs, self.query, slice_along(self.key, first, width, -1).T if key is None else key)
         _check_scores(x, (rows * g, width), "t s")
         fit = functools.partial(_in_rows, g=g, rows=rows)
-        x = rules.after_score(x, rules.grid(rows, width, start, first), fit, functools.partial(_by_head, g=g))
+        grid = rules.grid(rows, width, start, first)
+        grid = grid if within is None else rules.within(grid, *within)
+        x = rules.after_score(x, grid, fit, functools.partial(_by_head, g=g))
         return x, None if rules.sinks is None else fit(rules.sinks)[:, 0]
 
     def after_score(
@@ -181,14 +192,21 @@ class Logits(Rule):
             known=known,
         )
 
+    def within(self, grid: Grid, t: int, s: int) -> Grid:
+        """A grid whose queries after the last of t, and keys after the last of s, are where those are."""
+        row = jnp.minimum(grid.row, _after(self.first_query, t - 1))
+        column = jnp.minimum(grid.column, _after(self.first_key, s - 1))
+        query, key = self.query_positions, self.key_positions
+        return Grid(row if query is None else grid.query, column if key is None else grid.key, row, column)
+
     def key_range(self, start: Extent, rows: int, s: int) -> tuple[Extent, Extent]:
         """The keys [first, last) outside of which none of ``rows`` queries from ``start`` on attends to anything.
 
         Integers where the mask has no data, scalar arrays where it has; the fields are ``g t s``.
         """
         in_reach = self._keys(start, rows, s, lambda mask, grid: mask.reachable(grid), lambda x, axes: x.any(axis=axes))
-        if in_reach is True:
-            return 0, s
+        if isinstance(in_reach, bool):
+            return 0, s if in_reach else 0
         if isinstance(in_reach, np.ndarray):
             keys = np.flatnonzero(in_reach)
             return (int(keys[0]), int(keys[-1]) + 1) if keys.size else (0, 0)

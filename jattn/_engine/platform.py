@@ -34,7 +34,7 @@ class Platform:
     # heads, nor without a message where all of them decide together.
     devices: int = 1
     capability: float = 0.0  # of an NVIDIA GPU that is here, such as 9.0 for Hopper
-    is_known: bool = False  # whether it is here, or its devices are those of the mesh that is set
+    is_known: bool = False  # of a TPU: whether one is here, or the mesh that is set has its devices
 
     @property
     def each_matrix(self) -> Each:

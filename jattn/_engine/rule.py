@@ -183,9 +183,21 @@ class Rule(Pytree):
         return self.map_fields(of)
 
     def in_kernel(self) -> Any:
-        """The same, with a formula that neither looks up an array at an index nor holds one of its own."""
-        rules = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return self._replace(**{name: rule.in_kernel() for name, rule in rules.items() if _is_rule(rule)})
+        """The same rule for a kernel, whose formulas must neither look up an array at an index nor hold one.
+
+        A rule whose formula does gives another, before it is `aligned`.
+        """
+        children = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+        def of(x: Any) -> Any:
+            return x.in_kernel() if _is_rule(x) else x
+
+        changed = {
+            name: jax.tree.map(of, value, is_leaf=_is_rule)
+            for name, value in children.items()
+            if any(map(_is_rule, jax.tree.leaves(value, is_leaf=_is_rule)))
+        }
+        return self._replace(**changed)
 
     def diagonal(self: Self) -> Self:
         """Of an aligned rule for as many queries as keys, what it is for each key and the query of the same number."""

@@ -121,7 +121,7 @@ def _run_here(call: Call, name: str | None, alone: bool) -> Result:
 
 
 def _attended(call: Call, name: str | None, alone: bool) -> Result:
-    """What one device computes, in float32 or wider."""
+    """What one device computes, in the call's `output_dtype`."""
 
     def chosen(platform: Platform) -> Implementation:
         return _BY_NAME[name or _decide_here(call, None, platform).implementation]

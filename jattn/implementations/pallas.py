@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array
 
 from jattn._engine.axes import axis_of
@@ -18,7 +19,14 @@ from jattn._engine.loops import broadcast_map, side_by_side
 from jattn._engine.platform import Platform
 from jattn._score import Score
 from jattn.implementations.call import Call, Implementation, Result
-from jattn.implementations.streaming import Streaming, by_products, prepared
+from jattn.implementations.streaming import (
+    BY_PAIR,
+    by_products,
+    output,
+    output_and_log_sum_exp,
+    prepared,
+    streamed_as_it_is,
+)
 from jattn.logits import Logits
 from jattn.scores import DotProduct
 from jattn.softmax import beside_sinks
@@ -27,6 +35,12 @@ __all__ = ["Pallas"]
 
 _ROWS, _WIDTH = 512, 512  # of a tile, at most
 _SUBLANES, _LANES = 16, 128  # of a TPU's vectors of bfloat16
+_KEYS_LOOKED_AT = 2**24  # while tracing
+_WIDEST = 512  # features of which blocks fit a TPU's memory
+# What formulas are made of that Mosaic does not lower.
+_UNKNOWN = frozenset(
+    ("gather", "scatter", "scatter-add", "sort", "dynamic_slice", "scan", "while", "cumsum", "random_bits", "top_k")
+)
 
 
 class Pallas(Implementation):
@@ -43,38 +57,79 @@ class Pallas(Implementation):
         )
         on_tpu = platform.name == "tpu"
         reasons = {
-            "its kernels are for TPUs": not on_tpu and not platform.is_cpu,
+            "its kernels are for TPUs": platform.name not in ("cpu", "tpu"),
             "which TPU it is for must be known: be here, or in the mesh that is set": on_tpu and not platform.is_known,
             "XLA was asked for": call.xla_only,
             "return_weights=True asks for the whole matrix": call.return_weights,
-            "it needs lengths that are known while tracing": not all(isinstance(n, int) for n in sizes),
+            "it needs sizes that are known while tracing": not all(isinstance(n, int) for n in sizes),
             "there is nothing to compute: an axis has length 0": 0 in sizes,
+            BY_PAIR: not logits.by_pair,
             "on a TPU its score is the dot product, or one that is a dot product of features": on_tpu and not products,
             "on a TPU it takes float32 and bfloat16": on_tpu
             and any(x.dtype not in (jnp.float32, jnp.bfloat16) for x in arrays),
+            f"on a TPU it takes at most {_WIDEST} features": on_tpu and max(x.shape[-1] for x in arrays) > _WIDEST,
             "on a TPU there are no positions in 64 bits, as under jax_enable_x64": on_tpu
             and jnp.result_type(int) == jnp.int64,
             "a kernel can't be divided among devices by XLA": platform.devices > 1,
-            "its interpreter knows of no mesh": platform.is_cpu and not jax.sharding.get_abstract_mesh().empty,
+            "its interpreter knows of no mesh": platform.name == "cpu" and not jax.sharding.get_abstract_mesh().empty,
         }
-        return next((reason for reason, refuse in reasons.items() if refuse), None)
+        reason = next((reason for reason, refuse in reasons.items() if refuse), None)
+        return _of_formulas(call) if reason is None and on_tpu else reason
 
     def rank(self, call: Call, platform: Platform) -> tuple[int, str]:
-        if platform.is_cpu:
+        if platform.name == "cpu":
             return -1, "its interpreter computes what a TPU would"
         return 2, "a kernel whose logits never leave it"
 
     def program(self, platform: Platform) -> Any:
-        return platform.is_cpu
+        return platform.name == "cpu"
 
     def run(self, call: Call, platform: Platform) -> Result:
+        if platform.name == "cpu" and (reason := _of_formulas(call, frozenset())):
+            raise ValueError(f"implementation must be one that honours every argument. Got 'pallas': {reason}.")
+
         def run(call: Call, attended: Array | None) -> Result:
             return _by_kernel(call, attended, platform)
 
         def inexact(call: Call, attended: Array | None) -> Result:
-            return Streaming().run(call, platform)
+            of = output_and_log_sum_exp if call.return_log_sum_exp else output
+            streamed = streamed_as_it_is(call, attended, platform, of)
+            result = Result(streamed[0], log_sum_exp=streamed[1]) if call.return_log_sum_exp else Result(streamed)
+            return result._replace(output=result.output.astype(_output_dtype(call)))
 
         return by_products(call, run, inexact)
+
+
+def _of_formulas(call: Call, unknown: frozenset[str] = _UNKNOWN) -> str | None:
+    """What in the formulas of a call's rules a kernel cannot do; None if nothing."""
+    logits = dataclasses.replace(call.logits, query=None, key=None, score=None, sinks=None).in_kernel()
+    batch, h, t, s, _ = call.logits.shape
+
+    def formulas(logits: Logits) -> Array:
+        rules = logits.aligned(len(batch))
+        return rules.after_score(jnp.zeros((*batch, h, t, s), jnp.float32), rules.grid(t, s, ndim=len(batch) + 3))
+
+    traced = jax.make_jaxpr(formulas)(logits)
+    if traced.consts:
+        return "a formula holds an array; give it by its name, as an argument of the formula"
+    names = set(_primitives(traced.jaxpr))
+    if found := sorted(names & unknown):
+        return f"a formula looks up an array, or loops ({', '.join(found)})"
+    return None
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for value in equation.params.values():
+            for one in value if isinstance(value, tuple | list) else [value]:
+                if isinstance(one, Jaxpr | ClosedJaxpr):
+                    yield from _primitives(getattr(one, "jaxpr", one))
+
+
+def _output_dtype(call: Call) -> Any:
+    """The share that sinks leave is a factor on the output."""
+    return call.output_dtype if call.logits.sinks is None else at_least_float32(call.value)
 
 
 def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result:
@@ -87,8 +142,9 @@ def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result
     n = math.prod(batch)
     rows, width = min(_ROWS, -(-t // _SUBLANES) * _SUBLANES), min(_WIDTH, -(-s // _LANES) * _LANES)
     if attended is not None:
-        attended = jnp.broadcast_to(attended, (*batch, s, k, 1)).reshape(n, s, k, 1)
-        attended = jnp.moveaxis(attended, 2, 1)
+        attended = jnp.moveaxis(
+            jnp.broadcast_to(attended, (*batch, s, k, 1)).reshape(n, s, k, 1), 2, 1
+        )  # for `prepared`
     arrays = [x.reshape(n, *x.shape[-3:]) for x in (logits.query, logits.key, value)]
     *features, score = prepared(logits.score, arrays, attended, platform)
     by_side = all(x.shape[-1] % _LANES == 0 for x in features)
@@ -100,23 +156,22 @@ def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result
     rules = without.in_kernel().aligned(len(batch)).by_head(batch, h, 1)
     rules = rules.map_fields(functools.partial(_field_in_whole_blocks, rows=rows, width=width))
     fields, call_of = _fields(call, rules, score, n, h)
-    # The share that sinks leave is a factor on it.
-    dtype = call.output_dtype if logits.sinks is None else at_least_float32(value)
-    tiles = flash.Tiles(t, s, rows, width, h, k, by_side, call_of, dtype, interpret=platform.is_cpu)
-    output, log_sum_exp = flash.flash(
+    dtypes = at_least_float32(query, key, value), _output_dtype(call)
+    tiles = flash.Tiles(t, s, rows, width, h, k, by_side, call_of, *dtypes, interpret=platform.name == "cpu")
+    averages, log_sum_exp = flash.flash(
         *(query, key, value),
         [flash.Field(*field) for field in fields],
         flash.Ranges(*_ranges(rules, t, s, rows, width)),
         tiles,
     )
-    output = output[..., :t, :] if by_side else jnp.moveaxis(output[..., :t, :], 1, 2)
-    output = output.reshape(*batch, t, h, -1)
+    averages = averages[..., :t, :] if by_side else jnp.moveaxis(averages[..., :t, :], 1, 2)
+    averages = averages.reshape(*batch, t, h, -1)
     log_sum_exp = log_sum_exp[:, :, :t].reshape(*batch, h, t)
     sinks = logits.sinks_of_rows()
     if sinks is not None:
         share, log_sum_exp = beside_sinks(log_sum_exp, sinks)
-        output = output * jnp.moveaxis(share, -2, -1)[..., None]
-    return Result(output, log_sum_exp=jnp.moveaxis(log_sum_exp, -2, -1) if call.return_log_sum_exp else None)
+        averages = averages * jnp.moveaxis(share, -2, -1)[..., None]
+    return Result(averages, log_sum_exp=jnp.moveaxis(log_sum_exp, -2, -1) if call.return_log_sum_exp else None)
 
 
 def _fields(
@@ -174,8 +229,10 @@ def _ranges(rules: Logits, t: int, s: int, rows: int, width: int) -> tuple[Any, 
         count = xp.where(xp.minimum(high, s) > low, last - first, 0)
         return first, count, first_whole, xp.maximum(last_whole - first_whole, 0)
 
+    rules = dataclasses.replace(rules, bias=None, modification=None, logits_soft_cap=None)
+    is_one = all(isinstance(x, int | float) or x.shape[:2] == (1, 1) for x in jax.tree.leaves(rules))
     example = jax.tree.map(lambda x: x if isinstance(x, int | float) else x[0, 0], rules)
-    if all(isinstance(end, int) for end in of_rows(example, 0)):
+    if is_one and len(starts) * s <= _KEYS_LOOKED_AT and all(isinstance(end, int) for end in of_rows(example, 0)):
         ends = np.array([of_rows(example, start) for start in starts])
         return in_blocks(ends.T[:, None, None], np)
 

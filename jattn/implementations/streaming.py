@@ -30,12 +30,24 @@ from jattn.implementations.dense import Dense
 from jattn.logits import Logits, harmless_key, harmless_value, repeat_heads
 from jattn.softmax import Average
 
-__all__ = ["Streaming", "by_products", "output", "output_and_log_sum_exp", "prepared", "streamed"]
+__all__ = [
+    "BY_PAIR",
+    "Streaming",
+    "by_products",
+    "output",
+    "output_and_log_sum_exp",
+    "prepared",
+    "streamed",
+    "streamed_as_it_is",
+]
 
 # Entries of queries, keys and values that are copied at a time, heads first: up to the first number all, which is
 # faster; beyond it as many heads as fit into the second, and at least one.
 _COPIED_AT_ONCE = 2**23
 _COPIED_IN_PARTS = 2**21
+
+
+BY_PAIR = "a score that is not one of jattn.scores may depend on positions, unless it says by_pair = True"
 
 
 class Streaming(Implementation):
@@ -50,7 +62,7 @@ class Streaming(Implementation):
         if not all(isinstance(n, int) for n in (query.shape[-3], key.shape[-3])):
             return "blocks are cut while tracing, so it needs lengths that are known then"
         if not call.logits.by_pair:
-            return "a score that is not one of jattn.scores may depend on positions, unless it says by_pair = True"
+            return BY_PAIR
         return None
 
     def rank(self, call: Call, platform: Platform) -> tuple[int, str]:
@@ -79,8 +91,14 @@ def output_and_log_sum_exp(average: Average) -> Any:
 
 def streamed(call: Call, platform: Platform, of: Callable[[Average], Any] = output) -> Any:
     """What ``of`` takes of each row of a block's `Average`, for all rows: by default the output ``*b t h e``."""
-    call = _divisible(call, platform)
-    return by_products(call, lambda call, attended: _over_examples(call, platform, of, attended))
+    return by_products(call, lambda call, attended: streamed_as_it_is(call, attended, platform, of))
+
+
+def streamed_as_it_is(
+    call: Call, attended: Bool[Array, "..."] | None, platform: Platform, of: Callable[[Average], Any] = output
+) -> Any:
+    """Likewise, with the score as it is; ``attended`` are the keys that some query may attend to."""
+    return _over_examples(_divisible(call, platform), platform, of, attended)
 
 
 def by_products(call: Call, run: Callable[[Call, Any], Any], inexact: Callable[[Call, Any], Any] | None = None) -> Any:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jattn.implementations.flash.backward import run_backward
@@ -36,7 +35,7 @@ def flash(
     Queries, keys and fields are padded to whole blocks. There is a kernel for each pass of reverse mode; derivatives of
     these are those of the same in plain JAX, so that second order works. JAX refuses forward mode by itself.
     """
-    learned = [jnp.issubdtype(field.array.dtype, jnp.inexact) for field in fields]
+    learned = [field.is_learned for field in fields]
     axes = [field.axes for field in fields]
 
     def joined(parameters: list[Array], others: list[Array]) -> list[Field]:

@@ -7,7 +7,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from jattn._engine.dtypes import at_least_float32
 from jattn.implementations.flash.tiles import (
     LANES,
     Blocks,
@@ -36,12 +35,11 @@ def run_forward(
     tiles: Tiles,
 ) -> tuple[Float[Array, "n *ht _"], Float[Array, "n h t"]]:
     """The output, and the log-sum-exp."""
-    h, k, rows, width = tiles.heads, tiles.key_heads, tiles.rows, tiles.width
+    h, k, rows, width, dtype = tiles.heads, tiles.key_heads, tiles.rows, tiles.width, tiles.logits
     n, t, s = query.shape[0], query.shape[-2], key.shape[-2]
     c, d, e = (tiles.features(x, heads) for x, heads in ((query, h), (key, k), (value, k)))
-    dtype = at_least_float32(query, key, value)
     loop = Loop(ranges, h // k)
-    blocks = Blocks(tiles, loop, over_keys=True)
+    blocks = Blocks(tiles, loop, loop.over_keys)
     inputs = (*in_scalar_memory(*ranges), query, key, value, *(field.in_memory() for field in fields))
 
     def kernel(

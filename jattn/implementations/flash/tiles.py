@@ -57,9 +57,9 @@ class Field(NamedTuple):
         return self.axes is not None and self.array.shape[axis_of(letter, self.axes)] != 1
 
     def in_memory(self) -> Array:
-        """Booleans as numbers: of single bits there are no arrays. Numbers with the two axes that blocks have."""
+        """As a kernel loads it: no single bits, no float16; numbers with the two axes that blocks have."""
         x = self.array[..., None, None] if self.is_number else self.array
-        return x.astype(jnp.int32) if x.dtype == jnp.bool_ else x
+        return x.astype({"bool": jnp.int32, "float16": jnp.float32}.get(x.dtype.name, x.dtype))
 
     def value(self, ref: Any) -> Any:
         """What a tile sees of it."""
@@ -106,6 +106,7 @@ class Tiles:
     # no array need be copied heads first, ``n h t c``.
     side_by_side: bool
     call_of: Callable[[Sequence[Any]], Call]  # out of the fields' values
+    logits: Any  # their dtype
     output: Any  # its dtype
     interpret: bool = False
 
@@ -137,24 +138,33 @@ def tile_of(
     if whole:
         logits = dataclasses.replace(logits, mask=None)
     rows, width = query.shape[0], key.shape[0]
-    x, _ = logits.tile(i * tiles.rows, rows, j * tiles.width, width, 1, key=key)
+    within = (tiles.t, tiles.s) if tiles.t % tiles.rows or tiles.s % tiles.width else None
+    start, first = _starts(i, j, tiles)
+    x, _ = logits.tile(start, rows, first, width, 1, key=key, within=within)
     if tiles.s % tiles.width and not whole:
-        x = jnp.where(_indices(j * tiles.width, x, axis=1) < tiles.s, x, -jnp.inf)
-    return x
+        x = jnp.where(_indices(first, x, axis=1) < tiles.s, x, -jnp.inf)
+    return x.astype(tiles.logits)
 
 
 def after_dropout(call: Call, x: Float[Array, "r w"], i: Any, j: Any, tiles: Tiles) -> Float[Array, "r w"]:
     """What dropout leaves of weights, or of their cotangents, scaled up."""
     if call.matrices is None:
         return x
-    keep = call.keep(call.matrices, _indices(i * tiles.rows, x, axis=0), _indices(j * tiles.width, x, axis=1))
+    start, first = _starts(i, j, tiles)
+    keep = call.keep(call.matrices, _indices(start, x, axis=0), _indices(first, x, axis=1))
     assert keep is not None
     return jnp.where(keep, x / (1 - float(call.dropout_rate)), 0)
 
 
-def _indices(start: Any, x: Float[Array, "r w"], axis: int) -> Array:
+def _starts(i: Any, j: Any, tiles: Tiles) -> tuple[Array, Array]:
+    """The first query and key, as numbers like those of positions."""
+    first_query, first_key = (jnp.asarray(x * n, jnp.result_type(int)) for x, n in ((i, tiles.rows), (j, tiles.width)))
+    return first_query, first_key
+
+
+def _indices(start: Array, x: Float[Array, "r w"], axis: int) -> Array:
     shape = ((x.shape[0], 1), (1, x.shape[1]))[axis]
-    return start + lax.broadcasted_iota(jnp.int32, shape, axis)
+    return start + lax.broadcasted_iota(start.dtype, shape, axis)
 
 
 def product(x: Array, y: Array, axes: tuple[int, int], dtype: Any) -> Array:
@@ -183,8 +193,8 @@ def cost(ranges: Ranges, n: int, h: int, keys: int, tiles: Tiles, products: int,
 
     ``products`` are the features of the products of matrices, with one for each pair.
     """
-    examples, heads, rows = np.shape(ranges.length)
-    each = int(ranges.length.sum()) if ranges.are_known else examples * heads * rows * keys
+    examples, heads, blocks = np.shape(ranges.length)
+    each = int(ranges.length.sum()) if ranges.are_known else examples * heads * blocks * keys
     count = each * (n // examples) * (h // heads)
     pairs = count * tiles.rows * tiles.width
     return pl.CostEstimate(flops=2 * pairs * products, transcendentals=pairs, bytes_accessed=bytes_read)
@@ -211,35 +221,33 @@ class Loop:
         low = self.at(first, place)
         return (low <= j) & (j < low + self.at(length, place))
 
+    def over_keys(self, n: Any, h: Any, i: Any, step: Any, first: Any, length: Any, *_: Any) -> tuple[Any, ...]:
+        """Where a step of a grid ``n h i`` and the blocks of keys of each is."""
+        return n, h, i, self.block(first, length, (n, h, i), step)
+
+    def over_queries(self, n: Any, k: Any, j: Any, member: Any, step: Any, *ranges: Any) -> tuple[Any, ...]:
+        """Likewise of ``n k j``, the query heads of each and the blocks of their queries, whose ranges come last."""
+        *_, first, length = ranges
+        h = k * self.g + member
+        return n, h, self.block(first, length, (n, h, j), step), j
+
     def key_head(self, h: Any) -> Any:
         # Written as //, its lowering asks which device the process has, by the sign.
         return lax.div(h, lax.full_like(h, self.g))
 
 
 class Blocks:
-    """Where the blocks of arrays lie for a step of a kernel, whose grid is ``n h i`` and the blocks of keys of each, or
-    ``n k j``, the query heads of each and the blocks of their queries.
+    """Where the blocks of arrays lie for a step of a kernel.
 
-    Scalar memory has the ranges, and beside them those of the queries that look at each block of keys.
+    ``place`` gives ``n h i j`` of where it is in the grid and of the numbers in scalar memory.
     """
 
-    def __init__(self, tiles: Tiles, loop: Loop, over_keys: bool) -> None:
-        self.tiles, self.loop, self.over_keys = tiles, loop, over_keys
+    def __init__(self, tiles: Tiles, loop: Loop, place: Callable[..., tuple[Any, ...]]) -> None:
+        self.tiles, self.loop, self.place = tiles, loop, place
 
     def of(self, index: Callable[..., tuple[Any, ...]]) -> Callable[..., pl.BlockSpec]:
         """Of an array whose block is ``index(n, h, i, j)``, by the shape of a block."""
-
-        def by_step(*x: Any) -> tuple[Any, ...]:
-            if self.over_keys:
-                n, h, i, step, first, length, *_ = x
-                j = self.loop.block(first, length, (n, h, i), step)
-            else:
-                n, k, j, member, step, *_, first, length = x
-                h = k * self.loop.g + member
-                i = self.loop.block(first, length, (n, h, j), step)
-            return index(n, h, i, j)
-
-        return lambda *shape: pl.BlockSpec(shape, by_step)
+        return lambda *shape: pl.BlockSpec(shape, lambda *step: index(*self.place(*step)))
 
     def of_queries(self, features: int) -> pl.BlockSpec:
         """Of what has features for each query: a tile's own are ``r c``."""

@@ -1,0 +1,64 @@
+"""The gradient of a field with an entry for each pair: a kernel that goes over examples and heads of each tile."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array
+
+from jattn.implementations.flash.tile_gradients import TileGradients, add_to, in_order_from, input_specs, zeros_where
+from jattn.implementations.flash.tiles import Blocks, Field, Loop, Ranges, Tiles, cost, in_scalar_memory, shaped
+
+__all__ = ["gradient_of_pairs"]
+
+
+def gradient_of_pairs(
+    inputs: tuple[Array, ...], fields: list[Field], wanted: int, ranges: Ranges, tiles: Tiles
+) -> Array:
+    """Of one field, as it is: those that it stands for alike come one after the other, and are added up at once."""
+    query, key, value, *_ = inputs
+    h, k, rows, width, dtype = tiles.heads, tiles.key_heads, tiles.rows, tiles.width, tiles.logits
+    n, t, s = query.shape[0], query.shape[-2], key.shape[-2]
+    field = fields[wanted]
+    shares_examples, shares_heads = (length == 1 for length in field.array.shape[:2])
+    heads_last = shares_heads or not shares_examples
+    loop = Loop(ranges, h // k)
+
+    def place_of(i: Any, j: Any, outer: Any, inner: Any, *_: Any) -> tuple[Any, ...]:
+        return (outer, inner, i, j) if heads_last else (inner, outer, i, j)
+
+    blocks = Blocks(tiles, loop, place_of)
+    given = (*in_scalar_memory(*ranges), *inputs, *(field.in_memory() for field in fields))
+
+    def kernel(first: Any, length: Any, first_whole: Any, length_whole: Any, *refs: Any) -> None:
+        arrays, beside, of_field = refs[:6], refs[6:-1], refs[-1]
+        example, head, i, j = place_of(*(pl.program_id(axis) for axis in range(4)))
+        zeros_where(((example == 0) | (not shares_examples)) & ((head == 0) | (not shares_heads)), of_field)
+
+        def add(whole: bool) -> None:
+            _, gradients = TileGradients(arrays, beside, fields, (i, j), tiles, whole).derivative(
+                [wanted], of_query=True
+            )
+            add_to([of_field], gradients)
+
+        at = example, head, i
+        is_whole = loop.is_among(first_whole, length_whole, at, j)
+        ranges.on_tiles(loop.is_among(first, length, at, j), is_whole, add)
+
+    c, e = tiles.features(query, h), tiles.features(value, k)
+    [gradient] = pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=4,
+            grid=(t // rows, s // width, *((n, h) if heads_last else (h, n))),
+            in_specs=input_specs(blocks, inputs, fields, tiles),
+            out_specs=[blocks.of_part(field, field.array.shape)],
+        ),
+        out_shape=[shaped(field.array.shape, dtype, *given)],
+        compiler_params=in_order_from(2, 4),
+        cost_estimate=cost(ranges, n, h, s // width, tiles, c + e, sum(x.nbytes for x in given)),
+        interpret=tiles.interpret,
+        name="flash_backward_pairs",
+    )(*given)
+    return jnp.asarray(gradient)
