@@ -25,7 +25,7 @@ ARRAY = re.compile(r"\b(pred|[a-z]+\d+)(?:e\d\w*)?\[([\d,]*)\]")
 BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 
 
-_LIBTPU = {
+_LIBTPU = {  # what it asks for where there is no TPU
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",

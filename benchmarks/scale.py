@@ -59,7 +59,6 @@ CHIPS = {
 }
 
 
-# What libtpu asks for where there is no TPU.
 class Program(NamedTuple):
     """One to be compiled, and the flops that the mathematics needs."""
 

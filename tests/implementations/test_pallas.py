@@ -68,6 +68,92 @@ def test_a_bias_of_pairs_beside_a_mask_with_data():
     assert_same(bias=normal(16, T, S), mask=masks.lengths(jnp.array([190, 80])))
 
 
+@pytest.mark.parametrize("shape", [(H, T, S), (B, 1, T, S), (B, H, T, S)])
+def test_gradients_of_pairs_are_summed_over_what_shares_them(shape):
+    assert_same(bias=normal(16, *shape), mask=masks.causal(offset=90))
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        lambda q, k, a: a[0] * jnp.log(T - q) + 0.0 * k,
+        lambda q, k, a: a[0] * jnp.log(S - k) + 0.0 * q,
+        lambda q, k, a: a[0] * jnp.sqrt(1.0 + abs(q - k)) + a[1],
+    ],
+)
+def test_formulas_see_no_position_beyond_the_last(bias):
+    """Of which they could make no number: blocks are cut off there."""
+    assert_same(bias=biases.where(bias, a=jnp.array([0.5, 0.3])))
+
+
+def test_ranges_of_each_example_without_a_program():
+    mask, given = masks.lengths(jnp.array([190, 30])), query_key_value()
+    with jax.disable_jit():
+        found = attention(*given, mask=mask, implementation="pallas")
+    np.testing.assert_allclose(found, attention(*given, mask=mask, implementation="dense"), atol=1e-12)
+
+
+class Several(biases.Bias):
+    """A user's own, which holds others in a tuple."""
+
+    parts: tuple
+
+    def formula(self, grid):
+        return sum(part.formula(grid) for part in self.parts)
+
+
+def test_rules_within_a_rule():
+    assert_same(bias=Several((biases.relative(normal(28, 8, H), max_distance=20), biases.alibi(normal(26, H) ** 2))))
+
+
+def test_a_mask_that_nothing_is_in_reach_of():
+    class Nobody(masks.Mask):
+        def formula(self, grid):
+            return (grid.key < 0) & (grid.query < 0)
+
+        def reachable(self, grid):
+            return False
+
+    for implementation in ("pallas", "streaming"):
+        assert not attention(*query_key_value(), mask=Nobody(), implementation=implementation).any()
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "float32", "float64"), ("float32", "float32", "float32")])
+def test_logits_wider_than_features(dtypes):
+    query, key, value = (x.astype(dtype) for x, dtype in zip(query_key_value(), dtypes, strict=True))
+
+    def f(query, implementation):
+        return attention(query, key, value, bias=normal(16, T, S), implementation=implementation)
+
+    (found, pull), (expected, pull_expected) = (
+        jax.vjp(functools.partial(f, implementation=name), query) for name in ("pallas", "dense")
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_allclose(pull(found)[0], pull_expected(expected)[0], atol=2e-5)
+
+
+def test_a_gaussian_in_bfloat16():
+    narrow = [x.astype(jnp.bfloat16) for x in query_key_value()]
+    found, expected = (attention(*narrow, score=scores.Gaussian(), implementation=x) for x in ("pallas", "dense"))
+    np.testing.assert_allclose(found.astype(jnp.float64), expected.astype(jnp.float64), atol=2e-2)
+
+
+def test_strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        found, expected = (
+            attention(*query_key_value(), mask=masks.causal(offset=2), implementation=x) for x in ("pallas", "dense")
+        )
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("table", [np.ones(300), 0.3], ids=["array", "number"])
+def test_a_formula_that_holds_an_array(table):
+    held = jnp.asarray(table)
+    bias = biases.where(lambda q, k: held.reshape(-1)[0] * (q - k))
+    with pytest.raises(ValueError, match="Got 'pallas': a formula holds an array; give it by its name"):
+        attention(*query_key_value(), bias=bias, implementation="pallas")
+
+
 def test_lengths_of_any_axis():
     query, key, value = normal(0, T, 1, D), normal(1, 5, 1, D), normal(2, 5, 1, E)
     assert_same(query=query, key=key, value=value, mask=masks.causal(offset=2))
@@ -127,6 +213,9 @@ TPU = dataclasses.replace(platforms(alone=True)["tpu"], is_known=True)
 LONG = jax.ShapeDtypeStruct((2, 1024, 2, 64), jnp.bfloat16)
 
 
+HELD = jnp.ones(3)
+
+
 def decided(platform=TPU, like=LONG, **arguments):
     said = []
     jax.eval_shape(lambda x: said.append(choice.decide(bind(x, x, x, **arguments).call, None, platform)), like)
@@ -149,6 +238,18 @@ def test_it_is_chosen_on_a_tpu():
             {"platform": platforms(alone=True)["tpu"]},
         ),
         ("a kernel can't be divided among devices by XLA", {"platform": dataclasses.replace(TPU, devices=4)}),
+        (
+            "a formula looks up an array, or loops (gather)",
+            {"bias": biases.where(lambda q, k, table: table[abs(q - k)], table=jnp.ones(1024))},
+        ),
+        (
+            "a formula holds an array; give it by its name, as an argument of the formula",
+            {"bias": biases.where(lambda q, k: HELD[0] * (q - k))},
+        ),
+        (
+            "on a TPU it takes at most 512 features",
+            {"like": jax.ShapeDtypeStruct((1, 1024, 1, 1024), jnp.bfloat16)},
+        ),
         ("on a TPU it takes float32 and bfloat16", {"like": jax.ShapeDtypeStruct(LONG.shape, jnp.float16)}),
         (
             "on a TPU its score is the dot product, or one that is a dot product of features",
@@ -161,6 +262,18 @@ def test_what_it_refuses(reason, given):
         said = decided(**given)
     assert said.refused["pallas"] == reason
     assert said.implementation == "streaming"
+
+
+def test_scores_that_are_not_by_pair_are_refused():
+    """Also one that is a Gaussian no more."""
+
+    class Negative(scores.Gaussian):
+        def __call__(self, query, key):
+            return -super().__call__(query, key)
+
+    for score in (Negative(1.0), lambda query, key: jnp.ones((B, H, T, S))):
+        with pytest.raises(ValueError, match="'pallas': a score that is not one of"):
+            attention(*query_key_value(), score=score, implementation="pallas")
 
 
 def test_positions_in_64_bits_are_refused():
