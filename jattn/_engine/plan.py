@@ -14,14 +14,14 @@ from jaxtyping import Array
 from jattn._engine.extents import Extent
 from jattn._engine.platform import Platform
 
-__all__ = ["Block", "Group", "KeyRange", "key_ranges", "plan"]
+__all__ = ["KEYS_LOOKED_AT", "Block", "Group", "KeyRange", "key_ranges", "plan"]
 
 _ROWS = (1024, 512, 256, 128, 64)  # of a block: many keep its products busy, few keep it near what the mask allows
 _OVERHEAD = 24  # what a block costs beside its rows, in rows
 _LEAST_WIDTH = 64  # and the first step of rounding up
 _LITTLE = 1 / 12  # of the work: what doesn't save as much isn't worth a loop
 _LOGITS_APART = 2**18  # at most in blocks that get a loop for each width
-_KEYS_LOOKED_AT = 2**24  # while tracing, to try one size of blocks
+KEYS_LOOKED_AT = 2**24  # while tracing, to try one size of blocks
 
 
 class Block(NamedTuple):
@@ -56,7 +56,7 @@ def plan(t: int, g: int, s: int, key_range: KeyRange, platform: Platform, matric
         widths = sorted({min(max(math.ceil(part * s), platform.least_part), s) for part in platform.parts})
         blocks = _cut(t, min(sizes[0], max(platform.rows // g, 1)), lambda start, rows: (0, s))
         return [Group(list(alike), widths, by_data=True) for _, alike in itertools.groupby(blocks, lambda x: x.rows)]
-    few = [rows for rows in sizes if t // rows * s <= _KEYS_LOOKED_AT] or sizes[:1]
+    few = [rows for rows in sizes if t // rows * s <= KEYS_LOOKED_AT] or sizes[:1]
     cuts = [_rounded(_cut(t, rows, key_range), s, platform) for rows in few]
     blocks = min(cuts, key=lambda cut: sum(x.width * (x.rows * g + _OVERHEAD) for x in cut))
     # Small blocks are faster with a loop for each width than in one that chooses among them, and an accelerator would

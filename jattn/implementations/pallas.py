@@ -16,6 +16,7 @@ from jattn._engine.axes import axis_of
 from jattn._engine.dropout import words_of
 from jattn._engine.dtypes import at_least_float32
 from jattn._engine.loops import broadcast_map, side_by_side
+from jattn._engine.plan import KEYS_LOOKED_AT
 from jattn._engine.platform import Platform
 from jattn._score import Score
 from jattn.implementations.call import Call, Implementation, Result
@@ -35,7 +36,6 @@ __all__ = ["Pallas"]
 
 _ROWS, _WIDTH = 512, 512  # of a tile, at most
 _SUBLANES, _LANES = 16, 128  # of a TPU's vectors of bfloat16
-_KEYS_LOOKED_AT = 2**24  # while tracing
 _WIDEST = 512  # features of which blocks fit a TPU's memory
 # What formulas are made of that Mosaic does not lower.
 _UNKNOWN = frozenset(
@@ -232,7 +232,7 @@ def _ranges(rules: Logits, t: int, s: int, rows: int, width: int) -> tuple[Any, 
     rules = dataclasses.replace(rules, bias=None, modification=None, logits_soft_cap=None)
     is_one = all(isinstance(x, int | float) or x.shape[:2] == (1, 1) for x in jax.tree.leaves(rules))
     example = jax.tree.map(lambda x: x if isinstance(x, int | float) else x[0, 0], rules)
-    if is_one and len(starts) * s <= _KEYS_LOOKED_AT and all(isinstance(end, int) for end in of_rows(example, 0)):
+    if is_one and len(starts) * s <= KEYS_LOOKED_AT and all(isinstance(end, int) for end in of_rows(example, 0)):
         ends = np.array([of_rows(example, start) for start in starts])
         return in_blocks(ends.T[:, None, None], np)
 
