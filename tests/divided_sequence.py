@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jattn import attention, attention_statistics, attention_weights, biases, masks
+from jattn import attention, attention_statistics, attention_weights, biases, explain, masks
 from jattn._mask import as_mask
 from jattn.biases import as_bias
 from jattn.sequence import reorder, restore, zigzag
@@ -229,6 +229,25 @@ def both_axes() -> None:
     print("both axes", flush=True)
 
 
+def beside_automatic() -> None:
+    """Examples, or heads, over another automatic axis: they are not brought together, but where heads are exchanged."""
+    mesh, given = mesh_of("automatic", 2, other=2), tensors(S, S)
+    expected = attention(**given)
+    for spec in (PartitionSpec("other", "seq"), PartitionSpec(None, "seq", "other")):
+        for method in METHODS:
+            placed = {name: jax.device_put(x, NamedSharding(mesh, spec)) for name, x in given.items()}
+            run = jax.jit(functools.partial(attention, sequence_axis="seq", implementation=method))
+            with jax.set_mesh(mesh):
+                found = collectives(run.lower(**placed).compile())
+                output = run(**placed)
+                chosen = explain(**placed, sequence_axis="seq").implementation
+            kinds = {"all-gather"} if method == "ulysses" and len(spec) == 3 else set()
+            assert set(found) == kinds | {"collective-permute"}, (spec, method, found)
+            np.testing.assert_allclose(output, expected, rtol=0, atol=1e-12)
+            assert chosen == "ring"
+    print("beside automatic", flush=True)
+
+
 def order() -> None:
     """The zigzag order: the same numbers, back in their places."""
     given, mask = tensors(S, S), masks.causal() & masks.sliding_window(9, 0)
@@ -436,6 +455,7 @@ SECTIONS = {
         every_score,
         more,
         both_axes,
+        beside_automatic,
         order,
         derivatives,
         decoding,

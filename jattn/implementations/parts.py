@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from jattn._engine.axes import axis_in
 from jattn._engine.checks import is_concrete
+from jattn._engine.collectives import gathered_over
 from jattn._engine.extents import Extent, slice_along
 from jattn._engine.grid import Grid, grid_of
 from jattn._engine.varying import all_varying
@@ -144,7 +145,7 @@ def gathered(call: Call) -> Call:
     axis = call.divided.axis
 
     def whole(x: Array, at: int) -> Array:
-        return lax.all_gather(x, axis, axis=x.ndim + at, tiled=True)
+        return gathered_over(x, axis, at)
 
     def of(name: str, axes: str | None, x: Array) -> Array:
         keys = axis_in("s", axes, x)

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jattn._engine.axes import axis_in
+from jattn._engine.collectives import automatic_beside, exchanged_over, gathered_over
 from jattn.implementations.call import Call, Result
 from jattn.implementations.parts import (
     against,
@@ -127,7 +128,9 @@ class Ulysses(OverSequence):
             return x
 
         call.logits.map_fields(of)
-        return exchanged * (n - 1) // n + gathered * (n - 1)
+        # Heads that automatic axes divide as well may have to come together before they are exchanged.
+        others = automatic_beside(division_of(call).axis)
+        return exchanged * (n - 1) // n + gathered * (n - 1) + exchanged * (others - 1)
 
     def met(self, call: Call) -> Call:
         return dataclasses.replace(call, divided=None)
@@ -141,7 +144,7 @@ class Ulysses(OverSequence):
         number = lax.axis_index(axis)
 
         def exchanged(x: Array, split: int, joined: int) -> Array:
-            return lax.all_to_all(x, axis, x.ndim + split, x.ndim + joined, tiled=True)
+            return exchanged_over(x, axis, split, joined)
 
         def own_heads(x: Array, at: int) -> Array:
             return lax.dynamic_slice_in_dim(x, number * (h // n), h // n, at)
@@ -152,9 +155,8 @@ class Ulysses(OverSequence):
                 x = exchanged(x, heads, queries)
             else:
                 x = x if heads is None else own_heads(x, heads)
-                x = x if queries is None else lax.all_gather(x, axis, axis=x.ndim + queries, tiled=True)
-            of_keys = keys is not None and queries is None
-            return lax.all_gather(x, axis, axis=x.ndim + keys, tiled=True) if of_keys else x  # type: ignore[operator]
+                x = x if queries is None else gathered_over(x, axis, queries)
+            return x if keys is None or queries is not None else gathered_over(x, axis, keys)
 
         key, value = (repeat_heads(x, _key_heads(h, k, n)) for x in (key, value))
         query, key, value = (exchanged(x, -2, -3) for x in (query, key, value))
