@@ -89,11 +89,11 @@ def is_alone(arguments: Any) -> bool:
 
 
 def platform_of(x: Any) -> Platform:
-    """That of an array's device; of the default backend where the array is traced."""
+    """That of an array's device; where it is traced, of a TPU's mesh that is set, or of the default backend."""
     if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
         name = next(iter(x.devices())).platform
     else:
-        name = jax.default_backend()
+        name = "tpu" if _is_mesh_of_tpus() else jax.default_backend()
     if name == "gpu":
         name = "cuda" if _compute_capability() else "rocm"
     return platforms(alone=is_alone(x)).get(name, ACCELERATOR)
@@ -133,8 +133,14 @@ def _device_count(platform: str) -> int:
 
 
 def _is_tpu_known() -> bool:
+    is_one = _is_mesh_of_tpus()
+    return _is_tpu_here() if is_one is None else is_one
+
+
+def _is_mesh_of_tpus() -> bool | None:
+    """Of the mesh that is set, if one is and it has devices."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return _is_tpu_here() if device is None else "TPU" in device.device_kind
+    return None if device is None else "TPU" in device.device_kind
 
 
 @functools.cache
