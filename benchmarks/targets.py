@@ -6,7 +6,7 @@ It needs the extra ``targets`` (libtpu, Linux), no TPU, and some seconds a row. 
 unless the case says otherwise. Of each case: what jattn chooses on the chip; the compiler's words where it refuses; how
 long it took; scratch memory, which XLA may lay out in the chip's own; floating-point operations of the products of
 matrices. With --peers beside it, where they have words for the case, XLA's own attention through jax.nn, and splash
-attention of jax.experimental with its own block sizes. The table in the docs is kept in targets.json.
+attention of jax.experimental with its own block sizes. A run of it is kept in targets.json.
 """
 
 import argparse

@@ -76,7 +76,7 @@ class Mask(Rule):
         if is_concrete(own) and np.all(own):
             return True
         reachable = self.reachable(grid)
-        each = own | (reachable is not True and ~reachable)
+        each = own | _others(reachable)
         if is_concrete(each):
             return reachable if np.all(each) else of_pairs()
         shape = jnp.broadcast_shapes(jax.eval_shape(of_pairs).shape, (1, s))
@@ -211,16 +211,18 @@ class Not(Mask):
         return ~self.mask.formula(grid)
 
     def reachable(self, grid: Grid) -> Keys:
-        whole = self.mask.whole(grid)
-        return ~whole if isinstance(whole, jax.Array | np.ndarray) else not whole or grid.column != grid.column
+        return _others(self.mask.whole(grid))
 
     def whole(self, grid: Grid) -> Keys:
-        reachable = self.mask.reachable(grid)
-        return ~reachable if isinstance(reachable, jax.Array | np.ndarray) else not reachable
+        return _others(self.mask.reachable(grid))
 
     @property
     def by_key(self) -> bool:
         return self.mask.by_key
+
+
+def _others(keys: Keys) -> Keys:
+    return not keys if isinstance(keys, bool) else ~keys
 
 
 def _any_of_pairs(mask: Mask, grid: Callable[[], Grid]) -> Array:

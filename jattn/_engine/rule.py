@@ -187,17 +187,12 @@ class Rule(Pytree):
 
         A rule whose formula does gives another, before it is `aligned`.
         """
-        children = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
         def of(x: Any) -> Any:
             return x.in_kernel() if _is_rule(x) else x
 
-        changed = {
-            name: jax.tree.map(of, value, is_leaf=_is_rule)
-            for name, value in children.items()
-            if any(map(_is_rule, jax.tree.leaves(value, is_leaf=_is_rule)))
-        }
-        return self._replace(**changed)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return self._replace(**{name: jax.tree.map(of, x, is_leaf=_is_rule) for name, x in fields.items()})
 
     def diagonal(self: Self) -> Self:
         """Of an aligned rule for as many queries as keys, what it is for each key and the query of the same number."""

@@ -23,10 +23,9 @@ from jattn.implementations.call import Call, Implementation, Result
 from jattn.implementations.streaming import (
     BY_PAIR,
     by_products,
-    output,
-    output_and_log_sum_exp,
     prepared,
     streamed_as_it_is,
+    streamed_result,
 )
 from jattn.logits import Logits
 from jattn.scores import DotProduct
@@ -35,7 +34,7 @@ from jattn.softmax import beside_sinks
 __all__ = ["Pallas"]
 
 _ROWS, _WIDTH = 512, 512  # of a tile, at most
-_SUBLANES, _LANES = 16, 128  # of a TPU's vectors of bfloat16
+_SUBLANES = 16  # of a TPU's vectors of bfloat16
 _WIDEST = 512  # features of which blocks fit a TPU's memory
 # What formulas are made of that Mosaic does not lower.
 _UNKNOWN = frozenset(
@@ -92,9 +91,7 @@ class Pallas(Implementation):
             return _by_kernel(call, attended, platform)
 
         def inexact(call: Call, attended: Array | None) -> Result:
-            of = output_and_log_sum_exp if call.return_log_sum_exp else output
-            streamed = streamed_as_it_is(call, attended, platform, of)
-            result = Result(streamed[0], log_sum_exp=streamed[1]) if call.return_log_sum_exp else Result(streamed)
+            result = streamed_result(call, lambda of: streamed_as_it_is(call, attended, platform, of))
             return result._replace(output=result.output.astype(_output_dtype(call)))
 
         return by_products(call, run, inexact)
@@ -140,14 +137,13 @@ def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result
     *batch, t, h, _ = logits.query.shape
     s, k = logits.key.shape[-3:-1]
     n = math.prod(batch)
-    rows, width = min(_ROWS, -(-t // _SUBLANES) * _SUBLANES), min(_WIDTH, -(-s // _LANES) * _LANES)
+    rows, width = min(_ROWS, -(-t // _SUBLANES) * _SUBLANES), min(_WIDTH, -(-s // flash.LANES) * flash.LANES)
     if attended is not None:
-        attended = jnp.moveaxis(
-            jnp.broadcast_to(attended, (*batch, s, k, 1)).reshape(n, s, k, 1), 2, 1
-        )  # for `prepared`
+        attended = jnp.broadcast_to(attended, (*batch, s, k, 1)).reshape(n, s, k, 1)
+        attended = jnp.moveaxis(attended, 2, 1)  # as `prepared` has it
     arrays = [x.reshape(n, *x.shape[-3:]) for x in (logits.query, logits.key, value)]
     *features, score = prepared(logits.score, arrays, attended, platform)
-    by_side = all(x.shape[-1] % _LANES == 0 for x in features)
+    by_side = all(x.shape[-1] % flash.LANES == 0 for x in features)
     query, key, value = (
         _in_whole_blocks(x.reshape(n, x.shape[1], -1) if by_side else jnp.moveaxis(x, 2, 1), -2, step)
         for x, step in zip(features, (rows, width, width), strict=True)

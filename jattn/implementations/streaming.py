@@ -39,6 +39,7 @@ __all__ = [
     "prepared",
     "streamed",
     "streamed_as_it_is",
+    "streamed_result",
 ]
 
 # Entries of queries, keys and values that are copied at a time, heads first: up to the first number all, which is
@@ -74,9 +75,7 @@ class Streaming(Implementation):
     def run(self, call: Call, platform: Platform) -> Result:
         if call.is_empty:
             return Dense().run(call, platform)
-        of = output_and_log_sum_exp if call.return_log_sum_exp else output
-        result = streamed(call, platform, of)
-        return Result(result[0], log_sum_exp=result[1]) if call.return_log_sum_exp else Result(result)
+        return streamed_result(call, lambda of: streamed(call, platform, of))
 
 
 def output(average: Average) -> Any:
@@ -87,6 +86,14 @@ def output(average: Average) -> Any:
 def output_and_log_sum_exp(average: Average) -> Any:
     """Likewise, with the logarithm of the sum under the softmax."""
     return average.output, average.log_sum_exp
+
+
+def streamed_result(call: Call, compute: Callable[[Callable[[Average], Any]], Any]) -> Result:
+    """What the call asks for, of ``compute(of)``, as of `streamed`."""
+    if not call.return_log_sum_exp:
+        return Result(compute(output))
+    averages, log_sum_exp = compute(output_and_log_sum_exp)
+    return Result(averages, log_sum_exp=log_sum_exp)
 
 
 def streamed(call: Call, platform: Platform, of: Callable[[Average], Any] = output) -> Any:

@@ -10,9 +10,12 @@ from jattn import attention
 from tests.ingredients import normal
 
 
-def assert_same(implementation: str, query: jax.Array, key: jax.Array, value: jax.Array, **arguments) -> None:
-    """Output and gradients of both implementations, the arrays in ``arguments`` that are floating included."""
-    named = {"query": query, "key": key, "value": value} | arguments
+def assert_same(implementation: str, inputs: tuple[jax.Array, jax.Array, jax.Array], **arguments) -> None:
+    """Output and gradients of both implementations, the arrays in ``arguments`` that are floating included.
+
+    ``inputs`` are query, key and value, but for those that are among the arguments.
+    """
+    named = dict(zip(("query", "key", "value"), inputs, strict=True)) | arguments
     leaves, structure = jax.tree.flatten(named)
     learned = {i: x for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.floating) and jnp.ndim(x)}
 

@@ -37,8 +37,7 @@ def query_key_value() -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def assert_same(**arguments) -> None:
-    given = dict(zip(("query", "key", "value"), query_key_value(), strict=True)) | arguments
-    like_dense.assert_same("pallas", **given)
+    like_dense.assert_same("pallas", query_key_value(), **arguments)
 
 
 @pytest.mark.parametrize("name", ingredients.each_mask(B, H, T, S))

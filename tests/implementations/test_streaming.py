@@ -43,7 +43,7 @@ def named_inputs() -> dict[str, jax.Array]:
 
 
 def assert_same(**arguments) -> None:
-    like_dense.assert_same("streaming", **(named_inputs() | arguments))
+    like_dense.assert_same("streaming", query_key_value(), **arguments)
 
 
 @pytest.mark.parametrize("name", ingredients.each_mask(B, H, T, S))

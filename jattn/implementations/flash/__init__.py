@@ -17,9 +17,9 @@ from jaxtyping import Array, Float
 from jattn.implementations.flash.backward import run_backward
 from jattn.implementations.flash.forward import run_forward
 from jattn.implementations.flash.plain import run_plain
-from jattn.implementations.flash.tiles import Field, Ranges, Tiles
+from jattn.implementations.flash.tiles import LANES, Field, Ranges, Tiles
 
-__all__ = ["Field", "Ranges", "Tiles", "flash"]
+__all__ = ["LANES", "Field", "Ranges", "Tiles", "flash"]
 
 
 def flash(

@@ -192,7 +192,7 @@ def _over_queries(
 
 def _queries_of(ranges: Ranges, count: int) -> tuple[Any, Any]:
     """Which blocks of queries look at each block of keys: the first that does, and how many to the last."""
-    xp: Any = np if isinstance(ranges.first, np.ndarray) else jnp
+    xp: Any = np if ranges.are_known else jnp
     j = np.arange(count)
     looks = (ranges.first[..., None] <= j) & (j < ranges.first[..., None] + ranges.length[..., None])
     first, last = xp.argmax(looks, axis=-2), looks.shape[-2] - xp.argmax(looks[..., ::-1, :], axis=-2)

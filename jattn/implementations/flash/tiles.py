@@ -134,9 +134,7 @@ def tile_of(
     call: Call, query: Float[Array, "r c"], key: Float[Array, "w d"], i: Any, j: Any, tiles: Tiles, whole: bool = False
 ) -> Float[Array, "r w"]:
     """The logits; of a tile that is whole without the mask."""
-    logits = dataclasses.replace(call.logits, query=query)
-    if whole:
-        logits = dataclasses.replace(logits, mask=None)
+    logits = dataclasses.replace(call.logits, query=query, mask=None if whole else call.logits.mask)
     rows, width = query.shape[0], key.shape[0]
     within = (tiles.t, tiles.s) if tiles.t % tiles.rows or tiles.s % tiles.width else None
     start, first = _starts(i, j, tiles)
