@@ -1,6 +1,6 @@
 """Scores that are the logarithms of kernels, which `jattn.scores` exports; and the products that stand in for one."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import lax
@@ -19,9 +19,14 @@ class Products(Score):
 
     by_pair: ClassVar[bool] = True
     takes_zeros: ClassVar[bool] = True
+    precision: ClassVar[Any] = lax.Precision.HIGHEST
 
     def pairs(self, query: Float[Array, "t m"], key: Float[Array, "s m"]) -> Float[Array, "t s"]:
-        return jnp.matmul(query, key.T, precision=lax.Precision.HIGHEST)
+        return jnp.matmul(query, key.T, precision=self.precision)
+
+    def scaled(self, products: Float[Array, "*b"], query: Float[Array, "... m"]) -> Float[Array, "*b"]:
+        """The scores, of products: themselves."""
+        return products
 
 
 class Given(Score):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from jattn._engine import checks
@@ -214,10 +215,12 @@ class RelativeByChoice(Bias):
 
     def formula(self, grid: Grid) -> Array:
         table = self.table.astype(at_least_float32(self.table))
+        numbers = lax.broadcasted_iota(jnp.int32, table.shape, table.ndim - 1)
         distance = grid.key - grid.query
-        x = table[..., self.steps[0][1]]
-        for first, bucket in self.steps[1:]:
-            x = jnp.where(distance >= first, table[..., bucket], x)
+        x = jnp.zeros((), table.dtype)
+        for first, bucket in self.steps:
+            chosen = jnp.sum(jnp.where(numbers == bucket, table, 0), axis=-1)  # Triton has no slices
+            x = chosen if first == self.steps[0][0] else jnp.where(distance >= first, chosen, x)
         return x
 
 

@@ -129,19 +129,21 @@ class Logits(Rule):
         width: int,
         g: int,
         *,
-        key: Float[Array, "w d"] | None = None,
+        scores: Float[Array, "rg w"] | None = None,
         within: tuple[int, int] | None = None,
     ) -> tuple[Float[Array, "rg w"], Float[Array, "#rg"] | None]:
         """The logits of one key head for ``rows`` queries and ``width`` keys, and the sinks of its rows.
 
         The value is that of a block: query ``rg c`` from ``start`` on, key ``d s``, the rules' fields ``g r s``. A
-        ``key`` that is given is the tile's own, as may be the fields. Queries and keys beyond so many ``within`` are
-        where the last one is.
+        tile whose ``scores`` are given has no query and key, and its fields may be its own. Queries and keys beyond so
+        many ``within`` are where the last one is.
         """
         rules = self.columns(first, width)
-        assert isinstance(self.score, Score)
-        x = _called(self.score.pairs, self.query, slice_along(self.key, first, width, -1).T if key is None else key)
-        _check_scores(x, (rows * g, width), "t s")
+        x = scores
+        if x is None:
+            assert isinstance(self.score, Score)
+            x = _called(self.score.pairs, self.query, slice_along(self.key, first, width, -1).T)
+            _check_scores(x, (rows * g, width), "t s")
         fit = functools.partial(_in_rows, g=g, rows=rows)
         grid = rules.grid(rows, width, start, first)
         grid = grid if within is None else rules.within(grid, *within)

@@ -54,6 +54,7 @@ class DotProduct(Score):
     by_pair: ClassVar[bool] = True
     takes_zeros: ClassVar[bool] = True
     reaches_all: ClassVar[bool] = True
+    precision: ClassVar[Any] = None  # of the products: JAX's default
     scale: Number | None = None
 
     def __call__(self, query: Float[Array, "*b t h d"], key: Float[Array, "*b s h d"]) -> Float[Array, "*b h t s"]:
@@ -64,14 +65,15 @@ class DotProduct(Score):
             products = products[..., None, :]
         else:
             products = jnp.einsum("...thd,...shd->...hts", query, key, preferred_element_type=wide)
-        return score._scaled(products, query)
+        return score.scaled(products, query)
 
     def pairs(self, query: Float[Array, "t d"], key: Float[Array, "s d"]) -> Float[Array, "t s"]:
         query, key = in_one_dtype(query, key)
         products = jnp.matmul(query, key.T, preferred_element_type=at_least_float32(query))
-        return self._scaled(products, query)
+        return self.scaled(products, query)
 
-    def _scaled(self, products: Array, query: Array) -> Array:
+    def scaled(self, products: Float[Array, "*b"], query: Float[Array, "... d"]) -> Float[Array, "*b"]:
+        """The scores, of products with queries of this width."""
         scale = self.scale_of(query)
         return products if isinstance(scale, float) and scale == 1 else products * jnp.asarray(scale, products.dtype)
 

@@ -6,9 +6,11 @@ where ``jax.random.bernoulli`` is a chain of loops on a CPU and takes about four
 """
 
 import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, UInt32
 
 __all__ = ["Words", "dropout_keep", "dropout_keep_at", "threefry2x32", "words_of"]
@@ -50,29 +52,64 @@ def words_of(rng: PRNGKeyArray) -> Words:
 
 
 def dropout_keep_at(
-    rng: PRNGKeyArray | Words, rate: float, matrix: Int[Array, "..."], row: Int[Array, "..."], column: Int[Array, "..."]
+    rng: PRNGKeyArray | Words,
+    rate: float,
+    matrix: Int[Array, "..."],
+    row: Int[Array, "..."],
+    column: Int[Array, "..."],
+    *,
+    rolled: bool = False,
 ) -> Bool[Array, "..."]:
-    """`dropout_keep` of the elements at these indices, which broadcast; ``matrix`` counts those of the leading axes."""
+    """`dropout_keep` of the elements at these indices, which broadcast; ``matrix`` counts those of the leading axes.
+
+    ``rolled`` as of `threefry2x32`.
+    """
     words = rng if isinstance(rng, tuple) else words_of(rng)
     ndim = max(x.ndim for x in (matrix, row, column))
     matrix, row, column = (jnp.expand_dims(x.astype(jnp.uint32), range(ndim - x.ndim)) for x in (matrix, row, column))
     key = threefry2x32(words, matrix, jnp.zeros_like(matrix))
-    bits, _ = threefry2x32(key, row, column)
+    bits, _ = threefry2x32(key, row, column, rolled=rolled)
     return bits >= jnp.uint32(int(rate * 2**32))
 
 
 def threefry2x32(
-    key: tuple[UInt32[Array, "..."], UInt32[Array, "..."]], x: UInt32[Array, "..."], y: UInt32[Array, "..."]
+    key: tuple[UInt32[Array, "..."], UInt32[Array, "..."]],
+    x: UInt32[Array, "..."],
+    y: UInt32[Array, "..."],
+    *,
+    rolled: bool = False,
 ) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
     """The block cipher under JAX's own random numbers, Threefry-2x32 with 20 rounds, of the counters x and y.
+
+    ``rolled``: four rounds at a time in a loop. Triton computes anew what it needs in another layout, and follows both
+    counters of a round to those of the round before: without a loop it compiles for minutes.
 
     Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011.
     """
     keys = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
     x, y = x + keys[0], y + keys[1]
+    if rolled:
+        return _four_rounds_at_a_time(keys, *jnp.broadcast_arrays(x, y, keys[0])[:2])
     for i in range(1, 6):
-        for bits in _ROTATIONS[(i - 1) % 2]:
-            x = x + y
-            y = (y << bits | y >> (32 - bits)) ^ x
+        x, y = _rounds(x, y, _ROTATIONS[(i - 1) % 2])
         x, y = x + keys[i % 3], y + keys[(i + 1) % 3] + jnp.uint32(i)
+    return x, y
+
+
+def _rounds(x: Array, y: Array, rotations: Iterable[int | Array]) -> tuple[Array, Array]:
+    for bits in rotations:
+        x = x + y
+        y = (y << bits | y >> (32 - bits)) ^ x
+    return x, y
+
+
+def _four_rounds_at_a_time(keys: tuple[Array, ...], x: Array, y: Array) -> tuple[Array, Array]:
+    def four(i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        x, y, first, second, third = state
+        even = (i & jnp.int32(1)) == 0
+        rotations = (jnp.where(even, jnp.uint32(a), jnp.uint32(b)) for a, b in zip(*_ROTATIONS, strict=True))
+        x, y = _rounds(x, y, rotations)
+        return x + second, y + third + (i + jnp.int32(1)).astype(jnp.uint32), second, third, first
+
+    x, y, *_ = lax.fori_loop(jnp.int32(0), jnp.int32(5), four, (x, y, *keys))
     return x, y

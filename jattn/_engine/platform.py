@@ -34,7 +34,7 @@ class Platform:
     # heads, nor without a message where all of them decide together.
     devices: int = 1
     capability: float = 0.0  # of an NVIDIA GPU that is here, such as 9.0 for Hopper
-    is_known: bool = False  # of a TPU: whether one is here, or the mesh that is set has its devices
+    is_known: bool = False  # of a TPU, or an NVIDIA GPU: whether one is here, or the mesh that is set has such
 
     @property
     def each_matrix(self) -> Each:
@@ -52,12 +52,12 @@ ACCELERATOR = Platform(
 
 def platforms(*, alone: bool = False) -> dict[str, Platform]:
     """Those that a program can be lowered for, by JAX's names; ``alone``: on one device of it."""
-    nvidia = dataclasses.replace(ACCELERATOR, name="cuda", capability=_compute_capability())
+    nvidia = dataclasses.replace(ACCELERATOR, name="cuda", capability=_compute_capability(), is_known=_is_known("cuda"))
     known = {
         "cpu": CPU,
         "cuda": nvidia,
         "rocm": dataclasses.replace(ACCELERATOR, name="rocm"),
-        "tpu": dataclasses.replace(ACCELERATOR, name="tpu", is_known=_is_tpu_known()),
+        "tpu": dataclasses.replace(ACCELERATOR, name="tpu", is_known=_is_known("tpu")),
     }
     return known if alone else {name: _spread(one) for name, one in known.items()}
 
@@ -89,11 +89,11 @@ def is_alone(arguments: Any) -> bool:
 
 
 def platform_of(x: Any) -> Platform:
-    """That of an array's device; where it is traced, of a TPU's mesh that is set, or of the default backend."""
+    """That of an array's device; where it is traced, of the mesh that is set, or of the default backend."""
     if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
         name = next(iter(x.devices())).platform
     else:
-        name = "tpu" if _is_mesh_of_tpus() else jax.default_backend()
+        name = _of_mesh() or jax.default_backend()
     if name == "gpu":
         name = "cuda" if _compute_capability() else "rocm"
     return platforms(alone=is_alone(x)).get(name, ACCELERATOR)
@@ -132,21 +132,24 @@ def _device_count(platform: str) -> int:
         return 1
 
 
-def _is_tpu_known() -> bool:
-    is_one = _is_mesh_of_tpus()
-    return _is_tpu_here() if is_one is None else is_one
+_OF_KIND = {"TPU": "tpu", "NVIDIA": "cuda"}  # a device's kind begins with
 
 
-def _is_mesh_of_tpus() -> bool | None:
-    """Of the mesh that is set, if one is and it has devices."""
+def _is_known(platform: str) -> bool:
+    of_mesh = _of_mesh()
+    return _is_here(platform) if of_mesh is None else of_mesh == platform
+
+
+def _of_mesh() -> str | None:
+    """The platform of the mesh that is set: "" for one that is not known by its kind, None without a mesh."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return None if device is None else "TPU" in device.device_kind
+    return None if device is None else _OF_KIND.get(device.device_kind.split()[0], "")
 
 
 @functools.cache
-def _is_tpu_here() -> bool:
+def _is_here(platform: str) -> bool:
     try:
-        return bool(jax.local_devices(backend="tpu"))
+        return bool(jax.local_devices(backend=platform))
     except RuntimeError:
         return False
 

@@ -49,16 +49,19 @@ class Call(Pytree):
         return jnp.arange(math.prod(batch) * h).reshape(*batch, h)
 
     def keep(
-        self, matrices: Int[Array, "..."], rows: Int[Array, "..."], columns: Int[Array, "..."]
+        self, matrices: Int[Array, "..."], rows: Int[Array, "..."], columns: Int[Array, "..."], *, rolled: bool = False
     ) -> Bool[Array, "..."] | None:
-        """What dropout keeps of the weights at these places, which broadcast; None if there is none."""
+        """What dropout keeps of the weights at these places, which broadcast; None if there is none.
+
+        ``rolled`` as of `threefry2x32`.
+        """
         if self.dropout_rate == 0:
             return None
         assert self.dropout_rng is not None
         if self.broadcast_dropout:
             matrices = jnp.zeros_like(matrices)
         at = rows + self.logits.first_query, columns + self.logits.first_key
-        return dropout_keep_at(self.dropout_rng, self.dropout_rate, matrices, *at)
+        return dropout_keep_at(self.dropout_rng, self.dropout_rate, matrices, *at, rolled=rolled)
 
     @property
     def output_dtype(self) -> Any:

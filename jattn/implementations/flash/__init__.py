@@ -14,10 +14,10 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from jattn.implementations.flash.backward import run_backward
-from jattn.implementations.flash.forward import run_forward
+from jattn.implementations.flash import gpu, tpu
 from jattn.implementations.flash.plain import run_plain
-from jattn.implementations.flash.tiles import LANES, Field, Ranges, Tiles
+from jattn.implementations.flash.tiles import Field, Ranges, Tiles
+from jattn.implementations.flash.tpu import LANES
 
 __all__ = ["LANES", "Field", "Ranges", "Tiles", "flash"]
 
@@ -35,6 +35,7 @@ def flash(
     Queries, keys and fields are padded to whole blocks. There is a kernel for each pass of reverse mode; derivatives of
     these are those of the same in plain JAX, so that second order works. JAX refuses forward mode by itself.
     """
+    kernels = gpu if tiles.for_gpu else tpu
     learned = [field.is_learned for field in fields]
     axes = [field.axes for field in fields]
 
@@ -47,14 +48,14 @@ def flash(
     by_data = None if ranges.are_known else ranges
 
     def of_kernel(q: Array, k: Array, v: Array, parameters: Any, others: Any, by_data: Ranges | None) -> Any:
-        return run_forward(q, k, v, joined(parameters, others), by_data or ranges, tiles)
+        return kernels.run_forward(q, k, v, joined(parameters, others), by_data or ranges, tiles)
 
     def of_jax(q: Array, k: Array, v: Array, parameters: Any, others: Any, by_data: Ranges | None) -> Any:
         return run_plain(q, k, v, joined(parameters, others), tiles)
 
     def gradients_of_kernel(arguments: Any, result: Any, cotangents: Any) -> Any:
         q, k, v, parameters, others, by_data = arguments
-        return run_backward(q, k, v, joined(parameters, others), by_data or ranges, tiles, result, cotangents)
+        return kernels.run_backward(q, k, v, joined(parameters, others), by_data or ranges, tiles, result, cotangents)
 
     def gradients_of_jax(arguments: Any, result: Any, cotangents: Any) -> Any:
         return jax.vjp(lambda *learned: of_jax(*learned, *arguments[4:]), *arguments[:4])[1](cotangents)

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from jattn._engine.extents import slice_along
 from jattn._engine.loops import broadcast_map, one_by_one
-from jattn.implementations.flash.tiles import Field, Tiles, after_dropout, tile_of
+from jattn.implementations.flash.tile import dropout_of, scores_of, tile_of
+from jattn.implementations.flash.tiles import Field, Tiles
 from jattn.softmax import softmax
 
 __all__ = ["run_plain"]
@@ -32,9 +33,10 @@ def run_plain(
             call = tiles.call_of(values)
             start, rows = i * tiles.rows, tiles.rows
             call = dataclasses.replace(call, logits=call.logits.rows(start, rows))
-            x = tile_of(call, slice_along(query, start, rows, 0), key, i, jnp.zeros_like(i), tiles)
+            scores = scores_of(call, slice_along(query, start, rows, 0), key)
+            x = tile_of(call, scores, i, jnp.zeros_like(i), tiles)
             weights, log_sum_exp = softmax(x)
-            weights = after_dropout(call, weights, i, jnp.zeros_like(i), tiles).astype(x.dtype)
+            weights = dropout_of(call, x.shape, i, jnp.zeros_like(i), tiles)(weights).astype(x.dtype)
             return jnp.matmul(weights, value.astype(x.dtype)).astype(tiles.output), log_sum_exp
 
         blocks = jnp.arange(query.shape[0] // tiles.rows)

@@ -1,4 +1,4 @@
-"""How a call is cut into tiles, what a kernel computes of one, and where its blocks lie."""
+"""How a call is cut into tiles, and what is known of them while tracing."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from jattn._engine.axes import axis_of
@@ -17,23 +16,19 @@ from jattn._engine.varying import varying_as
 from jattn.implementations.call import Call
 
 __all__ = [
-    "LANES",
-    "Blocks",
+    "AtBlock",
     "Field",
-    "Loop",
+    "Places",
     "Ranges",
     "Tiles",
-    "after_dropout",
     "cost",
-    "in_scalar_memory",
+    "flat",
+    "learned_fields",
     "most_of",
-    "product",
+    "shape_of_each",
     "shaped",
-    "tile_of",
+    "summed",
 ]
-
-LANES = 128  # of a TPU's vectors
-
 
 AtBlock = tuple[Any, Any, Any]  # n h i, or n h j
 
@@ -56,16 +51,6 @@ class Field(NamedTuple):
     def has(self, letter: str) -> bool:
         return self.axes is not None and self.array.shape[axis_of(letter, self.axes)] != 1
 
-    def in_memory(self) -> Array:
-        """As a kernel loads it: no single bits, no float16; numbers with the two axes that blocks have."""
-        x = self.array[..., None, None] if self.is_number else self.array
-        return x.astype({"bool": jnp.int32, "float16": jnp.float32}.get(x.dtype.name, x.dtype))
-
-    def value(self, ref: Any) -> Any:
-        """What a tile sees of it."""
-        x = ref[0, 0, 0, 0] if self.is_number else ref[0, 0]
-        return x != 0 if self.array.dtype == jnp.bool_ else x
-
 
 class Ranges(NamedTuple):
     """Which blocks of keys the blocks of queries look at, ``n h i``, of length 1 where nothing differs; which of them,
@@ -81,15 +66,49 @@ class Ranges(NamedTuple):
     def are_known(self) -> bool:
         return isinstance(self.first, np.ndarray)
 
-    def on_tiles(self, is_there: Any, is_whole: Any, body: Callable[[bool], None]) -> None:
-        """``body(whole)`` in a kernel for a tile that is there; of each kind only where there may be such tiles."""
+    @property
+    def kinds(self) -> tuple[bool, ...]:
+        """Which tiles there may be: some that are not whole (False), some that are (True)."""
         if self.are_known and not np.any(self.length_whole):
-            pl.when(is_there)(lambda: body(False))
-        elif self.are_known and np.array_equal(self.length, self.length_whole):
-            pl.when(is_there)(lambda: body(True))
-        else:
-            pl.when(is_there & is_whole)(lambda: body(True))
-            pl.when(is_there & ~is_whole)(lambda: body(False))
+            return (False,)
+        if self.are_known and np.array_equal(self.length, self.length_whole):
+            return (True,)
+        return (False, True)
+
+    @property
+    def may_start_in_part(self) -> bool:
+        """Whether a tile that is not whole may come before those that are."""
+        return not self.are_known or bool(np.any(self.length_whole[self.first_whole > self.first]))
+
+    @property
+    def may_end_in_part(self) -> bool:
+        """Whether one may come after them, or where there are none."""
+        if not self.are_known:
+            return True
+        end = self.first + self.length
+        return bool(np.any(np.where(self.length_whole > 0, self.first_whole + self.length_whole, self.first) < end))
+
+    def of_queries(self, count: int) -> "Ranges":
+        """For each of so many blocks of keys, in place of ``i``, the blocks of queries that look at it: from the first
+        that does to the last, and the first that lie side by side of those for which it is whole."""
+        xp: Any = np if self.are_known else jnp
+        j = np.arange(count)
+
+        def looks(first: Any, length: Any) -> Any:  # n h i j
+            return (first[..., None] <= j) & (j < first[..., None] + length[..., None])
+
+        there, whole = looks(self.first, self.length), looks(self.first_whole, self.length_whole)
+        blocks = there.shape[-2]
+        first, last = xp.argmax(there, axis=-2), blocks - xp.argmax(there[..., ::-1, :], axis=-2)
+        first_whole = xp.argmax(whole, axis=-2)
+        after = ~whole & (np.arange(blocks)[:, None] > first_whole[..., None, :])
+        last_whole = xp.where(after.any(axis=-2), xp.argmax(after, axis=-2), blocks)
+        return Ranges(
+            first,
+            xp.where(there.any(axis=-2), last - first, 0),
+            first_whole,
+            xp.where(whole.any(axis=-2), last_whole - first_whole, 0),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +127,7 @@ class Tiles:
     call_of: Callable[[Sequence[Any]], Call]  # out of the fields' values
     logits: Any  # their dtype
     output: Any  # its dtype
+    for_gpu: bool = False  # else for a TPU
     interpret: bool = False
 
     def features(self, x: Any, heads: int) -> int:
@@ -125,54 +145,19 @@ class Tiles:
             return jnp.sum(x, axis=-1)
         return jnp.swapaxes(jnp.sum(x.reshape(*x.shape[:2], heads, -1), axis=-1), 1, 2)
 
+    def for_gradients(
+        self, value: Array, result: tuple[Array, Array], cotangents: tuple[Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        """The output's cotangent, as tiles multiply it, and of each query its log-sum-exp, and what is taken off of the
+        cotangent of its weights, both ``n h t``."""
+        (output, log_sum_exp), (of_output, of_log_sum_exp) = result, cotangents
+        dtype = log_sum_exp.dtype
+        mean = self.sum_of_features(output.astype(dtype) * of_output.astype(dtype), self.heads) - of_log_sum_exp
+        return of_output.astype(value.dtype), log_sum_exp, mean
+
     def as_given(self, x: Array) -> Array:
         """Out of heads first."""
         return jnp.moveaxis(x, 1, 2).reshape(x.shape[0], x.shape[2], -1) if self.side_by_side else x
-
-
-def tile_of(
-    call: Call, query: Float[Array, "r c"], key: Float[Array, "w d"], i: Any, j: Any, tiles: Tiles, whole: bool = False
-) -> Float[Array, "r w"]:
-    """The logits; of a tile that is whole without the mask."""
-    logits = dataclasses.replace(call.logits, query=query, mask=None if whole else call.logits.mask)
-    rows, width = query.shape[0], key.shape[0]
-    within = (tiles.t, tiles.s) if tiles.t % tiles.rows or tiles.s % tiles.width else None
-    start, first = _starts(i, j, tiles)
-    x, _ = logits.tile(start, rows, first, width, 1, key=key, within=within)
-    if tiles.s % tiles.width and not whole:
-        x = jnp.where(_indices(first, x, axis=1) < tiles.s, x, -jnp.inf)
-    return x.astype(tiles.logits)
-
-
-def after_dropout(call: Call, x: Float[Array, "r w"], i: Any, j: Any, tiles: Tiles) -> Float[Array, "r w"]:
-    """What dropout leaves of weights, or of their cotangents, scaled up."""
-    if call.matrices is None:
-        return x
-    start, first = _starts(i, j, tiles)
-    keep = call.keep(call.matrices, _indices(start, x, axis=0), _indices(first, x, axis=1))
-    assert keep is not None
-    return jnp.where(keep, x / (1 - float(call.dropout_rate)), 0)
-
-
-def _starts(i: Any, j: Any, tiles: Tiles) -> tuple[Array, Array]:
-    """The first query and key, as numbers like those of positions."""
-    first_query, first_key = (jnp.asarray(x * n, jnp.result_type(int)) for x, n in ((i, tiles.rows), (j, tiles.width)))
-    return first_query, first_key
-
-
-def _indices(start: Array, x: Float[Array, "r w"], axis: int) -> Array:
-    shape = ((x.shape[0], 1), (1, x.shape[1]))[axis]
-    return start + lax.broadcasted_iota(start.dtype, shape, axis)
-
-
-def product(x: Array, y: Array, axes: tuple[int, int], dtype: Any) -> Array:
-    """Over an axis of each."""
-    return lax.dot_general(x, y, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=dtype)
-
-
-def in_scalar_memory(*ranges: Any) -> list[Array]:
-    """Flat, as its arrays have one axis."""
-    return [jnp.asarray(x, jnp.int32).reshape(-1) for x in ranges]
 
 
 def most_of(length: Any, blocks: int) -> int:
@@ -198,8 +183,8 @@ def cost(ranges: Ranges, n: int, h: int, keys: int, tiles: Tiles, products: int,
     return pl.CostEstimate(flops=2 * pairs * products, transcendentals=pairs, bytes_accessed=bytes_read)
 
 
-class Loop:
-    """Which block a step of a kernel's innermost loop is about, by arrays ``n h i`` that are flat in scalar memory."""
+class Places:
+    """Where the numbers of `Ranges` are, ``n h i``, in flat arrays."""
 
     def __init__(self, ranges: Ranges, g: int) -> None:
         self.examples, self.heads, _ = np.shape(ranges.first)
@@ -211,78 +196,36 @@ class Loop:
         blocks = x.shape[0] // (self.examples * self.heads)
         return x[((n if self.examples > 1 else 0) * self.heads + (h if self.heads > 1 else 0)) * blocks + i]
 
-    def block(self, first: Any, length: Any, place: AtBlock, step: Any) -> Any:
-        """That of a step; after the last the last, so that none is fetched in vain."""
-        return self.at(first, place) + jnp.minimum(step, jnp.maximum(self.at(length, place) - 1, 0))
-
     def is_among(self, first: Any, length: Any, place: AtBlock, j: Any) -> Any:
         low = self.at(first, place)
         return (low <= j) & (j < low + self.at(length, place))
-
-    def over_keys(self, n: Any, h: Any, i: Any, step: Any, first: Any, length: Any, *_: Any) -> tuple[Any, ...]:
-        """Where a step of a grid ``n h i`` and the blocks of keys of each is."""
-        return n, h, i, self.block(first, length, (n, h, i), step)
-
-    def over_queries(self, n: Any, k: Any, j: Any, member: Any, step: Any, *ranges: Any) -> tuple[Any, ...]:
-        """Likewise of ``n k j``, the query heads of each and the blocks of their queries, whose ranges come last."""
-        *_, first, length = ranges
-        h = k * self.g + member
-        return n, h, self.block(first, length, (n, h, j), step), j
 
     def key_head(self, h: Any) -> Any:
         # Written as //, its lowering asks which device the process has, by the sign.
         return lax.div(h, lax.full_like(h, self.g))
 
 
-class Blocks:
-    """Where the blocks of arrays lie for a step of a kernel.
+def flat(*ranges: Any) -> list[Array]:
+    """As `Places` looks at them in a kernel, where arrays of numbers have one axis."""
+    return [jnp.asarray(x, jnp.int32).reshape(-1) for x in ranges]
 
-    ``place`` gives ``n h i j`` of where it is in the grid and of the numbers in scalar memory.
-    """
 
-    def __init__(self, tiles: Tiles, loop: Loop, place: Callable[..., tuple[Any, ...]]) -> None:
-        self.tiles, self.loop, self.place = tiles, loop, place
+def learned_fields(fields: list[Field]) -> tuple[list[int], ...]:
+    """Those that have gradients; and of these, those with an entry for each pair last, before them those with one for
+    each key, and the others."""
+    learned = [i for i, field in enumerate(fields) if field.is_learned]
+    by_pair = [i for i in learned if fields[i].has("t") and fields[i].has("s")]
+    by_key = [i for i in learned if fields[i].has("s") and i not in by_pair]
+    return learned, [i for i in learned if i not in by_pair and i not in by_key], by_key, by_pair
 
-    def of(self, index: Callable[..., tuple[Any, ...]]) -> Callable[..., pl.BlockSpec]:
-        """Of an array whose block is ``index(n, h, i, j)``, by the shape of a block."""
-        return lambda *shape: pl.BlockSpec(shape, lambda *step: index(*self.place(*step)))
 
-    def of_queries(self, features: int) -> pl.BlockSpec:
-        """Of what has features for each query: a tile's own are ``r c``."""
-        if self.tiles.side_by_side:
-            return self.of(lambda n, h, i, j: (n, i, h))(None, self.tiles.rows, features)
-        return self.of(lambda n, h, i, j: (n, h, i, 0))(None, None, self.tiles.rows, features)
+def shape_of_each(field: Field, n: int, h: int) -> tuple[int, ...]:
+    """Of a field's gradient, for each example and head; blocks have two axes at least."""
+    own = field.array.shape[2:]
+    return n, h, *(1,) * (2 - len(own)), *own
 
-    def of_keys(self, features: int) -> pl.BlockSpec:
-        """Likewise for each key."""
-        if self.tiles.side_by_side:
-            return self.of(lambda n, h, i, j: (n, j, self.loop.key_head(h)))(None, self.tiles.width, features)
-        return self.of(lambda n, h, i, j: (n, self.loop.key_head(h), j, 0))(None, None, self.tiles.width, features)
 
-    def of_rows(self) -> pl.BlockSpec:
-        """Of one number for each query, ``n h i 1 r``."""
-        return self.of(lambda n, h, i, j: (n, h, i, 0, 0))(None, None, None, 1, self.tiles.rows)
-
-    def of_field(self, field: Field) -> pl.BlockSpec:
-        if not field.is_number:
-            return self.of_part(field, field.array.shape)
-        n, h = field.array.shape
-        spec = self.of(lambda at_n, at_h, i, j: (at_n if n > 1 else 0, at_h if h > 1 else 0, 0, 0))(1, 1, 1, 1)
-        return pl.BlockSpec(spec.block_shape, spec.index_map, memory_space=pltpu.SMEM)
-
-    def of_part(self, field: Field, shape: tuple[int, ...]) -> pl.BlockSpec:
-        """Of an array that lies like a field's, ``n h ...``"""
-        block = [1, 1, *shape[2:]]
-        axes: dict[str, int] = {}
-        if field.axes is not None:
-            axes = {letter: len(shape) + axis_of(letter, field.axes) for letter in "ts" if field.has(letter)}
-            for letter, axis in axes.items():
-                block[axis] = self.tiles.rows if letter == "t" else self.tiles.width
-
-        def index(n: Any, h: Any, i: Any, j: Any) -> tuple[Any, ...]:
-            places = [n if shape[0] > 1 else 0, h if shape[1] > 1 else 0, *(0,) * (len(shape) - 2)]
-            for letter, axis in axes.items():
-                places[axis] = i if letter == "t" else j
-            return tuple(places)
-
-        return self.of(index)(*block)
+def summed(x: Array, field: Array) -> Array:
+    """Over those for which the field has one for all."""
+    axes = tuple(axis for axis in (0, 1) if field.shape[axis] == 1)
+    return jnp.sum(x, axis=axes, keepdims=True).reshape(field.shape).astype(field.dtype)

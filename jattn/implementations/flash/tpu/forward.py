@@ -7,21 +7,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from jattn.implementations.flash.tiles import (
-    LANES,
-    Blocks,
-    Field,
-    Loop,
-    Ranges,
-    Tiles,
-    after_dropout,
-    cost,
-    in_scalar_memory,
-    most_of,
-    product,
-    shaped,
-    tile_of,
-)
+from jattn.implementations.flash.tile import Averages
+from jattn.implementations.flash.tiles import Field, Ranges, Tiles, cost, flat, most_of, shaped
+from jattn.implementations.flash.tpu.blocks import LANES, Blocks, Loop, in_memory, on_tiles, value_of
 
 __all__ = ["run_forward"]
 
@@ -40,7 +28,7 @@ def run_forward(
     c, d, e = (tiles.features(x, heads) for x, heads in ((query, h), (key, k), (value, k)))
     loop = Loop(ranges, h // k)
     blocks = Blocks(tiles, loop, loop.over_keys)
-    inputs = (*in_scalar_memory(*ranges), query, key, value, *(field.in_memory() for field in fields))
+    inputs = (*flat(*ranges), query, key, value, *map(in_memory, fields))
 
     def kernel(
         first: Any, length: Any, first_whole: Any, length_whole: Any, q: Any, k: Any, v: Any, *refs: Any
@@ -50,32 +38,28 @@ def run_forward(
         place = example, head, i
         j = loop.block(first, length, place, step)
 
+        def keep(averages: Averages) -> None:
+            largest[...], total[...] = (jnp.broadcast_to(x, (rows, LANES)) for x in averages[:2])
+            average[...] = averages.average
+
+        def kept() -> Averages:
+            return Averages(largest[...][:, :1], total[...][:, :1], average[...])
+
         @pl.when(step == 0)
         def _() -> None:
-            largest[...] = jnp.full(largest.shape, -jnp.inf, dtype)
-            total[...] = jnp.zeros(total.shape, dtype)
-            average[...] = jnp.zeros(average.shape, dtype)
+            keep(Averages.of_none(rows, e, dtype))
 
         def join(whole: bool) -> None:
-            call = tiles.call_of([field.value(ref) for field, ref in zip(fields, beside, strict=True)])
-            x = tile_of(call, q[...], k[...], i, j, tiles, whole)
-            before = largest[...][:, :1]
-            peak = jnp.maximum(before, jnp.max(x, axis=1, keepdims=True))
-            floor = jnp.where(peak == -jnp.inf, 0, peak)
-            exponentials, shrink = jnp.exp(x - floor), jnp.exp(before - floor)
-            sums = total[...][:, :1] * shrink + jnp.sum(exponentials, axis=1, keepdims=True)
-            weights = after_dropout(call, exponentials, i, j, tiles).astype(v.dtype)
-            average[...] = average[...] * shrink + product(weights, v[...], (1, 0), dtype)
-            largest[...], total[...] = (jnp.broadcast_to(y, (rows, LANES)) for y in (peak, sums))
+            call = tiles.call_of([value_of(field, ref) for field, ref in zip(fields, beside, strict=True)])
+            keep(kept().joined(call, q[...], k[...], v[...], (i, j), tiles, whole))
 
         is_whole = loop.is_among(first_whole, length_whole, place, j)
-        ranges.on_tiles(step < loop.at(length, place), is_whole, join)
+        on_tiles(ranges, step < loop.at(length, place), is_whole, join)
 
         @pl.when(step == pl.num_programs(3) - 1)
         def _() -> None:
-            sums = total[...]
-            output[...] = (average[...] / jnp.where(sums == 0, 1, sums)[:, :1]).astype(output.dtype)
-            log_sum_exp[...] = (largest[...] + jnp.log(sums)).T[:1]
+            output[...] = kept().output().astype(output.dtype)
+            log_sum_exp[...] = (largest[...] + jnp.log(total[...])).T[:1]  # a TPU transposes whole vectors
 
     output, log_sum_exp = pl.pallas_call(
         kernel,

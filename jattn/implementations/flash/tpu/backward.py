@@ -8,33 +8,34 @@ what scores, masks and biases hold, is the derivative of the tile.
 
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from jattn.implementations.flash.of_pairs import gradient_of_pairs
-from jattn.implementations.flash.tile_gradients import (
-    TileGradients,
-    add_to,
-    in_order_from,
-    input_specs,
-    shape_of_each,
-    summed,
-    zeros_where,
-)
 from jattn.implementations.flash.tiles import (
-    Blocks,
     Field,
-    Loop,
     Ranges,
     Tiles,
     cost,
-    in_scalar_memory,
+    flat,
+    learned_fields,
     most_of,
+    shape_of_each,
     shaped,
+    summed,
 )
+from jattn.implementations.flash.tpu.blocks import (
+    Blocks,
+    Loop,
+    add_to,
+    gradients_at,
+    in_memory,
+    in_order_from,
+    input_specs,
+    on_tiles,
+    zeros_where,
+)
+from jattn.implementations.flash.tpu.of_pairs import gradient_of_pairs
 
 __all__ = ["run_backward"]
 
@@ -50,15 +51,9 @@ def run_backward(
     cotangents: tuple[Array, Array],
 ) -> tuple[Array, Array, Array, list[Array]]:
     """Those of query, key, value, and of the fields that are learned."""
-    (output, log_sum_exp), (of_output, of_log_sum_exp) = result, cotangents
-    dtype = log_sum_exp.dtype
-    mean = tiles.sum_of_features(output.astype(dtype) * of_output.astype(dtype), tiles.heads) - of_log_sum_exp
-    of_rows = (x.reshape(*x.shape[:2], -1, 1, tiles.rows) for x in (log_sum_exp, mean))
-    inputs = (query, key, value, of_output.astype(value.dtype), *of_rows)
-    learned = [i for i, field in enumerate(fields) if field.is_learned]
-    by_pair = [i for i in learned if fields[i].has("t") and fields[i].has("s")]
-    by_key = [i for i in learned if fields[i].has("s") and i not in by_pair]
-    by_query = [i for i in learned if i not in by_pair and i not in by_key]
+    of_output, *of_rows = tiles.for_gradients(value, result, cotangents)
+    inputs = (query, key, value, of_output, *(x.reshape(*x.shape[:2], -1, 1, tiles.rows) for x in of_rows))
+    learned, by_query, by_key, by_pair = learned_fields(fields)
     of_query, of_by_query = _over_keys(inputs, fields, by_query, ranges, tiles)
     of_key, of_value, of_by_key = _over_queries(inputs, fields, by_key, ranges, tiles)
     of_by_pair = [gradient_of_pairs(inputs, fields, i, ranges, tiles) for i in by_pair]
@@ -76,7 +71,7 @@ def _over_keys(
     c, e = tiles.features(query, h), tiles.features(value, k)
     loop = Loop(ranges, h // k)
     blocks = Blocks(tiles, loop, loop.over_keys)
-    given = (*in_scalar_memory(*ranges), *inputs, *(field.in_memory() for field in fields))
+    given = (*flat(*ranges), *inputs, *map(in_memory, fields))
 
     def kernel(first: Any, length: Any, first_whole: Any, length_whole: Any, *refs: Any) -> None:
         arrays, beside, (of_query, *of_fields, total) = refs[:6], refs[6 : 6 + len(fields)], refs[6 + len(fields) :]
@@ -88,13 +83,13 @@ def _over_keys(
             zeros_where((step == 0) & (field.has("t") | (i == 0)), x)  # of a block, or of the whole head
 
         def add(whole: bool) -> None:
-            tile = TileGradients(arrays, beside, fields, (i, j), tiles, whole)
+            tile = gradients_at((i, j), whole, arrays, beside, fields, tiles)
             of_features, of_wanted = tile.derivative(wanted, of_query=True)
             total[...] += of_features.astype(dtype)
             add_to(of_fields, of_wanted)
 
         is_whole = loop.is_among(first_whole, length_whole, place, j)
-        ranges.on_tiles(step < loop.at(length, place), is_whole, add)
+        on_tiles(ranges, step < loop.at(length, place), is_whole, add)
 
         @pl.when(step == pl.num_programs(3) - 1)
         def _() -> None:
@@ -133,10 +128,10 @@ def _over_queries(
     h, k, rows, width, dtype = tiles.heads, tiles.key_heads, tiles.rows, tiles.width, inputs[-1].dtype
     n, t, s, g = query.shape[0], query.shape[-2], key.shape[-2], h // k
     d, e = tiles.features(key, k), tiles.features(value, k)
-    first_row, rows_there = _queries_of(ranges, s // width)
+    first_row, rows_there, *_ = ranges.of_queries(s // width)
     loop = Loop(ranges, g)
     blocks = Blocks(tiles, loop, loop.over_queries)
-    given = (*in_scalar_memory(*ranges, first_row, rows_there), *inputs, *(field.in_memory() for field in fields))
+    given = (*flat(*ranges, first_row, rows_there), *inputs, *map(in_memory, fields))
 
     def kernel(first: Any, length: Any, first_whole: Any, length_whole: Any, *refs: Any) -> None:
         (first_row, rows_there, *arrays), rest = refs[:8], refs[8:]
@@ -151,7 +146,7 @@ def _over_queries(
             zeros_where(step == 0, x)
 
         def add(whole: bool) -> None:
-            tile = TileGradients(arrays, beside, fields, (i, j), tiles, whole)
+            tile = gradients_at((i, j), whole, arrays, beside, fields, tiles)
             of_features, of_wanted = tile.derivative(wanted, of_query=False)
             of_keys[...] += of_features.astype(dtype)
             of_values[...] += tile.of_value()
@@ -159,7 +154,7 @@ def _over_queries(
 
         is_there = step < loop.at(rows_there, (example, head, j))
         is_there &= loop.is_among(first, length, place, j)
-        ranges.on_tiles(is_there, loop.is_among(first_whole, length_whole, place, j), add)
+        on_tiles(ranges, is_there, loop.is_among(first_whole, length_whole, place, j), add)
 
         @pl.when((member == g - 1) & (step == pl.num_programs(4) - 1))
         def _() -> None:
@@ -188,12 +183,3 @@ def _over_queries(
         name="flash_backward_keys",
     )(*given)
     return of_key, of_value, list(of_fields)
-
-
-def _queries_of(ranges: Ranges, count: int) -> tuple[Any, Any]:
-    """Which blocks of queries look at each block of keys: the first that does, and how many to the last."""
-    xp: Any = np if ranges.are_known else jnp
-    j = np.arange(count)
-    looks = (ranges.first[..., None] <= j) & (j < ranges.first[..., None] + ranges.length[..., None])
-    first, last = xp.argmax(looks, axis=-2), looks.shape[-2] - xp.argmax(looks[..., ::-1, :], axis=-2)
-    return first, xp.where(looks.any(axis=-2), last - first, 0)

@@ -7,8 +7,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from jattn.implementations.flash.tile_gradients import TileGradients, add_to, in_order_from, input_specs, zeros_where
-from jattn.implementations.flash.tiles import Blocks, Field, Loop, Ranges, Tiles, cost, in_scalar_memory, shaped
+from jattn.implementations.flash.tiles import Field, Ranges, Tiles, cost, flat, shaped
+from jattn.implementations.flash.tpu.blocks import (
+    Blocks,
+    Loop,
+    add_to,
+    gradients_at,
+    in_memory,
+    in_order_from,
+    input_specs,
+    on_tiles,
+    zeros_where,
+)
 
 __all__ = ["gradient_of_pairs"]
 
@@ -29,7 +39,7 @@ def gradient_of_pairs(
         return (outer, inner, i, j) if heads_last else (inner, outer, i, j)
 
     blocks = Blocks(tiles, loop, place_of)
-    given = (*in_scalar_memory(*ranges), *inputs, *(field.in_memory() for field in fields))
+    given = (*flat(*ranges), *inputs, *map(in_memory, fields))
 
     def kernel(first: Any, length: Any, first_whole: Any, length_whole: Any, *refs: Any) -> None:
         arrays, beside, of_field = refs[:6], refs[6:-1], refs[-1]
@@ -37,14 +47,13 @@ def gradient_of_pairs(
         zeros_where(((example == 0) | (not shares_examples)) & ((head == 0) | (not shares_heads)), of_field)
 
         def add(whole: bool) -> None:
-            _, gradients = TileGradients(arrays, beside, fields, (i, j), tiles, whole).derivative(
-                [wanted], of_query=True
-            )
+            tile = gradients_at((i, j), whole, arrays, beside, fields, tiles)
+            _, gradients = tile.derivative([wanted], of_query=True)
             add_to([of_field], gradients)
 
         at = example, head, i
         is_whole = loop.is_among(first_whole, length_whole, at, j)
-        ranges.on_tiles(loop.is_among(first, length, at, j), is_whole, add)
+        on_tiles(ranges, loop.is_among(first, length, at, j), is_whole, add)
 
     c, e = tiles.features(query, h), tiles.features(value, k)
     [gradient] = pl.pallas_call(
