@@ -13,7 +13,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
-__all__ = ["Sent", "flops_of", "sent_by", "start_tpu_compiler"]
+__all__ = ["H100", "Sent", "flops_of", "has_compiler", "sent_by", "start_tpu_compiler", "trace_on_cpu"]
 
 COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{\n((?:.*\n)*?)\}", re.MULTILINE)
 LOOP = re.compile(r"condition=%([^\s,]+), body=%([^\s,]+)")
@@ -25,6 +25,19 @@ ARRAY = re.compile(r"\b(pred|[a-z]+\d+)(?:e\d\w*)?\[([\d,]*)\]")
 BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 
 
+# What XLA asks about a GPU that is not here, as NVIDIA says of an H100 (SXM, 80 GB).
+H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 } clock_rate_ghz: 1.98 core_count: 132 fpus_per_core: 128
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  l2_cache_size: 52428800 memory_bandwidth: 3352320000000 device_memory_size: 84978434048
+}
+platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
 _LIBTPU = {  # what it asks for where there is no TPU
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -33,12 +46,23 @@ _LIBTPU = {  # what it asks for where there is no TPU
 }
 
 
-def start_tpu_compiler() -> None:
-    """Programs are traced on the CPU from here on; ends the command where there is no compiler."""
-    if importlib.util.find_spec("libtpu") is None:
-        sys.exit("The TPU's compiler is not here. Install it: pip install -e '.[targets]'")
-    os.environ.update(_LIBTPU)
+def has_compiler(platform: str) -> bool:
+    """Whether programs can be compiled here for a TPU, or a GPU."""
+    names = {"tpu": ["libtpu"], "cuda": ["jax_cuda13_plugin", "jax_cuda12_plugin"]}[platform]
+    return any(importlib.util.find_spec(name) is not None for name in names)
+
+
+def trace_on_cpu() -> None:
+    """Programs are traced on the CPU from here on, and compiled for what is asked for."""
+    os.environ.update(_LIBTPU, JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1")
     jax.config.update("jax_platforms", "cpu")
+
+
+def start_tpu_compiler() -> None:
+    """`trace_on_cpu`; ends the command where there is no compiler."""
+    if not has_compiler("tpu"):
+        sys.exit("The TPU's compiler is not here. Install it: pip install -e '.[targets]'")
+    trace_on_cpu()
 
 
 @dataclasses.dataclass(frozen=True)

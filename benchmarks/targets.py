@@ -1,17 +1,25 @@
-"""Attention with its gradients compiled for TPUs by their own compiler, here, and never run.
+"""Attention with its gradients compiled for TPUs and a GPU by their own compilers, here, and never run.
 
     python -m benchmarks targets [--cases NAME ...] [--chips NAME ...] [--peers] [--json FILE]
 
-It needs the extra ``targets`` (libtpu, Linux), no TPU, and some seconds a row. 8 heads of 128, 2 examples, bfloat16,
-unless the case says otherwise. Of each case: what jattn chooses on the chip; the compiler's words where it refuses; how
-long it took; scratch memory, which XLA may lay out in the chip's own; floating-point operations of the products of
-matrices. With --peers beside it, where they have words for the case, XLA's own attention through jax.nn, and splash
-attention of jax.experimental with its own block sizes. A run of it is kept in targets.json.
+It needs the extra ``targets`` for TPUs (libtpu, Linux), ``targets-gpu`` for an H100 (CUDA, 2 GB), no such device, and
+some seconds a row; both go into one environment of their own. 8 heads of 128, 2 examples, bfloat16, unless the case
+says otherwise. Of each case: what jattn chooses on the chip; the compiler's words where it refuses; how long it took;
+scratch memory, which XLA may lay out in the chip's own; floating-point operations of the products of matrices. Where
+that isn't jattn's kernel, the kernel too, and how many bytes of registers NVIDIA's assembler says that it spills. With
+--peers beside it, where they have words for the case, XLA's own attention through jax.nn, and on TPUs splash attention
+of jax.experimental with its own block sizes. A run of it is kept in targets.json.
 """
 
 import argparse
 import dataclasses
 import functools
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,14 +33,14 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.comparison import print_table, write
-from benchmarks.programs import flops_of, start_tpu_compiler
+from benchmarks.programs import H100, flops_of, has_compiler, trace_on_cpu
 from jattn import attention, biases, masks, scores
 from jattn._engine.platform import platforms
 from jattn.bound import bind
 from jattn.implementations.choice import decide
 
 KEPT = Path(__file__).with_name("targets.json")
-CHIPS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
+CHIPS = {"v5e": "tpu", "v6e": "tpu", "h100": "cuda"}  # and their platforms
 MIB = 2**20
 
 
@@ -125,26 +133,38 @@ def cases() -> dict[str, Case]:
 
 def row_of(name: str, chip: str, peers: bool) -> dict[str, Any]:
     """The figures of a case on a chip."""
-    from jax.experimental import topologies
-
-    case, device = cases()[name], topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]
-    row: dict[str, Any] = {"case": name, "chip": chip, "chosen": chosen_for(case)}
-    row["jattn"] = _compiled(*case.loss(attention, case.arguments()), device)
+    case, device = cases()[name], _device(chip)
+    row: dict[str, Any] = {"case": name, "chip": chip, "chosen": chosen_for(case, CHIPS[chip])}
+    row["jattn"] = _compiled(*case.loss(attention, case.arguments()), device, counted=row["chosen"] != "cudnn")
+    if row["chosen"] != "pallas":
+        of_kernel = functools.partial(attention, implementation="pallas")
+        row["pallas"] = _compiled(*case.loss(of_kernel, case.arguments()), device)
     if peers and case.xla is not None:
         attend = functools.partial(jax.nn.dot_product_attention, implementation="xla", **case.xla)
         row["XLA"] = _compiled(*case.loss(attend, {}), device)
-    if peers and case.splash is not None:
+    if peers and case.splash is not None and CHIPS[chip] == "tpu":
         row["splash"] = _compiled(*case.loss(_splash(case), {}), device, counted=False)
     return row
 
 
-def chosen_for(case: Case) -> str:
-    """What jattn chooses on a TPU that is known."""
-    platform = dataclasses.replace(platforms(alone=True)["tpu"], is_known=True)
+@functools.cache
+def _device(chip: str) -> Any:
+    """One that is not here."""
+    from jax.experimental import topologies
+
+    if CHIPS[chip] == "tpu":
+        return topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:2x2").devices[0]
+    return topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices[0]
+
+
+def chosen_for(case: Case, platform: str) -> str:
+    """What jattn chooses on a chip that is known."""
+    known = dataclasses.replace(platforms(alone=True)[platform], is_known=True)
+    known = dataclasses.replace(known, capability=9.0) if platform == "cuda" else known
     said: list[str] = []
 
     def look(*arrays: Any) -> None:
-        said.append(decide(bind(*arrays, **case.arguments()).call, None, platform).implementation)
+        said.append(decide(bind(*arrays, **case.arguments()).call, None, known).implementation)
 
     jax.eval_shape(look, *case.arrays())
     return said[0]
@@ -154,17 +174,35 @@ def _compiled(f: Callable[..., Any], arguments: Any, device: Any, counted: bool 
     def placed(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device))
 
+    platform = "tpu" if device.platform == "tpu" else "cuda"
     start = time.perf_counter()
     try:
         with jax.set_mesh(Mesh(np.array([device]), ("one",))):  # by which jattn knows what it is compiled for
             traced = jax.jit(f).trace(*jax.tree.map(placed, arguments))
-            done = traced.lower(lowering_platforms=("tpu",)).compile()
+            lowered = traced.lower(lowering_platforms=(platform,))
+            with tempfile.TemporaryDirectory() as folder:
+                done = lowered.compile({"xla_dump_to": folder} if platform == "cuda" else None)
+                seconds = time.perf_counter() - start
+                assembly = {name.read_text() for name in Path(folder).glob("*.ptx")}
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
         return {"refused": str(error).splitlines()[0]}
     memory: Any = done.memory_analysis()
-    seconds = time.perf_counter() - start
     figures = {"seconds": seconds, "scratch": memory.temp_size_in_bytes}
-    return figures | {"flops": flops_of(traced.jaxpr, "tpu")} if counted else figures
+    if kernels := [text for text in assembly if ".entry flash_" in text]:
+        figures["spilled"] = sum(map(_spilled_by, kernels))
+    return figures | {"flops": flops_of(traced.jaxpr, platform)} if counted else figures
+
+
+def _spilled_by(kernel: str) -> int:
+    """Bytes of registers that a kernel stores elsewhere."""
+    [packages] = importlib.import_module("nvidia").__path__
+    assembler = next(Path(packages).glob("*/bin/ptxas"))
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(kernel)
+        file.flush()
+        command = [str(assembler), "-v", "-arch=sm_90a", "-o", os.devnull, file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
 
 
 def _splash(case: Case) -> Callable[..., Any]:
@@ -186,34 +224,55 @@ def main(arguments: list[str]) -> None:
         prog="python -m benchmarks targets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", nargs="+", choices=list(cases()), default=list(cases()), help="of these only")
-    parser.add_argument("--chips", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="for these only")
+    parser.add_argument("--chips", nargs="+", choices=list(CHIPS), help="for these only; by default all that can be")
     parser.add_argument("--peers", action="store_true", help="with XLA's own attention and splash")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     options = parser.parse_args(arguments)
-    start_tpu_compiler()
+    able = [chip for chip, platform in CHIPS.items() if has_compiler(platform)]
+    if unable := [chip for chip in options.chips or ([] if able else list(CHIPS)) if chip not in able]:
+        extras = {"tpu": "targets", "cuda": "targets-gpu"}
+        missing = sorted({extras[CHIPS[chip]] for chip in unable})
+        sys.exit(f"No compiler for {', '.join(unable)} is here. Install it: pip install -e '.[{','.join(missing)}]'")
+    trace_on_cpu()
     rows = []
-    for chip in options.chips:
+    for chip in options.chips or able:
         for name in options.cases:
             rows.append(row_of(name, chip, options.peers))
             print(f"{name}, {chip}: {rows[-1]['jattn'].get('refused', 'compiled')}", flush=True)
     write(options.json, rows=rows)
-    print_table(table(rows), width=150)
+    print_table(table(rows), width=170)
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """As it is printed."""
     result = Table(title="attention with its gradients, compiled", box=box.SIMPLE_HEAD, show_edge=False)
-    for name in ("case", "chip", "chosen", "s", "MiB", "Tflop", "XLA s", "MiB", "splash s", "MiB"):
+    for name in (
+        "case",
+        "chip",
+        "chosen",
+        "s",
+        "MiB",
+        "Tflop",
+        "kernel s",
+        "MiB",
+        "spilled",
+        "XLA s",
+        "MiB",
+        "splash s",
+        "MiB",
+    ):
         result.add_column(name, justify="left" if name in ("case", "chip", "chosen") else "right", no_wrap=True)
     for row in rows:
         cells = [row["case"], row["chip"], row["chosen"]]
-        for name in ("jattn", "XLA", "splash"):
+        for name in ("jattn", "pallas", "XLA", "splash"):
             one = row.get(name)
             if one is None or "refused" in one:
-                cells += ["" if one is None else "-", ""]
+                cells += ["" if one is None else "-", *[""] * (2 if name == "pallas" else 1)]
             else:
                 cells += [f"{one['seconds']:.1f}", f"{one['scratch'] / MIB:,.0f}"]
             if name == "jattn":
-                cells.append("" if "refused" in row["jattn"] else f"{row['jattn']['flops'] / 1e12:.2f}")
+                cells.append(f"{row['jattn']['flops'] / 1e12:.2f}" if "flops" in row["jattn"] else "")
+            if name == "pallas" and one is not None and "refused" not in one:
+                cells.append(f"{one['spilled']}")
         result.add_row(*cells)
     return result

@@ -138,6 +138,7 @@ def test_threefry(words, expected):
     """The known answers that its authors publish, in Random123's kat_vectors: key, counter, result."""
     key0, key1, x, y = (jnp.uint32(word) for word in words)
     assert tuple(map(int, threefry2x32((key0, key1), x, y))) == expected
+    assert tuple(map(int, threefry2x32((key0, key1), x, y, rolled=True))) == expected
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])

@@ -154,9 +154,20 @@ def _is_here(platform: str) -> bool:
         return False
 
 
-@functools.cache
+# Of NVIDIA GPUs that programs are compiled for elsewhere.
+_CAPABILITIES = {"A100": 8.0, "H100": 9.0, "H200": 9.0, "GH200": 9.0, "B200": 10.0, "GB200": 10.0}
+
+
 def _compute_capability() -> float:
-    """Of the first NVIDIA GPU here; 0 if there is none."""
+    """Of the NVIDIA GPUs in the mesh that is set, or of the first one here; 0 if there is none."""
+    if _of_mesh() != "cuda":
+        return _capability_here()
+    words = jax.sharding.get_abstract_mesh().abstract_device.device_kind.split()
+    return next((_CAPABILITIES[word] for word in words if word in _CAPABILITIES), _capability_here())
+
+
+@functools.cache
+def _capability_here() -> float:
     try:
         device = jax.local_devices(backend="gpu")[0]
     except (RuntimeError, IndexError):

@@ -1,6 +1,5 @@
 """The kernels, by Pallas' interpreter, against the dense definition: the same numbers and gradients."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,9 +8,8 @@ import numpy as np
 import pytest
 
 from jattn import attention, biases, masks, scores
-from jattn._engine.platform import CPU, platforms
 from jattn.bound import bind
-from jattn.implementations import choice, pallas
+from jattn.implementations import pallas
 from tests import ingredients
 from tests.implementations import like_dense
 from tests.ingredients import normal
@@ -21,13 +19,17 @@ B, T, S, H, K, D, E = 2, 40, 200, 4, 2, 8, 6
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def several_blocks():
-    """Three blocks of queries, the last of them cut off, and two of keys; JAX does not know of what is patched."""
+@pytest.fixture(autouse=True, scope="module", params=["tpu", "cuda"])
+def several_blocks(request):
+    """The kernels for TPUs, and those for GPUs: three blocks of queries, the last of them cut off, and two of keys, or
+    four. JAX does not know of what is patched."""
     with pytest.MonkeyPatch.context() as patch:
         jax.clear_caches()
+        patch.setattr(pallas, "INTERPRETED", request.param)
         patch.setattr(pallas, "_ROWS", 16)
         patch.setattr(pallas, "_WIDTH", 128)
+        patch.setattr(pallas, "_ROWS_OF_GPU", 16)
+        patch.setattr(pallas, "_WIDTH_OF_GPU", 64)
         yield
     jax.clear_caches()
 
@@ -53,7 +55,12 @@ def test_biases(name):
 
 @pytest.mark.parametrize("name", ingredients.each_score(D))
 def test_scores(name):
-    assert_same(score=ingredients.each_score(D)[name], mask=masks.causal(offset=100))
+    score, mask = ingredients.each_score(D)[name], masks.causal(offset=100)
+    if name not in ("boxcar", "Epanechnikov", "constant", "additive", "own"):
+        assert_same(score=score, mask=mask)
+    else:
+        with pytest.raises(ValueError, match="'pallas': its score is the dot product, or one that is"):
+            attention(*query_key_value(), score=score, mask=mask, implementation="pallas")
 
 
 def test_all_at_once():
@@ -208,61 +215,6 @@ def test_narrower_dtypes(dtype, tolerance):
     np.testing.assert_allclose(output.astype(jnp.float64), expected, rtol=0, atol=tolerance)
 
 
-TPU = dataclasses.replace(platforms(alone=True)["tpu"], is_known=True)
-LONG = jax.ShapeDtypeStruct((2, 1024, 2, 64), jnp.bfloat16)
-
-
-HELD = jnp.ones(3)
-
-
-def decided(platform=TPU, like=LONG, **arguments):
-    said = []
-    jax.eval_shape(lambda x: said.append(choice.decide(bind(x, x, x, **arguments).call, None, platform)), like)
-    return said[0]
-
-
-def test_it_is_chosen_on_a_tpu():
-    with jax.enable_x64(False):
-        assert decided().implementation == "pallas"
-        assert decided(like=jax.ShapeDtypeStruct((2, 8, 2, 64), jnp.bfloat16)).implementation == "dense"
-        assert decided(CPU).implementation == "streaming"
-
-
-@pytest.mark.parametrize(
-    ("reason", "given"),
-    [
-        ("its kernels are for TPUs", {"platform": platforms(alone=True)["cuda"]}),
-        (
-            "which TPU it is for must be known: be here, or in the mesh that is set",
-            {"platform": platforms(alone=True)["tpu"]},
-        ),
-        ("a kernel can't be divided among devices by XLA", {"platform": dataclasses.replace(TPU, devices=4)}),
-        (
-            "a formula looks up an array, or loops (gather)",
-            {"bias": biases.where(lambda q, k, table: table[abs(q - k)], table=jnp.ones(1024))},
-        ),
-        (
-            "a formula holds an array; give it by its name, as an argument of the formula",
-            {"bias": biases.where(lambda q, k: HELD[0] * (q - k))},
-        ),
-        (
-            "on a TPU it takes at most 512 features",
-            {"like": jax.ShapeDtypeStruct((1, 1024, 1, 1024), jnp.bfloat16)},
-        ),
-        ("on a TPU it takes float32 and bfloat16", {"like": jax.ShapeDtypeStruct(LONG.shape, jnp.float16)}),
-        (
-            "on a TPU its score is the dot product, or one that is a dot product of features",
-            {"score": scores.Epanechnikov()},
-        ),
-    ],
-)
-def test_what_it_refuses(reason, given):
-    with jax.enable_x64(False):
-        said = decided(**given)
-    assert said.refused["pallas"] == reason
-    assert said.implementation == "streaming"
-
-
 def test_scores_that_are_not_by_pair_are_refused():
     """Also one that is a Gaussian no more."""
 
@@ -273,10 +225,6 @@ def test_scores_that_are_not_by_pair_are_refused():
     for score in (Negative(1.0), lambda query, key: jnp.ones((B, H, T, S))):
         with pytest.raises(ValueError, match="'pallas': a score that is not one of"):
             attention(*query_key_value(), score=score, implementation="pallas")
-
-
-def test_positions_in_64_bits_are_refused():
-    assert decided().refused["pallas"] == "on a TPU there are no positions in 64 bits, as under jax_enable_x64"
 
 
 def test_its_interpreter_knows_of_no_mesh():
