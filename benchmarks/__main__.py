@@ -14,6 +14,7 @@ NAMES = (
     "serving",
     "scale",
     "targets",
+    "gpu",
 )
 
 if __name__ == "__main__":

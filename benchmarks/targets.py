@@ -91,43 +91,43 @@ def _window(module: Any, t: int) -> Any:
     return module.LocalMask((t, t), (256, 0), 0)
 
 
-def cases() -> dict[str, Case]:
-    """All of them, by name; no array is made yet."""
+def cases(length: int = 4096) -> dict[str, Case]:
+    """All of them, by name, those that have no length in their name for so many tokens; no array is made yet."""
     found: dict[str, Case] = {}
 
-    def more(name: str, arguments: Callable[[], dict[str, Any]], case: Case = Case()) -> None:
+    def more(name: str, arguments: Callable[[], dict[str, Any]], case: Case = Case(length)) -> None:
         found[name] = dataclasses.replace(case, arguments=arguments)
 
     def causal(**others: Any) -> dict[str, Any]:
         return {"mask": masks.causal(), **others}
 
     def segments() -> masks.Mask:
-        return masks.segments(jnp.arange(4096)[None] // 512)
+        return masks.segments(jnp.arange(length)[None] // (length // 8))
 
     like_peers: dict[str, Any] = {"xla": {"is_causal": True}, "splash": _causal}
     for t in (4096, 8192, 16384):
         more(f"full {t:,}", dict, Case(t, xla={}, splash=_full))
     for t in (4096, 8192, 16384):
         more(f"causal {t:,}", causal, Case(t, **like_peers))
-    more("window 256", lambda: {"mask": masks.sliding_window(256, 0)}, Case(splash=_window))
+    more("window 256", lambda: {"mask": masks.sliding_window(256, 0)}, Case(length, splash=_window))
     more("segments 512", lambda: {"mask": segments()})
     more("causal in segments", lambda: {"mask": masks.causal() & segments()})
-    more("half padded", lambda: {"mask": masks.lengths(jnp.array([1024, 3072]))})
-    more("prefix LM", lambda: {"mask": masks.causal() | masks.prefix(512)})
-    more("neighbourhood", lambda: {"mask": masks.neighbourhood((64, 64), (3, 3))})
+    more("half padded", lambda: {"mask": masks.lengths(jnp.array([length // 4, length - length // 4]))})
+    more("prefix LM", lambda: {"mask": masks.causal() | masks.prefix(length // 8)})
+    more("neighbourhood", lambda: {"mask": masks.neighbourhood((length // 64, 64), (3, 3))})
     more("a function of positions", lambda: {"mask": masks.where(lambda q, k: (q - k) % 7 < 3)})
-    more("an array", lambda: {"mask": jnp.ones((4096, 4096), bool)})
+    more("an array", lambda: {"mask": jnp.ones((length, length), bool)})
     more("ALiBi", lambda: causal(bias=biases.alibi(8)))
     more("T5's bias", lambda: causal(bias=biases.relative(jnp.zeros((32, 8)), bidirectional=False)))
     more("soft cap", lambda: causal(logits_soft_cap=50.0))
     more("sinks", lambda: causal(sinks=jnp.zeros(8)))
     more("dropout 0.1", lambda: causal(dropout_rate=0.1, dropout_rng=jax.random.key(0)))
-    more("grouped heads", causal, Case(heads=32))
-    more("float32", causal, Case(dtype=jnp.float32, **like_peers))
-    more("heads of 64", causal, Case(width=64, **like_peers))
-    more("heads of 256", causal, Case(width=256, **like_peers))
+    more("grouped heads", causal, Case(length, heads=32))
+    more("float32", causal, Case(length, dtype=jnp.float32, **like_peers))
+    more("heads of 64", causal, Case(length, width=64, **like_peers))
+    more("heads of 256", causal, Case(length, width=256, **like_peers))
     more("4,000 queries, 1,001 keys", dict, Case(4000, 1001))
-    more("Gaussian", lambda: {"score": scores.Gaussian()}, Case(dtype=jnp.float32, width=64))
+    more("Gaussian", lambda: {"score": scores.Gaussian()}, Case(length, dtype=jnp.float32, width=64))
     return found
 
 
