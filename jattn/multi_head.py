@@ -45,17 +45,17 @@ def attention(
         query, key, value: ``*b t h d``, ``*b s k d`` and ``*b s k e``, as in `bind`.
         return_weights: also return the weights ``*b h t s``, from before dropout.
         implementation: ``"dense"`` builds the matrix of weights; ``"streaming"`` computes a block of queries at a time
-            in memory linear in the sequence; ``"pallas"`` is a kernel for TPUs and NVIDIA GPUs, with every mask and bias
-            but formulas that look up an array, whose second order is computed by blocks, and which has no forward mode;
-            on a GPU it must be asked for, as it has been measured on none; ``"cudnn"``
-            calls the kernel for NVIDIA GPUs, which has a gradient, but no forward mode and no second order. By default
-            the fastest that honours the arguments on the platform that the program is lowered for; `explain` says
-            which. cuDNN and pallas are considered only where the process that traces the program sees such a GPU or
-            TPU, or within ``jax.set_mesh`` of its devices. Where devices have a part of the sequence
-            each, one of these computes what has met by another: ``"ring"``, keys go around, memory and the gradient's
-            are those of a part, no forward mode; ``"ulysses"``, heads are exchanged for tokens; ``"all_gather"``, each
-            device gathers all keys, also for weights; ``"merge"``, where each has all queries, as in decoding. By
-            default the one that sends the least.
+            in memory linear in the sequence; ``"pallas"`` is a kernel for TPUs and NVIDIA GPUs, with every mask and
+            bias but formulas that look up an array, whose second order is computed by blocks, and which has no forward
+            mode; on a GPU it must be asked for, as it has been measured on none; ``"cudnn"`` calls the kernel for
+            NVIDIA GPUs, which has a gradient, but no forward mode and no second order. By default the fastest that
+            honours the arguments on the platform that the program is lowered for; `explain` says which. cuDNN and
+            pallas are considered only where the process that traces the program sees such a GPU or TPU, or within
+            ``jax.set_mesh`` of its devices. Where devices have a part of the sequence each, one of these computes what
+            has met by another: ``"ring"``, keys go around, memory and the gradient's are those of a part, no forward
+            mode; ``"ulysses"``, heads are exchanged for tokens; ``"all_gather"``, each device gathers all keys, also
+            for weights; ``"merge"``, where each has all queries, as in decoding. By default the one that sends the
+            least.
         options: ``score``, ``mask``, ``bias``, ``scale``, ``logits_soft_cap``, ``sinks``, ``query_positions``,
             ``key_positions``, ``sequence_axis``, ``dropout_rate``, ``dropout_rng``, ``broadcast_dropout``,
             ``head_gates``, as in `bind`.
