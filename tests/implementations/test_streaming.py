@@ -336,7 +336,7 @@ def test_a_loop_that_chooses_among_known_widths(monkeypatch, traced_anew):
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="it is about processors")
 @pytest.mark.parametrize("mask", [masks.causal(), masks.segments(jnp.arange(T)[None] // 100)], ids=["known", "data"])
 def test_no_masked_store(mask):
-    """A choice between what a kernel has loaded and a constant, which LLVM may make one, beside a sum, which it can't."""
+    """As a choice may be between what a kernel has loaded and a constant; not so between a sum and a constant."""
 
     def loss(query, key, value):
         return jnp.sum(attention(query, key, value, mask=mask, implementation="streaming"))
