@@ -131,12 +131,13 @@ class Logits(Rule):
         *,
         scores: Float[Array, "rg w"] | None = None,
         within: tuple[int, int] | None = None,
+        by_sum: bool = False,
     ) -> tuple[Float[Array, "rg w"], Float[Array, "#rg"] | None]:
         """The logits of one key head for ``rows`` queries and ``width`` keys, and the sinks of its rows.
 
         The value is that of a block: query ``rg c`` from ``start`` on, key ``d s``, the rules' fields ``g r s``. A
         tile whose ``scores`` are given has no query and key, and its fields may be its own. Queries and keys beyond so
-        many ``within`` are where the last one is.
+        many ``within`` are where the last one is; ``by_sum`` as of `after_score`.
         """
         rules = self.columns(first, width)
         x = scores
@@ -147,7 +148,7 @@ class Logits(Rule):
         fit = functools.partial(_in_rows, g=g, rows=rows)
         grid = rules.grid(rows, width, start, first)
         grid = grid if within is None else rules.within(grid, *within)
-        x = rules.after_score(x, grid, fit, functools.partial(_by_head, g=g))
+        x = rules.after_score(x, grid, fit, functools.partial(_by_head, g=g), by_sum=by_sum)
         return x, None if rules.sinks is None else fit(rules.sinks)[:, 0]
 
     def after_score(
@@ -156,11 +157,13 @@ class Logits(Rule):
         grid: Grid,
         fit: Callable[[Array], Array] = lambda x: x,
         unfit: Callable[[Array], Array] = lambda x: x,
+        *,
+        by_sum: bool = False,
     ) -> Float[Array, "..."]:
         """Scores with modification, bias, soft cap and mask, in float32 or wider.
 
         The fields lie as the grid; ``fit`` brings what they say into the layout of the scores, ``unfit`` scores into
-        that of the grid.
+        that of the grid. ``by_sum``: what the mask leaves is a sum of itself and zero, for a processor's sake.
         """
         if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
             raise ValueError(f"score must return floating-point logits. Got {jnp.result_type(x)}.")
@@ -178,6 +181,7 @@ class Logits(Rule):
             x = jnp.where(ruled_out, -jnp.inf, cap * jnp.tanh(jnp.where(ruled_out, 0, x) / cap))
         if self.mask is not None:
             allowed = fit(jnp.asarray(self.mask.formula(grid)))
+            x = x + _zero(x.dtype) if by_sum else x
             x = lax.select(jnp.broadcast_to(allowed, x.shape), x, jnp.full_like(x, -jnp.inf))
         return x
 
@@ -297,6 +301,11 @@ class Logits(Rule):
             return self.key
         finite = jnp.isfinite(self.key).all(axis=-1, keepdims=True)
         return jnp.where(attended | finite, self.key, _an_attended(self.key, attended))
+
+
+def _zero(dtype: Any) -> Array:
+    """One that XLA doesn't know until nothing is simplified any more."""
+    return lax.optimization_barrier(jnp.zeros((), dtype))
 
 
 def _after(first: Extent, number: Extent) -> Extent:

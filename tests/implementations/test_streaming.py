@@ -1,6 +1,7 @@
 """Blocks of queries against the dense definition: the same numbers and gradients, in memory linear in the sequence."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -330,6 +331,32 @@ def test_a_loop_that_chooses_among_known_widths(monkeypatch, traced_anew):
     assert len(group.widths) > 1
     assert_same(mask=masks.causal(offset=3), bias=normal(10, H, T, S))
     assert_same(mask=masks.sliding_window(30, 5), dropout_rate=0.3, dropout_rng=jax.random.key(0))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it is about processors")
+@pytest.mark.parametrize("mask", [masks.causal(), masks.segments(jnp.arange(T)[None] // 100)], ids=["known", "data"])
+def test_no_masked_store(mask):
+    """As a choice may be between what a kernel has loaded and a constant; not so between a sum and a constant."""
+
+    def loss(query, key, value):
+        return jnp.sum(attention(query, key, value, mask=mask, implementation="streaming"))
+
+    given = [normal(seed, 1, T, 1, D).astype(jnp.float32) for seed in range(3)]
+    for f in (loss, jax.grad(loss, argnums=(0, 1, 2))):
+        text = jax.jit(f).lower(*given).compile().as_text()
+        chosen = re.findall(r"= f32\[\d+,\d+\]\S* select\(%\S+, %(\S+), %\S+\)", text)
+        assert any(name.startswith("add") for name in chosen)
+        assert not any(name.startswith("param") for name in chosen)
+
+
+def test_a_masked_key_may_be_anything():
+    """Also one that other queries attend to."""
+    query, key, value = query_key_value()
+    given = query, key[:, :T].at[:, T - 1].set(jnp.nan), value[:, :T]
+    output = attention(*given, mask=masks.causal(), implementation="streaming")
+    expected = attention(query, key[:, :T], value[:, :T], mask=masks.causal(), implementation="dense")
+    np.testing.assert_allclose(output[:, :-1], expected[:, :-1], atol=1e-12)
+    assert jnp.isnan(output[:, -1]).all()
 
 
 @pytest.mark.usefixtures("on_accelerator")
