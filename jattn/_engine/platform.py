@@ -15,7 +15,17 @@ from jax import lax
 
 from jattn._engine.loops import Each, one_by_one, side_by_side
 
-__all__ = ["ACCELERATOR", "CPU", "Platform", "divided_among", "is_alone", "platform_of", "platforms", "where_lowered"]
+__all__ = [
+    "ACCELERATOR",
+    "CPU",
+    "Platform",
+    "capability_here",
+    "divided_among",
+    "is_alone",
+    "platform_of",
+    "platforms",
+    "where_lowered",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,13 +171,14 @@ _CAPABILITIES = {"A100": 8.0, "H100": 9.0, "H200": 9.0, "GH200": 9.0, "B200": 10
 def _compute_capability() -> float:
     """Of the NVIDIA GPUs in the mesh that is set, or of the first one here; 0 if there is none."""
     if _of_mesh() != "cuda":
-        return _capability_here()
+        return capability_here()
     words = jax.sharding.get_abstract_mesh().abstract_device.device_kind.split()
-    return next((_CAPABILITIES[word] for word in words if word in _CAPABILITIES), _capability_here())
+    return next((_CAPABILITIES[word] for word in words if word in _CAPABILITIES), capability_here())
 
 
 @functools.cache
-def _capability_here() -> float:
+def capability_here() -> float:
+    """Of the first NVIDIA GPU here; 0 if there is none."""
     try:
         device = jax.local_devices(backend="gpu")[0]
     except (RuntimeError, IndexError):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jattn._engine.loops import broadcast_map, largest_divisor, side_by_side
 from jattn._engine.plan import Block, Group, key_ranges, plan
-from jattn._engine.platform import Platform
+from jattn._engine.platform import Platform, capability_here
 from jattn._mask import And, Mask
 from jattn._masks import Causal, Lengths, SlidingWindow
 from jattn.implementations.call import Call, Implementation, Result
@@ -47,7 +47,7 @@ class Cudnn(Implementation):
         query, key, score = logits.query, logits.key, logits.score
         assert value is not None
         d = query.shape[-1]
-        widest = 128 if platform.capability < 9 else 256
+        widest = 256 if min(platform.capability, capability_here()) >= 9 else 128  # JAX asks the GPU that is here
         sizes = [n for x in (query, key) for n in x.shape]
         reasons = {
             "it needs an NVIDIA GPU, Ampere or newer": platform.capability < 8,
