@@ -1,0 +1,60 @@
+"""The site. `sphinx-autobuild docs build/site` shows it while it is written; `.ci/run` builds it, a warning is an error."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import jattn  # noqa: E402
+from docs.making import docstrings, drawing  # noqa: E402
+
+project = "jattn"
+author = copyright = "The jattn authors"
+version = release = jattn.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["making", "_static", "**/.ipynb_checkpoints"]
+nitpicky = False
+
+myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+suppress_warnings = ["myst.xref_ambiguous"]
+
+# Docstrings: a name in single backticks is one of ours, or stays as it is.
+default_role = "py:obj"
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints = "signature"
+autodoc_class_signature = "mixed"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_param = False
+napoleon_custom_sections = [("Attributes", "params_style")]
+python_maximum_signature_line_length = 88
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+html_theme = "sphinx_book_theme"
+html_title = "jattn"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
+html_copy_source = False
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "navbar_persistent": [],
+}
+copybutton_exclude = ".linenos, .gp, .go"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+
+def setup(app):
+    app.connect("source-read", drawing.on_source)
+    app.connect("autodoc-process-docstring", docstrings.on_docstring, priority=400)  # before Napoleon
+    app.connect("autodoc-process-signature", docstrings.on_signature)
+    app.connect("autodoc-skip-member", docstrings.on_skip)

@@ -1,0 +1,1 @@
+def on_source(app, page, source): pass
