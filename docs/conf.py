@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import jattn  # noqa: E402
-from docs.making import docstrings, drawing  # noqa: E402
+from docs.making import docstrings, drawing, notebooks  # noqa: E402
 
 project = "jattn"
 author = copyright = "The jattn authors"
@@ -19,8 +19,10 @@ nitpicky = False
 
 myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"
-suppress_warnings = ["myst.xref_ambiguous"]
+nb_execution_mode = "cache"  # a notebook runs where it has changed
+nb_execution_cache_path = str(ROOT / "build" / "notebooks")
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
 
 # Docstrings: a name in single backticks is one of ours, or stays as it is.
 default_role = "py:obj"
@@ -44,6 +46,7 @@ html_copy_source = False
 html_theme_options = {
     "show_navbar_depth": 1,
     "show_toc_level": 2,
+    "footer_content_items": [],
     "use_download_button": False,
     "use_fullscreen_button": False,
     "navbar_persistent": [],
@@ -54,6 +57,7 @@ copybutton_prompt_is_regexp = True
 
 
 def setup(app):
+    app.connect("builder-inited", notebooks.on_start)
     app.connect("source-read", drawing.on_source)
     app.connect("autodoc-process-docstring", docstrings.on_docstring, priority=400)  # before Napoleon
     app.connect("autodoc-process-signature", docstrings.on_signature)
