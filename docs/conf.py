@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import jattn  # noqa: E402
-from docs.making import docstrings, drawing, notebooks  # noqa: E402
+from docs.making import docstrings, drawing, formulas, notebooks  # noqa: E402
 
 project = "jattn"
 author = copyright = "The jattn authors"
@@ -15,9 +15,9 @@ version = release = jattn.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["making", "_static", "**/.ipynb_checkpoints"]
-nitpicky = False
 
-myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
+myst_enable_extensions = ["dollarmath"]
+html_math_renderer = "mathml"
 myst_heading_anchors = 3
 nb_execution_mode = "cache"  # a notebook runs where it has changed
 nb_execution_cache_path = str(ROOT / "build" / "notebooks")
@@ -57,6 +57,7 @@ copybutton_prompt_is_regexp = True
 
 
 def setup(app):
+    formulas.on_setup(app)
     app.connect("builder-inited", notebooks.on_start)
     app.connect("source-read", drawing.on_source)
     app.connect("autodoc-process-docstring", docstrings.on_docstring, priority=400)  # before Napoleon
