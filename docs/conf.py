@@ -14,7 +14,7 @@ author = copyright = "The jattn authors"
 version = release = jattn.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-exclude_patterns = ["making", "_static", "**/.ipynb_checkpoints"]
+exclude_patterns = ["making", "_static", "_extra", "**/.ipynb_checkpoints"]
 
 myst_enable_extensions = ["dollarmath"]
 html_math_renderer = "mathml"
@@ -40,6 +40,7 @@ toc_object_entries_show_parents = "hide"
 html_theme = "sphinx_book_theme"
 html_title = "jattn"
 html_static_path = ["_static"]
+html_extra_path = ["_extra"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
