@@ -1,4 +1,4 @@
-"""The site. `sphinx-autobuild docs build/site` shows it while it is written; `.ci/run` builds it, a warning is an error."""
+"""The site: `sphinx-autobuild docs build/site` shows it while it is written."""
 
 import sys
 from pathlib import Path

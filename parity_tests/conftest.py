@@ -91,7 +91,7 @@ def _render(rows: Sequence[Sequence[str]]) -> str:
         caption="training: of the loss at every step, and of the parameters after the last",
     )
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column not in ("pair", "dtype", "") else "left", no_wrap=bool(column))
+        table.add_column(column, justify="left" if column in ("pair", "dtype", "") else "right", no_wrap=True)
     for cells in rows:
         table.add_row(*cells)
     console = Console(width=130)

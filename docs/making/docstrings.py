@@ -22,7 +22,9 @@ def on_signature(
     if what == "class" and arguments == "(*args: Any, **kwargs: Any)":  # Flax's metaclass stands before __init__
         signature = inspect.signature(obj.__init__)
         _, *own = signature.parameters.values()
-        arguments = stringify_signature(signature.replace(parameters=own, return_annotation=signature.empty), unqualified_typehints=True)
+        arguments = stringify_signature(
+            signature.replace(parameters=own, return_annotation=signature.empty), unqualified_typehints=True
+        )
     return shorter(arguments), shorter(returned)
 
 

@@ -1,7 +1,7 @@
 """Pictures of rules and of weights, drawn from the code of the page that they stand on.
 
-In a page's Markdown ``<!-- drawn 8 x 12: mask -->`` is a picture of what ``mask`` is after the code above it, here for 8
-queries and 12 keys; ``<!-- drawn: weights -->`` is one of an array ``*b t s``, and what a notebook would show as HTML is
+In a page's Markdown ``<!-- drawn 8 x 12: mask -->`` is a picture of what ``mask`` is after the code above it, here for
+8 queries and 12 keys; ``<!-- drawn: weights -->`` is one of an array ``*b t s``. What a notebook would show as HTML is
 shown here, too. Commas part several.
 """
 
@@ -44,10 +44,7 @@ def drawn(value: Any, t: int | None = None, s: int | None = None) -> str:
     """A rule for so many queries and keys, or an array ``*b t s``: a matrix for each example and head; or HTML."""
     if hasattr(value, "_repr_html_"):
         return value._repr_html_().replace("\n", "&#10;")  # an empty line would end it, to Markdown
-    if hasattr(value, "as_array"):
-        array = np.asarray(value.as_array(t, s))
-    else:
-        array = np.asarray(value)
+    array = np.asarray(value.as_array(t, s) if hasattr(value, "as_array") else value)
     leading = array.shape[:-2]
     several = array.reshape(-1, *array.shape[-2:])[:MOST]
     if np.issubdtype(array.dtype, np.floating):

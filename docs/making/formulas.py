@@ -26,5 +26,6 @@ def _block(writer: Any, node: Any) -> None:
 
 def _mathml(node: Any, *, as_block: bool) -> str:
     """What docutils makes of it, which knows ``\\bigl``, ``\\bigr`` and ``\\ldots``, but not their short forms."""
-    sided = re.sub(r"\\([bB]ig)(?=\W)(?=(\S))", lambda found: f"\\{found[1]}{'r' if found[2] in ')]' else 'l'}", node.astext())
-    return latex2mathml.tex2mathml(sided.replace(r"\dots", r"\ldots"), as_block=as_block)
+    formula = re.sub(r"\\([bB]ig)(?=[)\]])", r"\\\1r", node.astext())
+    formula = re.sub(r"\\([bB]ig)(?=\W)", r"\\\1l", formula)
+    return latex2mathml.tex2mathml(formula.replace(r"\dots", r"\ldots"), as_block=as_block)
