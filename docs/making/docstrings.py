@@ -38,7 +38,8 @@ def as_rst(text: str) -> str:
 
     An example so ends the section of arguments that it follows.
 
-    >>> print(as_rst("Twice x.\\n\\n    y = 2 * x\\n\\nArgs:\\n    x: a number.\\n\\n    >>> twice(2)\\n    4"))
+    >>> text = "Twice x.\\n\\n    y = 2 * x\\n\\nArgs:\\n    x: a number.\\n\\n    >>> 1 + 1\\n    2"
+    >>> print(as_rst(text).replace(">>>", "$"))
     Twice x.
     <BLANKLINE>
     .. code-block:: python
@@ -48,8 +49,8 @@ def as_rst(text: str) -> str:
     Args:
         x: a number.
     <BLANKLINE>
-    >>> twice(2)
-    4
+    $ 1 + 1
+    2
     """
     text = text.replace("``*``", "``\\*``")
     blocks = re.split(r"\n\s*\n", text)
