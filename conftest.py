@@ -30,6 +30,7 @@ if jax.__version_info__ < (0, 11):  # newer ones end at an option that they don'
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole", action="store_true", help="run every case of every test")
     parser.addoption("--resume", action="store_true", help="leave out what passed since a run of all tests began")
+    parser.addoption("--parity-table", metavar="FILE", help="write the table of errors into this page, too")
     parser.addoption(
         "--setting", choices=list(SETTINGS), help="run the tests marked `core` under this strict setting of JAX's"
     )

@@ -1,6 +1,8 @@
 """The `parity` fixture, and the table at the end of the run."""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -41,7 +43,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+COLUMNS = ("pair", "dtype", "cases", "outputs", "PyTorch's", "gradients", "PyTorch's", "")
+MARKS = ("<!-- written by a command -->", "<!-- until here -->")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The table: pair, dtype, cases, worst errors against float64, PyTorch's own beside them, pass or fail."""
     rows: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for reports in terminalreporter.stats.values():
@@ -52,35 +58,42 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                         rows[value[0], value[1]].append(Comparison(*value))
     if not rows:
         return
+    cells = [row(*key, comparisons) for key, comparisons in sorted(rows.items(), key=lambda row: row[0][0])]
+    terminalreporter.write_line("")
+    terminalreporter.write_line(_render(cells))
+    if page := config.getoption("--parity-table"):
+        write(Path(page), cells)
+
+
+def row(pair: str, dtype: str, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+    """A pair in one dtype: the worst of its cases."""
+    worst = [max(errors) for errors in zip(*[c[2:6] for c in comparisons], strict=True)]
+    shown = [f"{error:.1e}" for error in worst]
+    failed = sum(bool(c.problems) for c in comparisons)
+    own = ["", ""] if dtype == "float64" else [shown[2], shown[3]]  # there, PyTorch is the truth
+    verdict = f"{failed} fail" if failed else "pass"
+    return pair, dtype, str(len(comparisons)), shown[0], own[0], shown[1], own[1], verdict
+
+
+def write(page: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Between the marks of a page in Markdown, as a table without columns that say nothing."""
+    kept = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    table = "\n".join("| " + " | ".join(line[i].replace("|", "\\|") for i in kept) + " |" for line in lines)
+    before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    page.write_text(f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def _render(rows: Sequence[Sequence[str]]) -> str:
     table = Table(
         title="jattn and PyTorch: the worst relative error against float64",
         caption="training: of the loss at every step, and of the parameters after the last",
     )
-    table.add_column("pair", no_wrap=True)
-    table.add_column("dtype", no_wrap=True)
-    for column in ("cases", "outputs", "PyTorch's", "gradients", "PyTorch's"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("")
-    for (pair, dtype), comparisons in sorted(rows.items(), key=lambda row: row[0][0]):
-        worst = [max(errors) for errors in zip(*[c[2:6] for c in comparisons], strict=True)]
-        shown = [f"{error:.1e}" for error in worst]
-        failed = sum(bool(c.problems) for c in comparisons)
-        own = ["", ""] if dtype == "float64" else [shown[2], shown[3]]  # there, PyTorch is the truth
-        table.add_row(
-            pair,
-            dtype,
-            str(len(comparisons)),
-            shown[0],
-            own[0],
-            shown[1],
-            own[1],
-            f"{failed} fail" if failed else "pass",
-        )
-    terminalreporter.write_line("")
-    terminalreporter.write_line(_render(table))
-
-
-def _render(table: Table) -> str:
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("pair", "dtype", "") else "right", no_wrap=True)
+    for cells in rows:
+        table.add_row(*cells)
     console = Console(width=130)
     with console.capture() as capture:
         console.print(table)

@@ -84,6 +84,32 @@ def test_grouped_heads() -> None:
     assert not [name for name in inspect.signature(torch.nn.MultiheadAttention).parameters if "kv_heads" in name]
 
 
+def test_what_the_others_have_no_argument_for() -> None:
+    """A window without an array of it, a soft cap of the logits, sinks."""
+    peers = {
+        "jax.nn": jax.nn.dot_product_attention,
+        "Flax": nnx.dot_product_attention,
+        "Flax's module": nnx.MultiHeadAttention.__call__,
+        "Equinox": eqx.nn.MultiheadAttention.__call__,
+    }
+    for name, function in peers.items():
+        arguments = " ".join(inspect.signature(function).parameters)
+        assert ("window" in arguments) == (name == "jax.nn")
+        assert not [word for word in ("cap", "sink") if word in arguments]
+    text = torch.nn.functional.scaled_dot_product_attention.__doc__
+    signature = text[: text.index("->")] + str(inspect.signature(torch.nn.MultiheadAttention.forward))
+    assert "is_causal" in signature
+    assert not [word for word in ("window", "cap", "sink") if word in signature]
+
+    window, capped = jattn.masks.sliding_window(1, 0), dict(logits_soft_cap=0.1, sinks=jnp.zeros(2))
+    np.testing.assert_allclose(
+        jattn.attention(X, X, X, mask=window & jattn.masks.causal()),
+        jax.nn.dot_product_attention(X, X, X, is_causal=True, local_window_size=(1, 0)),
+        **CLOSE,
+    )
+    assert not np.allclose(jattn.attention(X, X, X, **capped), jattn.attention(X, X, X), atol=1e-2)
+
+
 @pytest.mark.whole
 def test_dropout_inside_grad_of_a_merged_module() -> None:
     x = X[0].reshape(1, 3, 8)

@@ -1,12 +1,13 @@
 """The README's code runs as it stands there, and prints what stands below it."""
 
-import re
 from pathlib import Path
 
 import pytest
 
+from docs.making.code import blocks, run, without_errors
+
 README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", README.read_text(), re.DOTALL)
+BLOCKS = [(block.code, block.output) for block in blocks(README.read_text())]
 
 
 @pytest.mark.every_case
@@ -14,12 +15,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", README.rea
 def test_block(
     code: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # it writes checkpoints
-    exec(compile(code, "README.md", "exec"), {})
+    monkeypatch.chdir(tmp_path)  # it may write
+    run(code, "README.md", {})
     if output:
         assert without_errors(capsys.readouterr().out) == without_errors(output)
-
-
-def without_errors(text: str) -> str:
-    """Less the sizes of errors, which are not the same on every machine."""
-    return re.sub(r"\d(\.\d)?e[-+]\d\d", "#", text)

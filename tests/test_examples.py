@@ -176,9 +176,3 @@ def test_folders_are_made(tmp_path: Path) -> None:
     for _ in range(2):
         assert options.folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
         assert not list((tmp_path / "a" / "b").iterdir())
-
-
-def test_page_of_many_devices() -> None:
-    """Its code runs as it stands there."""
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "many_devices.md").read_text(), re.DOTALL)
-    exec(code, {})

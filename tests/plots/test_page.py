@@ -1,6 +1,5 @@
 """What the page of `attention_view` does in a browser."""
 
-import shutil
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,23 +9,6 @@ import pytest
 
 from jattn.plots import attention_view
 from tests.plots.test_view import HEADS, LAYERS, PAIRS, SOURCE, TARGET, TOKENS, WEIGHTS, T, softmax
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    installed = next(filter(None, map(shutil.which, names)), None)
-    with api.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=installed)
-        except api.Error as error:
-            if installed:
-                raise
-            pytest.skip(f"there is no Chromium: {error.message.splitlines()[0]}")
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
