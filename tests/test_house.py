@@ -18,7 +18,7 @@ FILES = sorted((ROOT / "jattn").rglob("*.py"))
 
 # In two modules, whose names say which is meant: a mask or a bias; the weights of a module, or arrays by name; a random
 # key, or fused weights; dropout, or an entry; what follows a prompt, or translates a source.
-IN_TWO_PLACES = {"dense", "where", "save", "load", "split", "dropped", "beam_search"}
+IN_TWO_PLACES = {"dense", "where", "save", "load", "split", "dropped", "beam_search", "run_forward", "run_backward"}
 
 
 def name_of(file: Path) -> str:

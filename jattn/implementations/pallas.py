@@ -74,7 +74,7 @@ class Pallas(Implementation):
             "there is nothing to compute: an axis has length 0": 0 in sizes,
             BY_PAIR: not logits.by_pair,
             "its score is the dot product, or one that is a dot product of features": not products,
-            f"on {chip} it takes {_listed(dtypes)}": on_chip and any(x.dtype.name not in dtypes for x in arrays),
+            f"on {chip} it takes {_in_words(dtypes)}": on_chip and any(x.dtype.name not in dtypes for x in arrays),
             f"on {chip} it takes at most {widest} features": on_chip and max(x.shape[-1] for x in arrays) > widest,
             "on a TPU there are no positions in 64 bits, as under jax_enable_x64": name == "tpu"
             and jnp.result_type(int) == jnp.int64,
@@ -109,7 +109,7 @@ class Pallas(Implementation):
         return by_products(call, run, inexact)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _in_words(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
 
 

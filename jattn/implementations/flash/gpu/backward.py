@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from jattn._engine.axes import axis_of
-from jattn.implementations.flash.gpu.loads import compiler_params, features_at, field_at, gradients_at, over_tiles
+from jattn.implementations.flash.gpu.loads import compiler_params, features_at, field_at, gradients_of_tile, over_tiles
 from jattn.implementations.flash.tiles import Field, Places, Ranges, Tiles, cost, flat, learned_fields, shaped, summed
 
 __all__ = ["run_backward"]
@@ -33,14 +33,14 @@ def run_backward(
     """Those of query, key, value, and of the fields that are learned."""
     inputs = (query, key, value, *tiles.for_gradients(value, result, cotangents))
     learned, by_query, by_key, by_pair = learned_fields(fields)
-    of_query, of_by_query = _over_keys(inputs, fields, by_query, ranges, tiles)
-    of_key, of_value, of_by_key = _over_queries(inputs, fields, by_key, ranges, tiles)
+    of_query, of_by_query = _programs_of_queries(inputs, fields, by_query, ranges, tiles)
+    of_key, of_value, of_by_key = _programs_of_keys(inputs, fields, by_key, ranges, tiles)
     of_by_pair = [_of_pairs(inputs, fields, i, ranges, tiles) for i in by_pair]
     of_field = dict(zip((*by_query, *by_key, *by_pair), (*of_by_query, *of_by_key, *of_by_pair), strict=True))
     return of_query, of_key, of_value, [summed(of_field[i], fields[i].array) for i in learned]
 
 
-def _over_keys(
+def _programs_of_queries(
     inputs: Inputs, fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
 ) -> tuple[Array, list[Array]]:
     """Gradients of the queries, and of the wanted fields, for each example and head."""
@@ -57,9 +57,9 @@ def _over_keys(
         i, head, example = (pl.program_id(axis) for axis in range(3))
 
         def add(j: Any, totals: Any, whole: bool) -> Any:
-            tile = gradients_at(example, head, i, j, whole, arrays, fields, places, tiles)
+            tile = gradients_of_tile(example, head, i, j, whole, arrays, fields, places, tiles)
             of_features, of_wanted = tile.derivative(wanted, of_query=True)
-            return _added(totals, [of_features, *of_wanted])
+            return _each_added(totals, [of_features, *of_wanted])
 
         zeros = [jnp.zeros((rows, c), dtype), *(part.zeros(tiles) for part in parts)]
         total, *totals = over_tiles(ranges, places, of_ranges, (example, head, i), add, zeros)
@@ -79,7 +79,7 @@ def _over_keys(
     return of_query, [part.together(x) for part, x in zip(parts, of_fields, strict=True)]
 
 
-def _over_queries(
+def _programs_of_keys(
     inputs: Inputs, fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
 ) -> tuple[Array, Array, list[Array]]:
     """Gradients of keys and values, and of the wanted fields, which have one for each key."""
@@ -98,9 +98,9 @@ def _over_queries(
         j, head, example = (pl.program_id(axis) for axis in range(3))
 
         def add(i: Any, totals: Any, whole: bool) -> Any:
-            tile = gradients_at(example, head, i, j, whole, arrays, fields, places, tiles)
+            tile = gradients_of_tile(example, head, i, j, whole, arrays, fields, places, tiles)
             of_features, of_wanted = tile.derivative(wanted, of_query=False)
-            return _added(totals, [of_features, tile.of_value(), *of_wanted])
+            return _each_added(totals, [of_features, tile.of_value(), *of_wanted])
 
         zeros = [jnp.zeros((width, features), dtype) for features in (d, e)]
         zeros += [part.zeros(tiles) for part in parts]
@@ -148,7 +148,7 @@ def _of_pairs(inputs: Inputs, fields: list[Field], wanted: int, ranges: Ranges, 
         def of_example(example: Any, total: Any) -> Any:
             def of_head(head: Any, total: Any) -> Any:
                 def added() -> Any:
-                    tile = gradients_at(example, head, i, j, False, arrays, fields, places, tiles)
+                    tile = gradients_of_tile(example, head, i, j, False, arrays, fields, places, tiles)
                     [more] = tile.derivative([wanted], of_query=True)[1]
                     return total + more.astype(dtype)
 
@@ -207,5 +207,5 @@ class Part(NamedTuple):
         return x if self.in_blocks else jnp.sum(x, axis=2)
 
 
-def _added(totals: Sequence[Array], more: Sequence[Array]) -> list[Array]:
+def _each_added(totals: Sequence[Array], more: Sequence[Array]) -> list[Array]:
     return [x + y.astype(x.dtype) for x, y in zip(totals, more, strict=True)]

@@ -10,15 +10,22 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Float
 
 from jattn._engine.axes import axis_of
 from jattn.implementations.flash.tile import TileGradients
 from jattn.implementations.flash.tiles import AtBlock, Field, Places, Ranges, Tiles
 
-__all__ = ["compiler_params", "features_at", "field_at", "gradients_at", "over_tiles", "row_numbers_at", "values_at"]
+__all__ = [
+    "compiler_params",
+    "features_at",
+    "field_at",
+    "gradients_of_tile",
+    "over_tiles",
+    "row_numbers_at",
+    "values_at",
+]
 
-State = TypeVar("State")
+Totals = TypeVar("Totals")
 
 
 def compiler_params(stages: int) -> plgpu.CompilerParams:
@@ -54,14 +61,14 @@ def values_at(fields: Sequence[Field], refs: Sequence[Any], n: Any, h: Any, i: A
     return [ref[field_at(field, n, h, i, j, tiles)] for field, ref in zip(fields, refs, strict=True)]
 
 
-def gradients_at(
+def gradients_of_tile(
     n: Any, h: Any, i: Any, j: Any, whole: bool, refs: Sequence[Any], fields: list[Field], places: Places, tiles: Tiles
 ) -> TileGradients:
     """Of a tile: ``refs`` are query, key, value, the cotangent of the output, log-sum-exp, mean, and the fields."""
     q, k, v, of_output, *of_rows = refs[:6]
     at_queries, at_keys = (n, h, i), (n, places.key_head(h), j)
     c, d, e = (ref.shape[-1] // heads for ref, heads in ((q, tiles.heads), (k, tiles.key_heads), (v, tiles.key_heads)))
-    log_sum_exp, mean = (_as_column(ref[row_numbers_at(at_queries, tiles.rows)]) for ref in of_rows)
+    log_sum_exp, mean = (ref[row_numbers_at(at_queries, tiles.rows)][:, None] for ref in of_rows)
     return TileGradients(
         q[features_at(at_queries, tiles.rows, c)],
         k[features_at(at_keys, tiles.width, d)],
@@ -77,8 +84,8 @@ def gradients_at(
 
 
 def over_tiles(
-    ranges: Ranges, places: Places, refs: Sequence[Any], place: AtBlock, body: Callable[..., State], state: State
-) -> State:
+    ranges: Ranges, places: Places, refs: Sequence[Any], place: AtBlock, body: Callable[..., Totals], state: Totals
+) -> Totals:
     """``body(block, state, whole=)`` for the blocks that one looks at, one after the other; ``refs`` are of ``ranges``.
 
     Those that are whole lie side by side, so there are no more than three loops, and no choice in any.
@@ -95,10 +102,6 @@ def over_tiles(
     return _loop(last, high, body, state, False) if ranges.may_end_in_part else state
 
 
-def _loop(start: Any, stop: Any, body: Callable[..., State], state: State, whole: bool) -> State:
-    result: State = lax.fori_loop(start, stop, lambda block, state: body(block, state, whole=whole), state)
+def _loop(start: Any, stop: Any, body: Callable[..., Totals], state: Totals, whole: bool) -> Totals:
+    result: Totals = lax.fori_loop(start, stop, lambda block, state: body(block, state, whole=whole), state)
     return result
-
-
-def _as_column(x: Float[Array, " r"]) -> Float[Array, "r 1"]:
-    return x[:, None]
