@@ -57,6 +57,7 @@ class Pallas(Implementation):
         on_tpu = platform.name == "tpu"
         reasons = {
             "its kernels are for TPUs": platform.name not in ("cpu", "tpu"),
+            "JAX saves a kernel in a program for a TPU alone": on_tpu and len(platform.saved_for) > 1,
             "which TPU it is for must be known: be here, or in the mesh that is set": on_tpu and not platform.is_known,
             "XLA was asked for": call.xla_only,
             "return_weights=True asks for the whole matrix": call.return_weights,

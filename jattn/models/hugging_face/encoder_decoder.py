@@ -285,8 +285,8 @@ class EncoderDecoder(PretrainedModel):
             source: what is encoded.
             source_attention_mask: ``b s``, 1 where it is real, 0 where it is padding.
         """
-        if len(source) != batch_size:
-            raise ValueError(f"source must be one for each of {batch_size} prompts. Got {len(source)}.")
+        if (n := jnp.shape(source)[0]) != batch_size:
+            raise ValueError(f"source must be one for each of {batch_size} prompts. Got {n}.")
         memory = self.project(self.encode(source, attention_mask=source_attention_mask))
         real = real_tokens(source_attention_mask, (batch_size, memory[0].keys.shape[1]), "source_attention_mask")
         return DecodingState(self.new_cache(batch_size, room, dtype=dtype), memory, real)

@@ -223,8 +223,8 @@ class Seq2Seq(nnx.Module):
             source: ``b s``, token numbers.
             source_valid_lens: ``b``, how many tokens of each source are real.
         """
-        if len(source) != batch_size:
-            raise ValueError(f"source must be one for each of {batch_size} prompts. Got {len(source)}.")
+        if (n := jnp.shape(source)[0]) != batch_size:
+            raise ValueError(f"source must be one for each of {batch_size} prompts. Got {n}.")
         return TranslationState.of(self.encoder(source, source_valid_lens))
 
     def step(
