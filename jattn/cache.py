@@ -266,7 +266,7 @@ class Cache(Pytree):
             raise ValueError(f"positions must be integers where there is a cache. Got {positions.dtype}.")
         if real is not None and real.dtype != jnp.bool_:
             raise ValueError(f"real must be boolean, True where a token is no padding. Got {real.dtype}.")
-        if real is not None and not checks.is_concrete(real):
+        if any(map(checks.is_symbol, shape)) or (real is not None and not checks.is_concrete(real)):
             return
         real = np.broadcast_to(True if real is None else np.asarray(real), shape)
         if positions is not None and checks.is_concrete(positions):
@@ -418,6 +418,6 @@ def _check_between(name: str, x: Any, most: Any, what: str) -> None:
 
 def _write(held: Array, slots: Int[Array, "t"], new: Array) -> Array:
     """Of one example, with the new entries in their slots."""
-    if len(slots) == 1:  # XLA would make a slice of a single one, and write it anew, into a copy, where it is read
+    if slots.shape[0] == 1:  # XLA would make a slice of a single one, and write it anew, into a copy, where it is read
         slots, new = jnp.append(slots, len(held)), jnp.concatenate([new, new])
     return held.at[slots].set(new, mode="drop")

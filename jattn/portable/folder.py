@@ -1,0 +1,61 @@
+"""The folder of a model's programs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jattn.portable.plain import names_of
+from jattn.portable.shapes import written
+from jattn.weights import files
+
+__all__ = ["checked_path", "write"]
+
+
+def checked_path(path: str | Path) -> Path:
+    """The path of a folder that can be made; raises before anything is computed."""
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"path must be of a folder to make. Got {path}, which is there. Remove it, or name another.")
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError as error:
+        raise ImportError("jax.export needs the flatbuffers package to save: pip install flatbuffers") from error
+    return path
+
+
+def write(path: Path, exported: Mapping[str, jax.export.Exported], parameters: Mapping[str, Any]) -> None:
+    """A file for JAX and one of StableHLO for each program, the parameters, and what is called how."""
+    contents = {f"{name}.jax": bytes(program.serialize()) for name, program in exported.items()}
+    contents |= {f"{name}.mlirbc": program.mlir_module_serialized for name, program in exported.items()}
+    contents["manifest.json"] = json.dumps(_manifest(exported), indent=1).encode()
+    path.mkdir(parents=True)
+    for name, content in contents.items():
+        (path / name).write_bytes(content)
+    if parameters:
+        files.save(path / "parameters.safetensors", parameters)
+
+
+def _manifest(exported: Mapping[str, jax.export.Exported]) -> dict[str, Any]:
+    first = next(iter(exported.values()))
+    return {
+        "jax": jax.__version__,
+        "platforms": list(first.platforms),
+        "programs": {
+            name: {
+                "arguments": _listed(jax.tree.unflatten(program.in_tree, program.in_avals)[1]),
+                "results": _listed(jax.tree.unflatten(program.out_tree, program.out_avals)),
+            }
+            for name, program in exported.items()
+        },
+    }
+
+
+def _listed(arrays: Any) -> list[dict[str, Any]]:
+    """In the order in which a program has them."""
+    return [
+        {"name": name, "dtype": str(x.dtype), "shape": written(x.shape)}
+        for name, x in zip(names_of(arrays), jax.tree.leaves(arrays), strict=True)
+    ]
