@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn._engine.compiled import compiled
-from jattn._engine.platform import platforms_of, platforms
+from jattn._engine.platform import platforms, platforms_of
 from jattn._engine.pytree import Known
 from jattn._mask import Mask, as_mask
 from jattn.biases import Bias, as_bias

@@ -84,7 +84,7 @@ def platforms(*, alone: bool = False) -> dict[str, Platform]:
 
 def saved_for(*names: str) -> AbstractContextManager[Any]:
     """Inside, what is traced is saved for these platforms, and runs on one device of one of them."""
-    return _saved_for(names)  # type: ignore[no-any-return]
+    return _saved_for(names)
 
 
 def _spread(platform: Platform) -> Platform:

@@ -1,9 +1,10 @@
 """A function or a model as files that any process with JAX runs."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -91,10 +92,7 @@ def export(
             programs["forward"] = forward(parts, lengths, arguments)
         if room is not None:
             programs |= decoding(parts, lengths, given or {}, room)
-        exported = {
-            name: jax.export.export(jax.jit(program.f, keep_unused=True), platforms=names)(**program.arguments)
-            for name, program in programs.items()
-        }
+        exported = {name: program.exported(name, names) for name, program in programs.items()}
     write(folder, exported, {} if parts.inside else parts.parameters)
 
 
@@ -122,9 +120,9 @@ def for_platforms(*platforms: str) -> AbstractContextManager[Any]:
 class Inputs(NamedTuple):
     """What a model of a class is called with, for `export`."""
 
-    arguments: dict[str, Shape]
+    arguments: dict[str, str]
     constraints: tuple[str, ...] = ()
-    given: dict[str, Shape] = {}  # noqa: RUF012  # to `start`
+    given: Mapping[str, str] = MappingProxyType({})  # to `start`
 
 
 class Exportable:
@@ -143,15 +141,15 @@ class Exportable:
         parameters_inside: bool = False,
         room: int | None = None,
     ) -> None:
-        """Write a folder of programs that run without jattn, as `jattn.portable.export` does, of which this is one line.
+        """Write a folder of programs that run without jattn, as `jattn.portable.export` does.
 
         Args:
             path: of the folder, which is made.
             sizes: letters of `inputs` that have one length, such as ``{"b": 1, "t": 128}``; others are any.
             platforms: of ``"cpu"``, ``"cuda"``, ``"rocm"`` and ``"tpu"`` those that the programs run on.
             parameters_inside: whether parameters are inside of each program, rather than an argument and a file.
-            room: of what can decode, to have ``prefill`` and ``step`` beside ``forward``: for how many tokens caches have
-                slots, prompt and continuation together.
+            room: of what can decode, so that there are ``prefill`` and ``step`` beside ``forward``: for how many tokens
+                caches have slots, prompt and continuation together.
         """
         arguments, constraints, given = self.inputs()
         options: dict[str, Any] = dict(sizes=sizes, platforms=platforms, parameters_inside=parameters_inside, room=room)
@@ -172,13 +170,13 @@ def _check_runnable(f: Any, arguments: Any, room: Any, given: Any) -> None:
         got = f"the class {f.__name__}" if isinstance(f, type) else f"a {type(f).__name__}"
         raise ValueError(f"f must be a function of arrays or an nnx.Module. Got {got}.")
     if arguments is None and room is None:
-        raise ValueError(f"arguments must be given for a call of f, or room to decode with it. Got neither.")
+        raise ValueError("arguments must be given for a call of f, or room to decode with it. Got neither.")
     if isinstance(f, nnx.Module):
         for path, layer in nnx.iter_modules(f):
             if _trains(layer):
                 raise ValueError(
-                    f"f must be in eval mode. Got a {type(f).__name__} in training mode: {'.'.join(map(str, path))} is a "
-                    f"{type(layer).__name__} that is on. Call eval() first."
+                    f"f must be in eval mode. Got a {type(f).__name__} in training mode, with a {type(layer).__name__} "
+                    f"that is on, {'.'.join(map(str, path)) or 'itself'}. Call its eval()."
                 )
     if arguments is not None:
         known = inspect.signature(f).parameters

@@ -1,5 +1,6 @@
 """The folder of a model's programs."""
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +20,8 @@ def checked_path(path: str | Path) -> Path:
     path = Path(path)
     if path.exists():
         raise ValueError(f"path must be of a folder to make. Got {path}, which is there. Remove it, or name another.")
-    try:
-        import flatbuffers  # noqa: F401
-    except ImportError as error:
-        raise ImportError("jax.export needs the flatbuffers package to save: pip install flatbuffers") from error
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ImportError(f"{path} needs the flatbuffers package, which jax.export saves with: pip install flatbuffers")
     return path
 
 

@@ -1,6 +1,6 @@
 """What of a function or a model becomes a program: functions whose arguments and results are plain."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,15 @@ class Program(NamedTuple):
     f: Callable[..., Any]
     arguments: Mapping[str, Any]  # the shapes of arrays, or dicts of them
 
+    def exported(self, name: str, platforms: Sequence[str]) -> jax.export.Exported:
+        """As JAX saves it, under a name, and with all of its arguments, whether it needs them or not."""
+
+        def named(**x: Any) -> Any:
+            return self.f(**x)
+
+        named.__name__ = name
+        return jax.export.export(jax.jit(named, keep_unused=True), platforms=platforms)(**self.arguments)
+
 
 class Parts(NamedTuple):
     """What is called, and its parameters beside it or inside."""
@@ -34,7 +43,8 @@ class Parts(NamedTuple):
         """Of a module what it holds, but for what it draws random numbers from; of a function nothing."""
         if not isinstance(f, nnx.Module):
             return cls(lambda parameters: f, {}, inside)
-        graph, random, state = nnx.split(f, nnx.RngState, ...)
+        graph, *states = nnx.split(f, nnx.RngState, ...)
+        random, state = states
         parameters = {name: jnp.asarray(x) for name, x in plain(state).items()}
         return cls(lambda parameters: nnx.merge(graph, random, rebuilt(state, parameters)), parameters, inside)
 

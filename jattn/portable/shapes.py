@@ -43,7 +43,9 @@ class Lengths(NamedTuple):
             try:
                 return jax.ShapeDtypeStruct(jax.export.symbolic_shape(self._with_sizes(text), scope=scope), dtype)
             except ValueError as error:
-                raise ValueError(f"arguments must have lengths that jax.export knows. Got {text} for {name}.") from error
+                raise ValueError(
+                    f"arguments must have lengths that jax.export knows. Got {text} for {name}."
+                ) from error
 
         return {name: shape(name, x) for name, x in arguments.items()}
 
