@@ -45,7 +45,6 @@ CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"arguments": {"x": "float32[n,3]"}},
         "f must be in eval mode. Got a Averaging in training mode, with a BatchNorm that is on, norm. Call its eval().",
     ),
-    "name": (double, {"arguments": {"y": "float32[n]"}}, "double has no argument 'y'"),
     "reserved": (lambda **x: x, {"arguments": {"parameters": "int32[]"}}, "arguments must have other names than param"),
     "spec": (
         double,
@@ -75,6 +74,11 @@ def test_errors(case, tmp_path):
     with raises(*phrases):
         portable.export(f, tmp_path / "made", **options)
     assert not (tmp_path / "made").exists()
+
+
+def test_an_argument_that_a_function_has_not(tmp_path):
+    with raises("double() got an unexpected keyword argument 'y'.", kind=TypeError):
+        portable.export(double, tmp_path / "made", {"y": "float32[n]"})
 
 
 def test_a_path_that_is_there(tmp_path):

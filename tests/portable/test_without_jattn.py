@@ -70,7 +70,7 @@ def attend(query, key, value, lens, table):
 def drawn(module: Any) -> Any:
     """In eval mode, with parameters that are none of the initial zeros and ones."""
     rng = np.random.default_rng(0)
-    nnx.update(module, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 2, x.dtype), nnx.state(module)))
+    nnx.update(module, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), nnx.state(module)))
     module.eval()
     return module
 
