@@ -58,7 +58,8 @@ def export(
         constraints: what is known of open lengths, such as ``"t <= 64"``.
         platforms: of ``"cpu"``, ``"cuda"``, ``"rocm"`` and ``"tpu"`` those that the programs run on.
         parameters_inside: whether parameters are inside of each program, rather than an argument and a file.
-        room: for how many tokens a decoder's caches have slots, prompt and continuation together.
+        room: for how many tokens a decoder's caches have slots, prompt and continuation together. What comes after is
+            not kept, and no program says so.
         given: what ``f.start`` is given beside it, described as arguments are.
 
     Raises:
@@ -148,7 +149,7 @@ class Exportable:
             platforms: of ``"cpu"``, ``"cuda"``, ``"rocm"`` and ``"tpu"`` those that the programs run on.
             parameters_inside: whether parameters are inside of each program, rather than an argument and a file.
             room: of what can decode, so that there are ``prefill`` and ``step`` beside ``forward``: for how many tokens
-                caches have slots, prompt and continuation together.
+                caches have slots, prompt and continuation together. What comes after is not kept.
         """
         arguments, constraints, given = self.inputs()
         options: dict[str, Any] = dict(sizes=sizes, platforms=platforms, parameters_inside=parameters_inside, room=room)
@@ -166,7 +167,7 @@ def _checked_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
 def _check_runnable(f: Any, arguments: Any, room: Any, given: Any) -> None:
     """Raise ValueError unless there are programs of it, in eval mode, with these arguments."""
     if isinstance(f, type) or not (callable(f) or hasattr(f, "step")):
-        got = f"the class {f.__name__}" if isinstance(f, type) else f"a {type(f).__name__}"
+        got = f"the class {f.__name__}" if isinstance(f, type) else type(f).__name__
         raise ValueError(f"f must be a function of arrays or an nnx.Module. Got {got}.")
     if arguments is None and room is None:
         raise ValueError("arguments must be given for a call of f, or room to decode with it. Got neither.")

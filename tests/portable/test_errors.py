@@ -33,7 +33,7 @@ class Averaging(nnx.Module):
 X = {"x": "float32[n]"}
 CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a class": (nn.Linear, {"arguments": X}, "f must be a function of arrays or an nnx.Module. Got the class Linear."),
-    "no model": (3, {"arguments": X}, "f must be a function of arrays or an nnx.Module. Got a int."),
+    "no model": (3, {"arguments": X}, "f must be a function of arrays or an nnx.Module. Got int."),
     "nothing": (double, {}, "arguments must be given for a call of f, or room to decode with it. Got neither."),
     "training": (
         dropping(),
