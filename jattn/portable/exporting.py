@@ -12,8 +12,8 @@ from flax import nnx
 from jattn._engine import checks
 from jattn._engine.platform import NAMES, saved_for
 from jattn.portable.folder import checked_path, write
-from jattn.portable.programs import PROMPTS, Parts, Program, decoding, forward
-from jattn.portable.shapes import Lengths, Shape
+from jattn.portable.programs import PROMPTS, Callee, Program, decoding_programs, forward_program
+from jattn.portable.shapes import Described, Letters
 
 __all__ = ["PLATFORMS", "Exportable", "Inputs", "export", "for_platforms"]
 
@@ -23,14 +23,14 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def export(
     f: Any,
     path: str | Path,
-    arguments: Mapping[str, Shape] | None = None,
+    arguments: Mapping[str, Described] | None = None,
     *,
     sizes: Mapping[str, int] | None = None,
     constraints: Sequence[str] = (),
     platforms: Sequence[str] = PLATFORMS,
     parameters_inside: bool = False,
     room: int | None = None,
-    given: Mapping[str, Shape] | None = None,
+    given: Mapping[str, Described] | None = None,
 ) -> None:
     """Write a folder of programs that run without jattn, on any of several platforms, with arrays of any length.
 
@@ -83,17 +83,17 @@ def export(
     folder = checked_path(path)
     _check_runnable(f, arguments, room, given)
     names = _checked_platforms(platforms)
-    parts = Parts.of(f, checks.flag("parameters_inside", parameters_inside))
-    lengths = Lengths(dict(sizes or {}), constraints)
-    lengths.check(arguments or {}, given or {}, {} if room is None else PROMPTS)
+    callee = Callee.of(f, checks.flag("parameters_inside", parameters_inside))
+    letters = Letters(dict(sizes or {}), constraints)
+    letters.check(arguments or {}, given or {}, {} if room is None else PROMPTS)
     with saved_for(*names):
         programs: dict[str, Program] = {}
         if arguments is not None:
-            programs["forward"] = forward(parts, lengths, arguments)
+            programs["forward"] = forward_program(callee, letters, arguments)
         if room is not None:
-            programs |= decoding(parts, lengths, given or {}, room)
+            programs |= decoding_programs(callee, letters, given or {}, room)
         exported = {name: program.exported(name, names) for name, program in programs.items()}
-    write(folder, exported, {} if parts.inside else parts.parameters)
+    write(folder, exported, {} if callee.inside else callee.parameters)
 
 
 def for_platforms(*platforms: str) -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jattn.portable.plain import names_of
+from jattn.portable.plain import array_names
 from jattn.portable.shapes import written
 from jattn.weights import files
 
@@ -44,17 +44,17 @@ def _manifest(exported: Mapping[str, jax.export.Exported]) -> dict[str, Any]:
         "platforms": list(first.platforms),
         "programs": {
             name: {
-                "arguments": _listed(jax.tree.unflatten(program.in_tree, program.in_avals)[1]),
-                "results": _listed(jax.tree.unflatten(program.out_tree, program.out_avals)),
+                "arguments": _array_entries(jax.tree.unflatten(program.in_tree, program.in_avals)[1]),
+                "results": _array_entries(jax.tree.unflatten(program.out_tree, program.out_avals)),
             }
             for name, program in exported.items()
         },
     }
 
 
-def _listed(arrays: Any) -> list[dict[str, Any]]:
+def _array_entries(arrays: Any) -> list[dict[str, Any]]:
     """In the order in which a program has them."""
     return [
         {"name": name, "dtype": str(x.dtype), "shape": written(x.shape)}
-        for name, x in zip(names_of(arrays), jax.tree.leaves(arrays), strict=True)
+        for name, x in zip(array_names(arrays), jax.tree.leaves(arrays), strict=True)
     ]

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jattn.portable.plain import plain, rebuilt
-from jattn.portable.shapes import Lengths, Shape
+from jattn.portable.shapes import Described, Letters
 
-__all__ = ["PROMPTS", "Parts", "Program", "decoding", "forward"]
+__all__ = ["PROMPTS", "Callee", "Program", "decoding_programs", "forward_program"]
 
 PROMPTS = {"tokens": "int32[b,t]", "valid_lens": "int32[b]"}
 
@@ -31,7 +31,7 @@ class Program(NamedTuple):
         return jax.export.export(jax.jit(named, keep_unused=True), platforms=platforms)(**self.arguments)
 
 
-class Parts(NamedTuple):
+class Callee(NamedTuple):
     """What is called, and its parameters beside it or inside."""
 
     merged: Callable[[Any], Any]  # with these parameters
@@ -39,7 +39,7 @@ class Parts(NamedTuple):
     inside: bool
 
     @classmethod
-    def of(cls, f: Any, inside: bool) -> "Parts":
+    def of(cls, f: Any, inside: bool) -> "Callee":
         """Of a module what it holds, but for what it draws random numbers from; of a function nothing."""
         if not isinstance(f, nnx.Module):
             return cls(lambda parameters: f, {}, inside)
@@ -56,21 +56,23 @@ class Parts(NamedTuple):
         return Program(lambda parameters, **x: f(self.merged(parameters), **x), {"parameters": shapes, **arguments})
 
 
-def forward(parts: Parts, lengths: Lengths, arguments: Mapping[str, Shape]) -> Program:
+def forward_program(callee: Callee, letters: Letters, arguments: Mapping[str, Described]) -> Program:
     """A call."""
-    return parts.program(lambda f, **x: plain(f(**x)), lengths.shapes(arguments))
+    return callee.program(lambda f, **x: plain(f(**x)), letters.shapes(arguments))
 
 
-def decoding(parts: Parts, lengths: Lengths, given: Mapping[str, Shape], room: int) -> dict[str, Program]:
+def decoding_programs(
+    callee: Callee, letters: Letters, given: Mapping[str, Described], room: int
+) -> dict[str, Program]:
     """``prefill``, which reads prompts, and ``step``, which reads one token more of each.
 
     Args:
-        parts: of a `jattn.decoding.Decodable`.
-        lengths: of what the programs are called with.
+        callee: of a `jattn.decoding.Decodable`.
+        letters: of what the programs are called with.
         given: what its ``start`` is given.
         room: how many tokens its state must be able to keep.
     """
-    prompts = lengths.shapes({**PROMPTS, **given})
+    prompts = letters.shapes({**PROMPTS, **given})
 
     def begun(model: Any, tokens: Any, valid_lens: Any, **given: Any) -> tuple[Any, Any]:
         start = model.start(tokens.shape[0], room, **given)
@@ -81,7 +83,7 @@ def decoding(parts: Parts, lengths: Lengths, given: Mapping[str, Shape], room: i
         logits, state = begun(model, **x)
         return {"logits": logits, "state": plain(state)}
 
-    _, like = jax.eval_shape(lambda x: begun(parts.merged(parts.parameters), **x), prompts)
+    _, like = jax.eval_shape(lambda x: begun(callee.merged(callee.parameters), **x), prompts)
 
     def step(model: Any, tokens: Any, state: Any) -> dict[str, Any]:
         logits, after = model.step(tokens[:, None], rebuilt(like, state))
@@ -89,6 +91,6 @@ def decoding(parts: Parts, lengths: Lengths, given: Mapping[str, Shape], room: i
 
     one = {"tokens": jax.ShapeDtypeStruct(prompts["valid_lens"].shape, jnp.int32), "state": plain(like)}
     return {
-        "prefill": parts.program(prefill, prompts),
-        "step": parts.program(step, lengths.shapes(one)),  # with symbols of its own
+        "prefill": callee.program(prefill, prompts),
+        "step": callee.program(step, letters.shapes(one)),  # with symbols of its own
     }

@@ -9,20 +9,20 @@ import jax.numpy as jnp
 
 from jattn._engine import checks
 
-__all__ = ["Lengths", "Shape", "written"]
+__all__ = ["Described", "Letters", "written"]
 
-Shape = str | jax.ShapeDtypeStruct | jax.Array
+Described = str | jax.ShapeDtypeStruct | jax.Array
 
 _LETTER = re.compile(r"[^\W\d]\w*")
 
 
-class Lengths(NamedTuple):
+class Letters(NamedTuple):
     """What is known of letters."""
 
     sizes: Mapping[str, int]
     constraints: Sequence[str]
 
-    def check(self, *arguments: Mapping[str, Shape]) -> None:
+    def check(self, *arguments: Mapping[str, Described]) -> None:
         """Raise ValueError unless sizes are lengths of letters in these."""
         letters = sorted({letter for one in arguments for letter in _letters(one)})
         for letter, n in self.sizes.items():
