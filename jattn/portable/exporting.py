@@ -68,10 +68,10 @@ def export(
 
     Example:
 
-        >>> import tempfile, jax.numpy as jnp, jattn
+        >>> import tempfile, jax, jax.numpy as jnp, jattn
         >>> path = Path(tempfile.mkdtemp()) / "block"
         >>> block = jattn.nn.TransformerBlock(2, 8, 16, causal=True, rngs=nnx.Rngs(0))
-        >>> export(block, path, {"x": "float32[b,t,8]"})
+        >>> export(block, path, {"x": "float32[b,t,8]"}, sizes={"b": 3, "t": 5})
         >>> sorted(file.name for file in path.iterdir())
         ['forward.jax', 'forward.mlirbc', 'manifest.json', 'parameters.safetensors']
         >>> program = jax.export.deserialize((path / "forward.jax").read_bytes())
@@ -107,7 +107,7 @@ def for_platforms(*platforms: str) -> AbstractContextManager[Any]:
 
     Example:
 
-        >>> import jax.numpy as jnp, jattn
+        >>> import jax, jax.numpy as jnp, jattn
         >>> x = jnp.ones((1, 300, 2, 8))
         >>> with for_platforms("cpu", "tpu"):
         ...     exported = jax.export.export(jax.jit(jattn.attention), platforms=["cpu", "tpu"])(x, x, x)
