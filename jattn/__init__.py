@@ -24,7 +24,7 @@ from jattn.single_head import additive_attention
 from jattn.softmax import masked_softmax
 
 if TYPE_CHECKING:
-    from jattn import decoding, heads, models, nn, parity, plots, sharding, training, weights
+    from jattn import decoding, heads, models, nn, parity, plots, portable, sharding, training, weights
 
 __all__ = [
     "Cache",
@@ -45,6 +45,7 @@ __all__ = [
     "nn",
     "parity",
     "plots",
+    "portable",
     "scores",
     "sequence",
     "sharding",
@@ -55,7 +56,7 @@ __all__ = [
 __version__ = "0.2.0.dev0"
 
 # Those that need Flax, optax and others are loaded at their first use; the functions need JAX alone.
-_AT_FIRST_USE = ("decoding", "heads", "models", "nn", "parity", "plots", "sharding", "training", "weights")
+_AT_FIRST_USE = ("decoding", "heads", "models", "nn", "parity", "plots", "portable", "sharding", "training", "weights")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn._engine.compiled import compiled
-from jattn._engine.platform import platform_of, platforms
+from jattn._engine.platform import platforms, platforms_of
 from jattn._engine.pytree import Known
 from jattn._mask import Mask, as_mask
 from jattn.biases import Bias, as_bias
@@ -82,7 +82,7 @@ class Bound:
         if self.call.value is None:
             raise ValueError("value must be given for an output. Got None.")
         call = dataclasses.replace(self.call, return_weights=checks.flag("return_weights", return_weights))
-        where = platform_of(call.logits.query) if platform is None else known[platform]
+        where = platforms_of(call.logits.query)[0] if platform is None else known[platform]
         return choice.decide(call, implementation, where)
 
     def weights(

@@ -177,17 +177,18 @@ class Cache(Pytree):
         """
         checks.positive_integers(room=room, num_heads=num_heads, features=features, value_features=value_features)
         checks.flag("ring", ring)
-        if not isinstance(batch, tuple) or not all(map(checks.is_count, batch)):
+        if not isinstance(batch, tuple) or not all(map(checks.is_length, batch)):
             raise ValueError(f"batch must be a tuple, the lengths of the axes *b. Got {batch!r:.80}.")
         int8 = np.dtype(dtype) == np.int8
         if not int8 and not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(f"dtype must be floating point or int8. Got {np.dtype(dtype)}.")
         value_features = features if value_features is None else value_features
+        numbers: Any = jnp if any(map(checks.is_symbol, batch)) else np  # NumPy's are known to be empty while tracing
         return Cache(
             jnp.zeros((*batch, num_heads, room, features), dtype),
             jnp.zeros((*batch, num_heads, room, value_features), dtype),
-            np.full((*batch, room), UNUSED, np.int32),  # NumPy's, so that it is known to be empty while tracing
-            np.zeros(batch, np.int32),
+            numbers.full((*batch, room), UNUSED, np.int32),
+            numbers.zeros(batch, np.int32),
             bool(ring),
             *(jnp.zeros((*batch, num_heads, room), jnp.float32) if int8 else None for _ in range(2)),
         )
@@ -265,7 +266,7 @@ class Cache(Pytree):
             raise ValueError(f"positions must be integers where there is a cache. Got {positions.dtype}.")
         if real is not None and real.dtype != jnp.bool_:
             raise ValueError(f"real must be boolean, True where a token is no padding. Got {real.dtype}.")
-        if real is not None and not checks.is_concrete(real):
+        if any(map(checks.is_symbol, shape)) or (real is not None and not checks.is_concrete(real)):
             return
         real = np.broadcast_to(True if real is None else np.asarray(real), shape)
         if positions is not None and checks.is_concrete(positions):
@@ -417,6 +418,6 @@ def _check_between(name: str, x: Any, most: Any, what: str) -> None:
 
 def _write(held: Array, slots: Int[Array, "t"], new: Array) -> Array:
     """Of one example, with the new entries in their slots."""
-    if len(slots) == 1:  # XLA would make a slice of a single one, and write it anew, into a copy, where it is read
+    if slots.shape[0] == 1:  # XLA would make a slice of a single one, and write it anew, into a copy, where it is read
         slots, new = jnp.append(slots, len(held)), jnp.concatenate([new, new])
     return held.at[slots].set(new, mode="drop")

@@ -30,6 +30,8 @@ __all__ = [
     "integers",
     "is_concrete",
     "is_count",
+    "is_length",
+    "is_symbol",
     "keywords",
     "no_other",
     "number",
@@ -381,6 +383,16 @@ def count(name: str, n: Any, what: str = "") -> int:
 def is_count(n: Any) -> bool:
     """A non-negative integer."""
     return isinstance(n, int | np.integer) and not isinstance(n, bool) and bool(n >= 0)
+
+
+def is_length(n: Any) -> bool:
+    """A non-negative integer, or a symbol of `jax.export` for one."""
+    return is_count(n) or is_symbol(n)
+
+
+def is_symbol(n: Any) -> bool:
+    """A length that is known where a program runs, and not while it is traced."""
+    return bool(jax.export.is_symbolic_dim(n))
 
 
 def window(name: str, size: Any) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -18,14 +19,21 @@ from jattn._engine.loops import Each, one_by_one, side_by_side
 __all__ = [
     "ACCELERATOR",
     "CPU",
+    "NAMES",
     "Platform",
     "capability_here",
     "divided_among",
     "is_alone",
-    "platform_of",
     "platforms",
+    "platforms_of",
+    "saved_for",
     "where_lowered",
 ]
+
+NAMES = ("cpu", "cuda", "rocm", "tpu")  # JAX's
+
+# For which of these the programs are saved that are traced inside of it: a caller's words, which JAX's caches know.
+_saved_for = jax.make_user_context(default_value=())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Platform:
     devices: int = 1
     capability: float = 0.0  # of an NVIDIA GPU that is here, such as 9.0 for Hopper
     is_known: bool = False  # of a TPU, or an NVIDIA GPU: whether one is here, or the mesh that is set has such
+    saved_for: tuple[str, ...] = ()  # the platforms that the program is saved for; none where it is not
 
     @property
     def each_matrix(self) -> Each:
@@ -69,14 +78,21 @@ def platforms(*, alone: bool = False) -> dict[str, Platform]:
         "rocm": dataclasses.replace(ACCELERATOR, name="rocm"),
         "tpu": dataclasses.replace(ACCELERATOR, name="tpu", is_known=_is_known("tpu")),
     }
+    if names := _saved_for.value:
+        known = {name: dataclasses.replace(known[name], saved_for=names) for name in names}
     return known if alone else {name: _spread(one) for name, one in known.items()}
+
+
+def saved_for(*names: str) -> AbstractContextManager[Any]:
+    """Inside, what is traced is saved for these platforms, and runs on one device of one of them."""
+    return _saved_for(names)
 
 
 def _spread(platform: Platform) -> Platform:
     devices = divided_among(platform.name)
     if devices == 1:
         return platform
-    alike = {name: getattr(platform, name) for name in ("name", "capability", "is_known")}
+    alike = {name: getattr(platform, name) for name in ("name", "capability", "is_known", "saved_for")}
     return dataclasses.replace(ACCELERATOR, **alike, parts=(1.0,), devices=devices)
 
 
@@ -84,11 +100,11 @@ def divided_among(platform: str | None = None) -> int:
     """How many devices of a platform, by default JAX's, XLA may divide among what is traced here.
 
     It divides over automatic axes. Those of a mesh that is set are known; else it may be any, and outside of a
-    `jax.shard_map` all of the devices there are.
+    `jax.shard_map` all of the devices there are. What is saved is for one.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return _device_count(platform or jax.default_backend())
+        return 1 if _saved_for.value else _device_count(platform or jax.default_backend())
     return math.prod(mesh.shape[axis] for axis in mesh.auto_axes)
 
 
@@ -98,15 +114,20 @@ def is_alone(arguments: Any) -> bool:
     return all(not isinstance(x, jax.core.Tracer) and len(x.sharding.device_set) == 1 for x in arrays)
 
 
-def platform_of(x: Any) -> Platform:
-    """That of an array's device; where it is traced, of the mesh that is set, or of the default backend."""
+def platforms_of(x: Any) -> list[Platform]:
+    """That of an array's device; where it is traced, of the mesh that is set, or of the default backend.
+
+    Several where a program is saved for several.
+    """
+    if _saved_for.value:
+        return list(platforms().values())
     if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
         name = next(iter(x.devices())).platform
     else:
         name = _of_mesh() or jax.default_backend()
     if name == "gpu":
         name = "cuda" if _compute_capability() else "rocm"
-    return platforms(alone=is_alone(x)).get(name, ACCELERATOR)
+    return [platforms(alone=is_alone(x)).get(name, ACCELERATOR)]
 
 
 def where_lowered(
@@ -128,8 +149,9 @@ def where_lowered(
         return lambda *leaves: run(platform, jax.tree.unflatten(structure, leaves))
 
     branches = {id(platform): branch(platform) for platform in programs.values()}
-    default = branches[id(names["tpu"])]
-    others = {name: branches[id(platform)] for name, platform in names.items() if platform is not names["tpu"]}
+    last = list(names.values())[-1]
+    default = branches[id(last)]
+    others = {name: branches[id(platform)] for name, platform in names.items() if platform is not last}
     return lax.platform_dependent(*leaves, default=default, **others)
 
 

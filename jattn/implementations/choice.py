@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from jattn._engine import checks
 from jattn._engine.compiled import compiled
-from jattn._engine.platform import Platform, is_alone, platform_of, where_lowered
+from jattn._engine.platform import Platform, is_alone, platforms_of, where_lowered
 from jattn.implementations.call import Call, Implementation, Result
 from jattn.implementations.cudnn import Cudnn
 from jattn.implementations.dense import Dense
@@ -96,7 +96,8 @@ def _refusal(name: str | None, reason: str) -> ValueError:
 def run(call: Call, name: str | None) -> Result:
     """The result of the implementation of that name, or of the one that fits best on the platform of the program."""
     if name is not None:
-        decide(call, name, platform_of(call.logits.query))  # raises where the one asked for can't
+        for platform in platforms_of(call.logits.query):
+            decide(call, name, platform)  # raises where the one asked for can't
     call = dataclasses.replace(call, logits=call.logits.called())
     return _run(call, name, is_alone(call))
 
@@ -114,7 +115,7 @@ def _run_here(call: Call, name: str | None, alone: bool) -> Result:
     if call.divided is None:
         result = attend(call)
     else:
-        best = _decide_over(call, name, platform_of(call.logits.query)).implementation
+        best = _decide_over(call, name, platforms_of(call.logits.query)[0]).implementation
         result = _OVER_SEQUENCE[best].run(attend, call)
     assert call.value is not None
     return result._replace(output=result.output.astype(call.value.dtype))

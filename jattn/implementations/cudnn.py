@@ -50,6 +50,7 @@ class Cudnn(Implementation):
         widest = 256 if min(platform.capability, capability_here()) >= 9 else 128  # JAX asks the GPU that is here
         sizes = [n for x in (query, key) for n in x.shape]
         reasons = {
+            "JAX does not save its kernel in a program": bool(platform.saved_for),
             "it needs an NVIDIA GPU, Ampere or newer": platform.capability < 8,
             "its score is the dot product, with a number known at compile time for a scale": not (
                 type(score) is DotProduct and isinstance(score.scale, int | float | None)

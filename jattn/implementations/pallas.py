@@ -66,6 +66,7 @@ class Pallas(Implementation):
         dtypes, widest = _DTYPES.get(name, ()), _WIDEST.get(name, 0)
         reasons = {
             "its kernels are for TPUs and NVIDIA's GPUs": not on_chip and name != "cpu",
+            "JAX saves a kernel in a program for a TPU alone": on_chip and platform.saved_for not in ((), ("tpu",)),
             f"which device it is for must be known: {chip} that is here, or in the mesh that is set": on_chip
             and not platform.is_known,
             "XLA was asked for": call.xla_only,

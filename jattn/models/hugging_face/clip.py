@@ -23,6 +23,7 @@ from jattn.models.hugging_face.settings import count_setting, real_setting
 from jattn.models.hugging_face.stack import WithHidden
 from jattn.nn import Outputs
 from jattn.nn.dropout import split
+from jattn.portable import Inputs
 from jattn.weights import Table, rename
 
 __all__ = ["CLIP", "CLIPOutput"]
@@ -166,6 +167,12 @@ class CLIP(PretrainedModel):
     def embed_images(self, images: Float[Array, "i height width channel"], **options: Any) -> Any:
         """The vectors ``i c`` of images; ``options`` are those of `CLIPVision`."""
         return _of_length_one(self.vision(images, **options))
+
+    def inputs(self) -> Inputs:
+        """What a program of it is called with: n texts and i images. Either tower can be exported by itself."""
+        (tokens, constraints, _), (images, _, _) = self.text.inputs(), self.vision.inputs()
+        both = {name: x.replace("[b,", "[n,") for name, x in tokens.items()}
+        return Inputs({**both, **{name: x.replace("[b,", "[i,") for name, x in images.items()}}, constraints)
 
     def _stacks_of_equal_heads(self) -> list[nnx.Module]:
         return [self.text, self.vision]

@@ -25,6 +25,7 @@ from jattn.models.hugging_face.stack import (
 )
 from jattn.nn import Embed, LearnedPositions, Linear, Norm
 from jattn.nn.dropout import Dropout, split
+from jattn.portable import Inputs
 
 __all__ = ["TextDecoder"]
 
@@ -240,6 +241,13 @@ class TextDecoder(PretrainedModel):
         )
         assert ran.caches is not None
         return self._logits(ran.x if each else last_of(ran.x, valid_lens)), ran.caches
+
+    def inputs(self) -> Inputs:
+        """What a program of it is called with: tokens, and which of them are real."""
+        return Inputs(
+            {"tokens": "int32[b,t]", "attention_mask": "int32[b,t]"},
+            () if self.max_length is None else (f"t <= {self.max_length}",),
+        )
 
     @property
     def biased_by_head(self) -> bool:

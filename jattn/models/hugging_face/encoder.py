@@ -14,6 +14,7 @@ from jattn.models.hugging_face.family import PretrainedModel
 from jattn.models.hugging_face.stack import blocks_of, looked_up, real_tokens, returned, run_blocks
 from jattn.nn import Embed, LearnedPositions, Linear, Norm
 from jattn.nn.dropout import Dropout, split
+from jattn.portable import Inputs
 
 __all__ = ["TextEncoder"]
 
@@ -149,6 +150,11 @@ class TextEncoder(PretrainedModel):
         )
         x = ran.x if self.final_norm is None else self.final_norm(ran.x)
         return returned(x, ran._replace(x=x), return_weights=return_weights, return_hidden=return_hidden)
+
+    def inputs(self) -> Inputs:
+        """What a program of it is called with: tokens, which of them are real, and their types if it has some."""
+        types = {} if self.token_types is None else {"token_types": "int32[b,t]"}
+        return Inputs({"tokens": "int32[b,t]", "attention_mask": "int32[b,t]", **types}, (f"t <= {self.max_length}",))
 
     @property
     def biased_by_head(self) -> bool:

@@ -19,6 +19,7 @@ from jattn.nn import Embed, Linear
 from jattn.nn.dropout import split
 from jattn.nn.multi_head import KeysAndValues
 from jattn.nn.weights import Cached, outputs
+from jattn.portable import Inputs
 
 __all__ = ["DecodingState", "EncoderDecoder", "EncoderDecoderHidden", "EncoderDecoderWeights"]
 
@@ -285,8 +286,8 @@ class EncoderDecoder(PretrainedModel):
             source: what is encoded.
             source_attention_mask: ``b s``, 1 where it is real, 0 where it is padding.
         """
-        if len(source) != batch_size:
-            raise ValueError(f"source must be one for each of {batch_size} prompts. Got {len(source)}.")
+        if (n := jnp.shape(source)[0]) != batch_size:
+            raise ValueError(f"source must be one for each of {batch_size} prompts. Got {n}.")
         memory = self.project(self.encode(source, attention_mask=source_attention_mask))
         real = real_tokens(source_attention_mask, (batch_size, memory[0].keys.shape[1]), "source_attention_mask")
         return DecodingState(self.new_cache(batch_size, room, dtype=dtype), memory, real)
@@ -312,6 +313,20 @@ class EncoderDecoder(PretrainedModel):
         assert ran.caches is not None
         logits = self._logits(ran.x if each else last_of(ran.x, valid_lens))
         return logits, state._replace(caches=ran.caches)
+
+    def inputs(self) -> Inputs:
+        """What a program of it is called with: a source, a target, and which tokens are real; sound is whole."""
+        target = {"target": "int32[b,t]", "target_attention_mask": "int32[b,t]"}
+        source, real = {"source": "int32[b,s]"}, {"attention_mask": "int32[b,s]"}
+        if isinstance(self.source_embedding, FrameEmbedding):
+            frames = "s" if self.encoder.max_length is None else 2 * self.encoder.max_length
+            source, real = {"source": f"float[b,{self.source_embedding.conv1.in_features},{frames}]"}, {}
+        longest = {"s": self.encoder.max_length, "t": self.max_length}
+        return Inputs(
+            {**source, **target, **real},
+            tuple(f"{letter} <= {n}" for letter, n in longest.items() if n is not None),
+            {**source, **{f"source_{name}": x for name, x in real.items()}},
+        )
 
     def _encoded(
         self, source: Any, attention_mask: Any, lens: Any, positions: Any, mask: Any, return_weights: bool, rng: Any

@@ -17,6 +17,7 @@ from jattn.models.hugging_face.stack import and_within, real_tokens
 from jattn.nn import Embed, Linear, Norm
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.feed_forward import Activation, activation_function
+from jattn.portable import Inputs
 from jattn.weights import Table, dropped, prefixed
 
 __all__ = ["EncoderFamily", "EncoderHead", "EncoderWithHead", "TaskHead"]
@@ -277,6 +278,10 @@ class EncoderWithHead(PretrainedModel):
         return lambda rngs: cls(
             kind(**options, rngs=rngs), EncoderHead(options["features"], **head, rngs=rngs), architecture=architecture
         )
+
+    def inputs(self) -> Inputs:
+        """What a program of it is called with: as the encoder."""
+        return self.encoder.inputs()
 
     def _family(self) -> Family:
         if self.architecture is None:

@@ -23,6 +23,7 @@ from jattn.models.hugging_face.settings import (
     missing_message,
 )
 from jattn.nn import MultiHeadAttention
+from jattn.portable import Exportable
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +85,7 @@ class Family:
 FAMILIES: dict[str, "type[PretrainedModel]"] = {}
 
 
-class PretrainedModel(nnx.Module):
+class PretrainedModel(Exportable, nnx.Module):
     """A model that `transformers` has too: from its folder or its weights, and back.
 
     A class without a family of its own, such as `TextEncoder`, gives the model of a folder whatever its family is, if

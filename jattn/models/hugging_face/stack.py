@@ -122,7 +122,8 @@ def caches_of(
     blocks: Sequence[TransformerBlock], windows: Sequence[int | None], batch_size: int, room: int, dtype: Any
 ) -> tuple[Cache, ...]:
     """One without tokens for each block's attention within x."""
-    checks.positive_integers(batch_size=batch_size)
+    if not checks.is_symbol(batch_size):
+        checks.positive_integers(batch_size=batch_size)
     return tuple(
         new_cache(block.attention, (batch_size,), room, window=window, dtype=dtype)
         for block, window in zip(blocks, windows, strict=True)

@@ -16,6 +16,7 @@ from jattn.models.hugging_face.stack import blocks_of, real_tokens, returned, ru
 from jattn.nn import Conv, LearnedPositions, Linear, Norm
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.feed_forward import Activation, activation_function
+from jattn.portable import Inputs
 
 __all__ = ["VisionEncoder"]
 
@@ -196,6 +197,10 @@ class VisionEncoder(PretrainedModel):
                 "the image if it has another size."
             )
         return x[..., self.special_tokens :].reshape(*x.shape[:-1], rows, columns)
+
+    def inputs(self) -> Inputs:
+        """What a program of it is called with: images of the size that it is trained on."""
+        return Inputs({"images": f"float[b,{self.image_size[0]},{self.image_size[1]},{self.patches.in_features}]"})
 
     def _embed(self, images: Any, interpolate: bool, rng: Any) -> Array:
         images = checks.floating("images", images, "b height width channel", 4)

@@ -10,11 +10,12 @@ from jattn._engine import checks
 from jattn.nn import LayerNorm, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.dropout import split
 from jattn.nn.weights import in_turn, outputs
+from jattn.portable import Exportable, Inputs
 
 __all__ = ["DigitsClassifier", "to_patches"]
 
 
-class DigitsClassifier(nnx.Module):
+class DigitsClassifier(Exportable, nnx.Module):
     """A small vision transformer: patches, positions, pre-norm blocks, the mean over tokens, a class.
 
     Its default size is for the 8 x 8 digits that come with scikit-learn.
@@ -92,6 +93,10 @@ class DigitsClassifier(nnx.Module):
         x, weights = in_turn(self.blocks, x, return_weights=return_weights, rngs=rngs)
         logits = self.output(self.norm(x).mean(axis=-2))
         return outputs(logits, weights, return_weights)
+
+    def inputs(self) -> Inputs:
+        """What a program of it is called with: images."""
+        return Inputs({"images": f"float[b,{self.image_size},{self.image_size}]"})
 
 
 def to_patches(images: Float[Array, "b height width"], size: int) -> Float[Array, "b t pixel"]:

@@ -10,11 +10,12 @@ from jattn._engine import checks
 from jattn.nn import Embed, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.dropout import split
 from jattn.nn.weights import in_turn, outputs
+from jattn.portable import Exportable, Inputs
 
 __all__ = ["RecallClassifier"]
 
 
-class RecallClassifier(nnx.Module):
+class RecallClassifier(Exportable, nnx.Module):
     """Embedding, post-norm transformer blocks, and a class for each token, read from the last position.
 
     Args:
@@ -78,3 +79,9 @@ class RecallClassifier(nnx.Module):
         x, weights = in_turn(self.blocks, x, return_weights=return_weights, rngs=rngs)
         logits = self.output(x[..., -1, :])
         return outputs(logits, weights, return_weights)
+
+    def inputs(self) -> Inputs:
+        """What a program of it is called with: tokens."""
+        positions = self.positions
+        longest = () if positions is None else (f"t <= {positions.embedding.num_embeddings}",)
+        return Inputs({"tokens": "int32[b,t]"}, longest)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jattn._engine import checks
 from jattn.nn import DotProductAttention, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.weights import as_pair, outputs
+from jattn.portable import Exportable, Inputs
 
 __all__ = ["AttentionRegressor", "TransformerRegressor"]
 
@@ -25,7 +26,7 @@ def _uniform_bias(fan_in: int) -> Any:
     return init
 
 
-class AttentionRegressor(nnx.Module):
+class AttentionRegressor(Exportable, nnx.Module):
     """One attention with one head, and nothing else: the smallest model that learns a curve.
 
     ``output = attention(x W_q, x W_k, x W_v) W_out``, all with biases; Xavier-uniform kernels.
@@ -63,8 +64,12 @@ class AttentionRegressor(nnx.Module):
         output = self.out(pooled)[..., 0]
         return outputs(output, weights, return_weights)
 
+    def inputs(self) -> Inputs:
+        """What a program of it is called with: points."""
+        return Inputs({"x": "float[b,t]"})
 
-class TransformerRegressor(nnx.Module):
+
+class TransformerRegressor(Exportable, nnx.Module):
     """A pre-norm transformer block on the points, with a learned vector for each position.
 
     Every linear kernel is Xavier-uniform, every bias zero, every position standard normal.
@@ -120,3 +125,7 @@ class TransformerRegressor(nnx.Module):
         hidden, weights = as_pair(self.block(x, return_weights=return_weights, rng=rng), return_weights)
         output = self.output(hidden)[..., 0]
         return outputs(output, weights, return_weights)
+
+    def inputs(self) -> Inputs:
+        """What a program of it is called with: points."""
+        return Inputs({"x": "float[b,t]"}, (f"t <= {self.positions.embedding.num_embeddings}",))

@@ -17,6 +17,7 @@ from jattn.decoding import last_of
 from jattn.nn import GRU, AdditiveAttention, DotProductAttention, Embed, Linear
 from jattn.nn.dropout import split
 from jattn.nn.weights import outputs
+from jattn.portable import Exportable, Inputs
 
 __all__ = ["Decoder", "DecoderState", "Encoder", "Seq2Seq", "TranslationState"]
 
@@ -140,7 +141,7 @@ class Decoder(nnx.Module):
         return self.output(output), state._replace(hidden=hidden), weights[:, 0]
 
 
-class Seq2Seq(nnx.Module):
+class Seq2Seq(Exportable, nnx.Module):
     """Encoder and decoder together, taught with the true target as the decoder's input.
 
     Args:
@@ -223,8 +224,8 @@ class Seq2Seq(nnx.Module):
             source: ``b s``, token numbers.
             source_valid_lens: ``b``, how many tokens of each source are real.
         """
-        if len(source) != batch_size:
-            raise ValueError(f"source must be one for each of {batch_size} prompts. Got {len(source)}.")
+        if (n := jnp.shape(source)[0]) != batch_size:
+            raise ValueError(f"source must be one for each of {batch_size} prompts. Got {n}.")
         return TranslationState.of(self.encoder(source, source_valid_lens))
 
     def step(
@@ -238,3 +239,8 @@ class Seq2Seq(nnx.Module):
         """The logits of what follows these tokens, and the state after them, as `jattn.decoding.Decodable` says."""
         logits, after, _ = self.decoder(tokens, state.of_decoder, valid_lens)
         return logits if each else last_of(logits, valid_lens), TranslationState.of(after)
+
+    def inputs(self) -> Inputs:
+        """What a program of it is called with: a source, how much of it is real, and a target."""
+        source: dict[str, Any] = {"source": "int32[b,s]", "source_valid_lens": "int32[b]"}
+        return Inputs({**source, "target": "int32[b,t]"}, given=source)

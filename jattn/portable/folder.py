@@ -1,0 +1,60 @@
+"""The folder of a model's programs."""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jattn.portable.plain import array_names
+from jattn.portable.shapes import written
+from jattn.weights import files
+
+__all__ = ["checked_path", "write"]
+
+
+def checked_path(path: str | Path) -> Path:
+    """The path of a folder that can be made; raises before anything is computed."""
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"path must be of a folder to make. Got {path}, which is there. Remove it, or name another.")
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ImportError(f"{path} needs the flatbuffers package, which jax.export saves with: pip install flatbuffers")
+    return path
+
+
+def write(path: Path, exported: Mapping[str, jax.export.Exported], parameters: Mapping[str, Any]) -> None:
+    """A file for JAX and one of StableHLO for each program, the parameters, and what is called how."""
+    contents = {f"{name}.jax": bytes(program.serialize()) for name, program in exported.items()}
+    contents |= {f"{name}.mlirbc": program.mlir_module_serialized for name, program in exported.items()}
+    contents["manifest.json"] = json.dumps(_manifest(exported), indent=1).encode()
+    path.mkdir(parents=True)
+    for name, content in contents.items():
+        (path / name).write_bytes(content)
+    if parameters:
+        files.save(path / "parameters.safetensors", parameters)
+
+
+def _manifest(exported: Mapping[str, jax.export.Exported]) -> dict[str, Any]:
+    first = next(iter(exported.values()))
+    return {
+        "jax": jax.__version__,
+        "platforms": list(first.platforms),
+        "programs": {
+            name: {
+                "arguments": _array_entries(jax.tree.unflatten(program.in_tree, program.in_avals)[1]),
+                "results": _array_entries(jax.tree.unflatten(program.out_tree, program.out_avals)),
+            }
+            for name, program in exported.items()
+        },
+    }
+
+
+def _array_entries(arrays: Any) -> list[dict[str, Any]]:
+    """In the order in which a program has them."""
+    return [
+        {"name": name, "dtype": str(x.dtype), "shape": written(x.shape)}
+        for name, x in zip(array_names(arrays), jax.tree.leaves(arrays), strict=True)
+    ]

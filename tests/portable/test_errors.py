@@ -1,0 +1,124 @@
+"""Each mistake has its error, before anything is written."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import jattn
+from jattn import models, nn, portable
+from tests.errors import raises
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def double(x):
+    return 2 * x
+
+
+def dropping(rate=0.5):
+    return nn.TransformerBlock(2, 8, 12, dropout_rate=rate, rngs=nnx.Rngs(0))
+
+
+class Averaging(nnx.Module):
+    def __init__(self):
+        self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.norm(x)
+
+
+X = {"x": "float32[n]"}
+CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "a class": (nn.Linear, {"arguments": X}, "f must be a function of arrays or an nnx.Module. Got the class Linear."),
+    "no model": (3, {"arguments": X}, "f must be a function of arrays or an nnx.Module. Got int."),
+    "nothing": (double, {}, "arguments must be given for a call of f, or room to decode with it. Got neither."),
+    "training": (
+        dropping(),
+        {"arguments": {"x": "float32[b,t,8]"}},
+        "f must be in eval mode. Got a TransformerBlock in training mode, with a Dropout that is on, ",
+    ),
+    "training statistics": (
+        Averaging(),
+        {"arguments": {"x": "float32[n,3]"}},
+        "f must be in eval mode. Got a Averaging in training mode, with a BatchNorm that is on, norm. Call its eval().",
+    ),
+    "reserved": (lambda **x: x, {"arguments": {"parameters": "int32[]"}}, "arguments must have other names than param"),
+    "spec": (
+        double,
+        {"arguments": {"x": "b t 8"}},
+        "arguments must say the dtype and the lengths of an array, such as \"float32[b,t,8]\", or be one. Got 'b t 8' "
+        "for x.",
+    ),
+    "dtype": (double, {"arguments": {"x": "number[n]"}}, "Got 'number[n]' for x."),
+    "no array": (double, {"arguments": {"x": 3}}, "Got 3 for x."),
+    "lengths": (double, {"arguments": {"x": "int32[n m]"}}, "lengths that jax.export knows. Got (n m) for x."),
+    "size of no letter": (double, {"arguments": X, "sizes": {"b": 3}}, "sizes must be of the letters n. Got 'b'."),
+    "size": (double, {"arguments": X, "sizes": {"n": 0}}, "the size of n must be an integer in [1, inf)"),
+    "a platform": (double, {"arguments": X, "platforms": ["gpu"]}, "one of 'cpu', 'cuda', 'rocm', 'tpu'. Got 'gpu'."),
+    "one string": (double, {"arguments": X, "platforms": "cpu"}, "such as ['cpu', 'tpu']. Got 'cpu'."),
+    "no platform": (double, {"arguments": X, "platforms": []}, "such as ['cpu', 'tpu']. Got []."),
+    "flag": (double, {"arguments": X, "parameters_inside": 1}, "parameters_inside must be True or False. Got 1."),
+    "given": (double, {"arguments": X, "given": X}, "given must be None where nothing is decoded. Got x. Pass room"),
+    "room": (dropping(0.0), {"room": 5}, "room must be None for what cannot decode, ", "Got 5 for a TransformerBlock."),
+    "no room": (dropping(0.0), {"room": 0}, "room must be an integer in [1, inf)"),
+}
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_errors(case, tmp_path):
+    f, options, *phrases = case
+    with raises(*phrases):
+        portable.export(f, tmp_path / "made", **options)
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_argument_that_a_function_has_not(tmp_path):
+    with raises("double() got an unexpected keyword argument 'y'.", kind=TypeError):
+        portable.export(double, tmp_path / "made", {"y": "float32[n]"})
+
+
+def test_a_path_that_is_there(tmp_path):
+    with raises(f"path must be of a folder to make. Got {tmp_path}, which is there. Remove it, or name another."):
+        portable.export(double, tmp_path, X)
+
+
+def test_without_flatbuffers(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with raises("needs the flatbuffers package", "pip install flatbuffers", kind=ImportError):
+        portable.export(double, tmp_path / "made", X)
+
+
+def test_more_tokens_than_positions(tmp_path):
+    model = models.GPT2(11, features=8, num_heads=2, num_layers=1, max_length=6, rngs=nnx.Rngs(0))
+    model.eval()
+    with raises("tokens must have at most max_length = 6 positions. Got 7."):
+        model.export(tmp_path / "made", sizes={"t": 7})
+    with raises("must have at most max_length = 6 positions. Got t, a symbol"):
+        portable.export(model, tmp_path / "made", {"tokens": "int32[b,t]"})
+
+
+def test_for_platforms():
+    with raises("platforms must be one of 'cpu', 'cuda', 'rocm', 'tpu'. Got 'gpu'."):
+        portable.for_platforms("gpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "platforms", "reason"),
+    [
+        ("cudnn", ["cuda"], "JAX does not save its kernel in a program"),
+        ("pallas", ["cpu", "tpu"], "JAX saves a kernel in a program for a TPU alone"),
+        ("pallas", ["cuda"], "its kernels are for TPUs"),
+    ],
+)
+def test_a_kernel_that_is_asked_for(name, platforms, reason, tmp_path):
+    with raises("implementation must be None or one that honours every argument.", f"Got '{name}': {reason}."):
+        portable.export(
+            lambda x: jattn.attention(x, x, x, implementation=name),
+            tmp_path / "made",
+            {"x": jax.ShapeDtypeStruct((1, 16, 2, 8), jnp.bfloat16)},
+            platforms=platforms,
+        )
