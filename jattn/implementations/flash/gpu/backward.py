@@ -17,7 +17,7 @@ from jattn.implementations.flash.tiles import Field, Places, Ranges, Tiles, cost
 
 __all__ = ["run_backward"]
 
-Inputs = tuple[Array, ...]  # query, key, value, the output's cotangent, log-sum-exp, mean
+GivenArrays = tuple[Array, ...]  # query, key, value, the output's cotangent, log-sum-exp, mean
 
 
 def run_backward(
@@ -41,7 +41,7 @@ def run_backward(
 
 
 def _programs_of_queries(
-    inputs: Inputs, fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
+    inputs: GivenArrays, fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
 ) -> tuple[Array, list[Array]]:
     """Gradients of the queries, and of the wanted fields, for each example and head."""
     query, key, value, *_ = inputs
@@ -80,7 +80,7 @@ def _programs_of_queries(
 
 
 def _programs_of_keys(
-    inputs: Inputs, fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
+    inputs: GivenArrays, fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
 ) -> tuple[Array, Array, list[Array]]:
     """Gradients of keys and values, and of the wanted fields, which have one for each key."""
     query, key, value, *_ = inputs
@@ -130,7 +130,7 @@ def _programs_of_keys(
     return of_group(of_key, key), of_group(of_value, value), together
 
 
-def _of_pairs(inputs: Inputs, fields: list[Field], wanted: int, ranges: Ranges, tiles: Tiles) -> Array:
+def _of_pairs(inputs: GivenArrays, fields: list[Field], wanted: int, ranges: Ranges, tiles: Tiles) -> Array:
     """Of a field with an entry for each pair, as it is: a program adds up what shares its tile."""
     query, key, *_ = inputs
     h, dtype = tiles.heads, tiles.logits
