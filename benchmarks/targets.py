@@ -102,7 +102,7 @@ def cases(length: int = 4096) -> dict[str, Case]:
         return {"mask": masks.causal(), **others}
 
     def segments() -> masks.Mask:
-        return masks.segments(jnp.arange(length)[None] // (length // 8))
+        return masks.segments(jnp.arange(length)[None] // 512)
 
     like_peers: dict[str, Any] = {"xla": {"is_causal": True}, "splash": _causal}
     for t in (4096, 8192, 16384):

@@ -217,10 +217,11 @@ class RelativeByChoice(Bias):
         table = self.table.astype(at_least_float32(self.table))
         numbers = lax.broadcasted_iota(jnp.int32, table.shape, table.ndim - 1)
         distance = grid.key - grid.query
-        x = jnp.zeros((), table.dtype)
-        for first, bucket in self.steps:
-            chosen = jnp.sum(jnp.where(numbers == bucket, table, 0), axis=-1)  # Triton has no slices
-            x = chosen if first == self.steps[0][0] else jnp.where(distance >= first, chosen, x)
+        starts, buckets = zip(*self.steps, strict=True)
+        # By a sum, as not every compiler of kernels has slices.
+        x, *chosen = (jnp.sum(jnp.where(numbers == bucket, table, 0), axis=-1) for bucket in buckets)
+        for first, y in zip(starts[1:], chosen, strict=True):
+            x = jnp.where(distance >= first, y, x)
         return x
 
 

@@ -51,7 +51,7 @@ class Platform:
     # Among how many XLA may have to divide the program's arrays, which it can't where a loop goes over examples or
     # heads, nor without a message where all of them decide together.
     devices: int = 1
-    capability: float = 0.0  # of an NVIDIA GPU that is here, such as 9.0 for Hopper
+    capability: float = 0.0  # of an NVIDIA GPU that is here, or in the mesh that is set, such as 9.0 for Hopper
     is_known: bool = False  # of a TPU, or an NVIDIA GPU: whether one is here, or the mesh that is set has such
     saved_for: tuple[str, ...] = ()  # the platforms that the program is saved for; none where it is not
 
@@ -164,9 +164,6 @@ def _device_count(platform: str) -> int:
         return 1
 
 
-_OF_KIND = {"TPU": "tpu", "NVIDIA": "cuda"}  # a device's kind begins with
-
-
 def _is_known(platform: str) -> bool:
     of_mesh = _of_mesh()
     return _is_here(platform) if of_mesh is None else of_mesh == platform
@@ -174,8 +171,16 @@ def _is_known(platform: str) -> bool:
 
 def _of_mesh() -> str | None:
     """The platform of the mesh that is set: "" for one that is not known by its kind, None without a mesh."""
+    kind = _kind_of_mesh()
+    if kind is None:
+        return None
+    makers = {"TPU": "tpu", "NVIDIA": "cuda", "Tesla": "cuda", "Quadro": "cuda", "GeForce": "cuda"}
+    return next((platform for maker, platform in makers.items() if maker in kind), "")
+
+
+def _kind_of_mesh() -> str | None:
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    return None if device is None else _OF_KIND.get(device.device_kind.split()[0], "")
+    return None if device is None else str(device.device_kind)
 
 
 @functools.cache
@@ -187,15 +192,20 @@ def _is_here(platform: str) -> bool:
 
 
 # Of NVIDIA GPUs that programs are compiled for elsewhere.
-_CAPABILITIES = {"A100": 8.0, "H100": 9.0, "H200": 9.0, "GH200": 9.0, "B200": 10.0, "GB200": 10.0}
+_CAPABILITIES = {
+    **dict.fromkeys(("A100", "A30"), 8.0),
+    **dict.fromkeys(("A10", "A40"), 8.6),
+    **dict.fromkeys(("L4", "L40"), 8.9),
+    **dict.fromkeys(("H20", "H100", "H200", "GH200"), 9.0),
+    **dict.fromkeys(("B200", "GB200"), 10.0),
+    **dict.fromkeys(("B300", "GB300"), 10.3),
+}
 
 
 def _compute_capability() -> float:
     """Of the NVIDIA GPUs in the mesh that is set, or of the first one here; 0 if there is none."""
-    if _of_mesh() != "cuda":
-        return capability_here()
-    words = jax.sharding.get_abstract_mesh().abstract_device.device_kind.split()
-    return next((_CAPABILITIES[word] for word in words if word in _CAPABILITIES), capability_here())
+    kinds = re.findall(r"\b[A-Z]+\d+", _kind_of_mesh() or "") if _of_mesh() == "cuda" else []
+    return next((_CAPABILITIES[kind] for kind in kinds if kind in _CAPABILITIES), capability_here())
 
 
 @functools.cache

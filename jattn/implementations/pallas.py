@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array
 
 from jattn._engine.axes import axis_of
@@ -20,6 +19,7 @@ from jattn._engine.plan import KEYS_LOOKED_AT
 from jattn._engine.platform import Platform
 from jattn._score import Score
 from jattn.implementations.call import Call, Implementation, Result
+from jattn.implementations.chips import CHIPS, formula_refusal, power_of_2, tile_of_gpu
 from jattn.implementations.streaming import (
     BY_PAIR,
     by_products,
@@ -33,17 +33,10 @@ from jattn.softmax import beside_sinks
 
 __all__ = ["Pallas"]
 
-_ROWS, _WIDTH = 512, 512  # of a tile on a TPU, at most
-_ROWS_OF_GPU, _WIDTH_OF_GPU = 128, 64  # while features take 256 bytes; half of them where they take more
-_SUBLANES = 16  # of a TPU's vectors of bfloat16; and no product of Triton's is smaller
-_WIDEST = {"tpu": 512, "cuda": 256}  # features of which blocks fit the chip's own memory
-_DTYPES = {"tpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
-# What formulas are made of that Mosaic does not lower, and neither does Triton.
-_UNKNOWN = frozenset(
-    ("gather", "scatter", "scatter-add", "sort", "dynamic_slice", "scan", "while", "cumsum", "random_bits", "top_k")
-)
-_UNKNOWN_TO = {"tpu": _UNKNOWN, "cuda": _UNKNOWN | {"slice", "pad"}, "cpu": frozenset[str]()}
 INTERPRETED = "tpu"  # whose kernels the interpreter runs; tests change it
+
+_ROWS, _WIDTH = 512, 512  # of a tile on a TPU, at most
+_SUBLANES = 16  # of a TPU's vectors of bfloat16
 
 
 class Pallas(Implementation):
@@ -61,43 +54,46 @@ class Pallas(Implementation):
         products = type(logits.score) is DotProduct or (
             isinstance(logits.score, Score) and type(logits.score).as_products is not Score.as_products
         )
-        name = platform.name
-        on_chip, chip = name in _DTYPES, {"tpu": "a TPU", "cuda": "a GPU"}.get(name)
-        dtypes, widest = _DTYPES.get(name, ()), _WIDEST.get(name, 0)
+        chip = CHIPS.get(platform.name)
         reasons = {
-            "its kernels are for TPUs and NVIDIA's GPUs": not on_chip and name != "cpu",
-            "JAX saves a kernel in a program for a TPU alone": on_chip and platform.saved_for not in ((), ("tpu",)),
-            f"which device it is for must be known: {chip} that is here, or in the mesh that is set": on_chip
-            and not platform.is_known,
+            "its kernels are for TPUs and NVIDIA's GPUs": chip is None and not platform.is_cpu,
             "XLA was asked for": call.xla_only,
             "return_weights=True asks for the whole matrix": call.return_weights,
             "it needs sizes that are known while tracing": not all(isinstance(n, int) for n in sizes),
             "there is nothing to compute: an axis has length 0": 0 in sizes,
             BY_PAIR: not logits.by_pair,
             "its score is the dot product, or one that is a dot product of features": not products,
-            f"on {chip} it takes {_in_words(dtypes)}": on_chip and any(x.dtype.name not in dtypes for x in arrays),
-            f"on {chip} it takes at most {widest} features": on_chip and max(x.shape[-1] for x in arrays) > widest,
-            "on a TPU there are no positions in 64 bits, as under jax_enable_x64": name == "tpu"
-            and jnp.result_type(int) == jnp.int64,
             "a kernel can't be divided among devices by XLA": platform.devices > 1,
-            "its interpreter knows of no mesh": name == "cpu" and not jax.sharding.get_abstract_mesh().empty,
+            "its interpreter knows of no mesh": platform.is_cpu and not jax.sharding.get_abstract_mesh().empty,
         }
+        if chip is not None:
+            where = f"on {chip.words} it takes"
+            reasons |= {
+                "JAX saves a kernel in a program for a TPU alone": platform.saved_for not in ((), ("tpu",)),
+                f"which device it is for must be known: {chip.words} that is here, or in the mesh that is set": (
+                    not platform.is_known
+                ),
+                f"{where} {chip.dtypes_in_words}": any(x.dtype.name not in chip.dtypes for x in arrays),
+                f"{where} at most {chip.widest} features": max(x.shape[-1] for x in arrays) > chip.widest,
+                "on a TPU there are no positions in 64 bits, as under jax_enable_x64": platform.name == "tpu"
+                and jnp.result_type(int) == jnp.int64,
+                "it needs an NVIDIA GPU, Ampere or newer": platform.name == "cuda" and platform.capability < 8,
+            }
         reason = next((reason for reason, refuse in reasons.items() if refuse), None)
-        return _of_formulas(call, name) if reason is None and on_chip else reason
+        return formula_refusal(call, platform.name) if reason is None and chip is not None else reason
 
     def rank(self, call: Call, platform: Platform) -> tuple[int, str]:
-        if platform.name == "cpu":
+        if platform.is_cpu:
             return -1, "its interpreter computes what an accelerator would"
         if platform.name == "cuda":
             return -1, "it was compiled for GPUs, and measured on none"
         return 2, "a kernel whose logits never leave it"
 
     def program(self, platform: Platform) -> Any:
-        """Those for GPUs are traced where one is known: each takes a while."""
-        return platform.name if platform.name == "cpu" or (platform.name == "cuda" and platform.is_known) else "tpu"
+        return platform.is_cpu, _machine(platform)
 
     def run(self, call: Call, platform: Platform) -> Result:
-        if platform.name == "cpu" and (reason := _of_formulas(call, "cpu")):
+        if platform.name == "cpu" and (reason := formula_refusal(call, "cpu")):
             raise ValueError(f"implementation must be one that honours every argument. Got 'pallas': {reason}.")
 
         def run(call: Call, attended: Array | None) -> Result:
@@ -110,52 +106,11 @@ class Pallas(Implementation):
         return by_products(call, run, inexact)
 
 
-def _in_words(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
-
-
-def _of_formulas(call: Call, platform: str) -> str | None:
-    """What in the formulas of a call's rules a kernel cannot do; None if nothing."""
-    logits = dataclasses.replace(call.logits, query=None, key=None, score=None, sinks=None).in_kernel()
-    batch, h, t, s, _ = call.logits.shape
-
-    def formulas(logits: Logits) -> Array:
-        rules = logits.aligned(len(batch))
-        return rules.after_score(jnp.zeros((*batch, h, t, s), jnp.float32), rules.grid(t, s, ndim=len(batch) + 3))
-
-    traced = jax.make_jaxpr(formulas)(logits)
-    if traced.consts:
-        return "a formula holds an array; give it by its name, as an argument of the formula"
-    names = set(_primitives(traced.jaxpr))
-    if found := sorted(names & _UNKNOWN_TO[platform]):
-        return f"a formula looks up an array, or loops ({', '.join(found)})"
-    return (
-        "on a GPU, axes of an array's own have lengths that are powers of 2"
-        if platform == "cuda" and _uneven(logits)
-        else None
-    )
-
-
-def _uneven(logits: Logits) -> bool:
-    """Whether a tile would load a number of entries that is no power of 2, beside those for queries and keys."""
-    lengths: list[int] = []
-
-    def look(name: str, axes: str | None, x: Any) -> Any:
-        own = 0 if axes is None else sum(letter not in "bhts" for letter in axes)
-        lengths.extend(jnp.shape(x) if axes is None else jnp.shape(x)[jnp.ndim(x) - own :])
-        return x
-
-    logits.aligned(logits.lead()).map_fields(look)
-    return any(n & (n - 1) for n in lengths)
-
-
-def _primitives(jaxpr: Any) -> Iterator[str]:
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for value in equation.params.values():
-            for one in value if isinstance(value, tuple | list) else [value]:
-                if isinstance(one, Jaxpr | ClosedJaxpr):
-                    yield from _primitives(getattr(one, "jaxpr", one))
+def _machine(platform: Platform) -> str:
+    """Whose kernels a platform's program has. Those for GPUs are traced where one is known, as each takes a while."""
+    if platform.is_cpu:
+        return INTERPRETED
+    return "cuda" if platform.name == "cuda" and platform.is_known else "tpu"
 
 
 def _output_dtype(call: Call) -> Any:
@@ -171,17 +126,19 @@ def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result
     *batch, t, h, _ = logits.query.shape
     s, k = logits.key.shape[-3:-1]
     n, e = math.prod(batch), value.shape[-1]
-    for_gpu = "cuda" in (platform.name, INTERPRETED if platform.name == "cpu" else None)
+    for_gpu = _machine(platform) == "cuda"
     if attended is not None:
         attended = jnp.broadcast_to(attended, (*batch, s, k, 1)).reshape(n, s, k, 1)
         attended = jnp.moveaxis(attended, 2, 1)  # as `prepared` has it
     arrays = [x.reshape(n, *x.shape[-3:]) for x in (logits.query, logits.key, value)]
     *features, score = prepared(logits.score, arrays, attended, platform)
+    without = dataclasses.replace(logits, query=None, key=None, score=None, sinks=None)
+    rules = without.in_kernel().aligned(len(batch)).by_head(batch, h, 1)
     if for_gpu:
         if isinstance(score, DotProduct):
-            score = DotProduct(score.scale_of(features[0]))
+            score = DotProduct(score.scale_of(features[0]))  # of the width without what is padded
         features = [_to_power_of_2(x) for x in features]
-        rows, width = _of_gpu(t, s, max(x.shape[-1] * x.dtype.itemsize for x in features))
+        rows, width = tile_of_gpu(t, s, features, rules, platform)
     else:
         rows, width = min(_ROWS, -(-t // _SUBLANES) * _SUBLANES), min(_WIDTH, -(-s // flash.LANES) * flash.LANES)
     by_side = for_gpu or all(x.shape[-1] % flash.LANES == 0 for x in features)
@@ -189,8 +146,6 @@ def _by_kernel(call: Call, attended: Array | None, platform: Platform) -> Result
         _in_whole_blocks(x.reshape(n, x.shape[1], -1) if by_side else jnp.moveaxis(x, 2, 1), -2, step)
         for x, step in zip(features, (rows, width, width), strict=True)
     )
-    without = dataclasses.replace(logits, query=None, key=None, score=None, sinks=None)
-    rules = without.in_kernel().aligned(len(batch)).by_head(batch, h, 1)
     rules = rules.map_fields(functools.partial(_field_in_whole_blocks, rows=rows, width=width))
     fields, call_of = _fields(call, rules, score, n, h)
     dtypes = at_least_float32(query, key, value), _output_dtype(call)
@@ -283,21 +238,9 @@ def _ranges(rules: Logits, t: int, s: int, rows: int, width: int) -> tuple[Any, 
     return in_blocks(broadcast_map(of_example, rules, side_by_side), jnp)
 
 
-def _of_gpu(t: int, s: int, bytes_each: int) -> tuple[int, int]:
-    """Rows and keys of a tile, for features that take so many bytes."""
-    wide = bytes_each > 256
-    rows, width = (n // 2 if wide else n for n in (_ROWS_OF_GPU, _WIDTH_OF_GPU))
-    return min(rows, _power_of_2(t)), min(width, _power_of_2(s))
-
-
-def _power_of_2(n: int) -> int:
-    """The least that is as large, and large enough for a product of Triton's."""
-    return max(_SUBLANES, 1 << (n - 1).bit_length())
-
-
 def _to_power_of_2(x: Array) -> Array:
     """With zeros as further features, which change no product."""
-    more = _power_of_2(x.shape[-1]) - x.shape[-1]
+    more = power_of_2(x.shape[-1]) - x.shape[-1]
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) if more else x
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jattn import attention, biases, masks, scores
 from jattn.bound import bind
-from jattn.implementations import pallas
+from jattn.implementations import chips, pallas
 from tests import ingredients
 from tests.implementations import like_dense
 from tests.ingredients import normal
@@ -28,8 +28,8 @@ def several_blocks(request):
         patch.setattr(pallas, "INTERPRETED", request.param)
         patch.setattr(pallas, "_ROWS", 16)
         patch.setattr(pallas, "_WIDTH", 128)
-        patch.setattr(pallas, "_ROWS_OF_GPU", 16)
-        patch.setattr(pallas, "_WIDTH_OF_GPU", 64)
+        patch.setattr(chips, "ROWS_OF_GPU", 16)
+        patch.setattr(chips, "WIDTH_OF_GPU", 64)
         yield
     jax.clear_caches()
 
@@ -110,6 +110,19 @@ class Several(biases.Bias):
 
 def test_rules_within_a_rule():
     assert_same(bias=Several((biases.relative(normal(28, 8, H), max_distance=20), biases.alibi(normal(26, H) ** 2))))
+
+
+class Features(biases.Bias):
+    """A user's own: an array with several numbers for each pair."""
+
+    a: jax.Array = biases.over("tsc")
+
+    def formula(self, grid):
+        return jnp.sum(self.a, axis=-1)
+
+
+def test_several_numbers_for_each_pair():
+    assert_same(bias=Features(normal(29, T, S, 3)), mask=masks.causal(offset=100))
 
 
 def test_a_mask_that_nothing_is_in_reach_of():

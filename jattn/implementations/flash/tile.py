@@ -13,7 +13,7 @@ from jattn._engine.dtypes import at_least_float32, in_one_dtype
 from jattn.implementations.call import Call
 from jattn.implementations.flash.tiles import Tiles
 
-__all__ = ["Averages", "TileGradients", "dropout_of", "product", "scores_of", "tile_of"]
+__all__ = ["Averages", "Gradients", "Tile", "dropout_of", "product", "scores_of", "tile_of"]
 
 
 def scores_of(call: Call, query: Float[Array, "r c"], key: Float[Array, "w d"]) -> Float[Array, "r w"]:
@@ -104,50 +104,49 @@ class Averages(NamedTuple):
         return self.largest + jnp.log(self.total)
 
 
-class TileGradients:
-    """What a kernel knows of a tile: weights, and the cotangents of its logits."""
+class Gradients(NamedTuple):
+    """What a tile adds to; what a kernel does not take of it, no compiler computes."""
 
-    def __init__(
-        self,
-        query: Float[Array, "r c"],
-        key: Float[Array, "w d"],
-        value: Float[Array, "w e"],
-        of_output: Float[Array, "r e"],
-        log_sum_exp: Float[Array, "r 1"],
-        mean: Float[Array, "r 1"],
-        values: list[Any],
-        place: tuple[Any, Any],
-        tiles: Tiles,
-        whole: bool,
-    ) -> None:
-        self.query, self.key, self.value, self.of_output = query, key, value, of_output
-        self.log_sum_exp, self.mean, self.values = log_sum_exp, mean, values
-        self.tiles, self.place, self.whole = tiles, place, whole
+    features: Array  # of queries, or else of keys
+    fields: list[Array]
+    value: Float[Array, "w e"]
 
-    def derivative(self, wanted: list[int], *, of_query: bool) -> tuple[Array, list[Array]]:
-        """The gradients of the features of queries, or else of keys, and of the wanted fields."""
+
+class Tile(NamedTuple):
+    """What a backward kernel loads of a tile."""
+
+    query: Float[Array, "r c"]
+    key: Float[Array, "w d"]
+    value: Float[Array, "w e"]
+    of_output: Float[Array, "r e"]
+    log_sum_exp: Float[Array, "r 1"]
+    mean: Float[Array, "r 1"]
+    values: list[Any]  # of the fields
+    place: tuple[Any, Any]
+    whole: bool
+
+    def gradients(self, wanted: list[int], tiles: Tiles, *, of_query: bool) -> Gradients:
+        """Those of the features of queries, or else of keys, of the wanted fields, and of the values."""
         query, key = in_one_dtype(self.query, self.key)
-        score = self.tiles.call_of(self.values).logits.score
-        dtype = at_least_float32(query)
+        call = tiles.call_of(self.values)
+        precision, dtype = call.logits.score.precision, at_least_float32(query)
 
         def logits(products: Array, parameters: list[Any]) -> Array:
             values = list(self.values)
             for place, x in zip(wanted, parameters, strict=True):
                 values[place] = x
-            call = self.tiles.call_of(values)
-            scores = call.logits.score.scaled(products, query)
-            return tile_of(call, scores, *self.place, self.tiles, self.whole)
+            call = tiles.call_of(values)
+            return tile_of(call, call.logits.score.scaled(products, query), *self.place, tiles, self.whole)
 
-        products = product(query, key, (1, 1), dtype, score.precision)
+        products = product(query, key, (1, 1), dtype, precision)
         x, pull = jax.vjp(logits, products, [self.values[place] for place in wanted])
-        log_sum_exp = jnp.where(self.log_sum_exp == -jnp.inf, 0, self.log_sum_exp)
-        self.weights = jnp.exp(x - log_sum_exp)
-        self.dropout = dropout_of(self.tiles.call_of(self.values), x.shape, *self.place, self.tiles)
-        of_weights = self.dropout(product(self.of_output, self.value, (1, 1), x.dtype))
-        of_products, of_parameters = pull(self.weights * (of_weights - self.mean))
+        weights = jnp.exp(x - jnp.where(self.log_sum_exp == -jnp.inf, 0, self.log_sum_exp))
+        dropout = dropout_of(call, x.shape, *self.place, tiles)
+        of_weights = dropout(product(self.of_output, self.value, (1, 1), x.dtype))
+        of_products, of_fields = pull(weights * (of_weights - self.mean))
         other, axes = (key, (1, 0)) if of_query else (query, (0, 0))
-        return product(of_products.astype(other.dtype), other, axes, dtype, score.precision), of_parameters
-
-    def of_value(self) -> Array:
-        """Once `derivative` has been asked for."""
-        return product(self.dropout(self.weights).astype(self.value.dtype), self.of_output, (0, 0), self.weights.dtype)
+        return Gradients(
+            product(of_products.astype(other.dtype), other, axes, dtype, precision),
+            of_fields,
+            product(dropout(weights).astype(self.value.dtype), self.of_output, (0, 0), x.dtype),
+        )

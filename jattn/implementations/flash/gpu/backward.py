@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from jattn._engine.axes import axis_of
-from jattn.implementations.flash.gpu.loads import compiler_params, features_at, field_at, gradients_of_tile, over_tiles
+from jattn.implementations.flash.gpu.loads import compiler_params, features_at, field_at, load_tile, over_tiles
 from jattn.implementations.flash.tiles import Field, Places, Ranges, Tiles, cost, flat, learned_fields, shaped, summed
 
 __all__ = ["run_backward"]
@@ -57,8 +57,8 @@ def _programs_of_queries(
         i, head, example = (pl.program_id(axis) for axis in range(3))
 
         def add(j: Any, totals: Any, whole: bool) -> Any:
-            tile = gradients_of_tile(example, head, i, j, whole, arrays, fields, places, tiles)
-            of_features, of_wanted = tile.derivative(wanted, of_query=True)
+            tile = load_tile(example, head, i, j, arrays, fields, places, tiles, whole)
+            of_features, of_wanted, _ = tile.gradients(wanted, tiles, of_query=True)
             return _each_added(totals, [of_features, *of_wanted])
 
         zeros = [jnp.zeros((rows, c), dtype), *(part.zeros(tiles) for part in parts)]
@@ -98,9 +98,9 @@ def _programs_of_keys(
         j, head, example = (pl.program_id(axis) for axis in range(3))
 
         def add(i: Any, totals: Any, whole: bool) -> Any:
-            tile = gradients_of_tile(example, head, i, j, whole, arrays, fields, places, tiles)
-            of_features, of_wanted = tile.derivative(wanted, of_query=False)
-            return _each_added(totals, [of_features, tile.of_value(), *of_wanted])
+            tile = load_tile(example, head, i, j, arrays, fields, places, tiles, whole)
+            of_features, of_wanted, more = tile.gradients(wanted, tiles, of_query=False)
+            return _each_added(totals, [of_features, more, *of_wanted])
 
         zeros = [jnp.zeros((width, features), dtype) for features in (d, e)]
         zeros += [part.zeros(tiles) for part in parts]
@@ -140,16 +140,20 @@ def _of_pairs(inputs: GivenArrays, fields: list[Field], wanted: int, ranges: Ran
     places = Places(ranges, h // tiles.key_heads)
     given = (*flat(*ranges), *inputs, *(field.array for field in fields))
 
+    own = list(field.array.shape[2:])  # a tile of it
+    for letter, size in (("t", tiles.rows), ("s", tiles.width)):
+        own[axis_of(letter, field.axes or "")] = size
+
     def kernel(*refs: Any) -> None:
         (first, length, *_), arrays, of_field = refs[:4], refs[4:-1], refs[-1]
-        j, i, own = (pl.program_id(axis) for axis in range(3))
-        own_example, own_head = lax.div(own, jnp.full_like(own, own_h)), lax.rem(own, jnp.full_like(own, own_h))
+        j, i, number = (pl.program_id(axis) for axis in range(3))
+        own_example, own_head = (f(number, jnp.full_like(number, own_h)) for f in (lax.div, lax.rem))
 
         def of_example(example: Any, total: Any) -> Any:
             def of_head(head: Any, total: Any) -> Any:
                 def added() -> Any:
-                    tile = gradients_of_tile(example, head, i, j, False, arrays, fields, places, tiles)
-                    [more] = tile.derivative([wanted], of_query=True)[1]
+                    tile = load_tile(example, head, i, j, arrays, fields, places, tiles, whole=False)
+                    [more] = tile.gradients([wanted], tiles, of_query=True).fields
                     return total + more.astype(dtype)
 
                 return lax.cond(places.is_among(first, length, (example, head, i), j), added, lambda: total)
@@ -158,7 +162,7 @@ def _of_pairs(inputs: GivenArrays, fields: list[Field], wanted: int, ranges: Ran
             return lax.fori_loop(start, stop, of_head, total)
 
         start, stop = (0, n) if own_n == 1 else (own_example, own_example + 1)
-        total = lax.fori_loop(start, stop, of_example, jnp.zeros((1, tiles.rows, tiles.width), dtype))
+        total = lax.fori_loop(start, stop, of_example, jnp.zeros(own, dtype))
         of_field[field_at(field, own_example, own_head, i, j, tiles)] = total
 
     gradient: Array = pl.pallas_call(

@@ -12,14 +12,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from jattn._engine.axes import axis_of
-from jattn.implementations.flash.tile import TileGradients
+from jattn.implementations.flash.tile import Tile
 from jattn.implementations.flash.tiles import AtBlock, Field, Places, Ranges, Tiles
 
 __all__ = [
     "compiler_params",
     "features_at",
     "field_at",
-    "gradients_of_tile",
+    "load_tile",
     "over_tiles",
     "row_numbers_at",
     "values_at",
@@ -61,15 +61,15 @@ def values_at(fields: Sequence[Field], refs: Sequence[Any], n: Any, h: Any, i: A
     return [ref[field_at(field, n, h, i, j, tiles)] for field, ref in zip(fields, refs, strict=True)]
 
 
-def gradients_of_tile(
-    n: Any, h: Any, i: Any, j: Any, whole: bool, refs: Sequence[Any], fields: list[Field], places: Places, tiles: Tiles
-) -> TileGradients:
-    """Of a tile: ``refs`` are query, key, value, the cotangent of the output, log-sum-exp, mean, and the fields."""
+def load_tile(
+    n: Any, h: Any, i: Any, j: Any, refs: Sequence[Any], fields: list[Field], places: Places, tiles: Tiles, whole: bool
+) -> Tile:
+    """Of a head: ``refs`` are query, key, value, the cotangent of the output, log-sum-exp, mean, and the fields."""
     q, k, v, of_output, *of_rows = refs[:6]
     at_queries, at_keys = (n, h, i), (n, places.key_head(h), j)
     c, d, e = (ref.shape[-1] // heads for ref, heads in ((q, tiles.heads), (k, tiles.key_heads), (v, tiles.key_heads)))
     log_sum_exp, mean = (ref[row_numbers_at(at_queries, tiles.rows)][:, None] for ref in of_rows)
-    return TileGradients(
+    return Tile(
         q[features_at(at_queries, tiles.rows, c)],
         k[features_at(at_keys, tiles.width, d)],
         v[features_at(at_keys, tiles.width, e)],
@@ -78,7 +78,6 @@ def gradients_of_tile(
         mean,
         values_at(fields, refs[6:], n, h, i, j, tiles),
         (i, j),
-        tiles,
         whole,
     )
 

@@ -28,11 +28,11 @@ from jattn.implementations.flash.tpu.blocks import (
     Blocks,
     Loop,
     add_to,
-    gradients_at,
     in_memory,
     in_order_from,
     input_specs,
     on_tiles,
+    tile_at,
     zeros_where,
 )
 from jattn.implementations.flash.tpu.of_pairs import gradient_of_pairs
@@ -83,8 +83,8 @@ def _over_keys(
             zeros_where((step == 0) & (field.has("t") | (i == 0)), x)  # of a block, or of the whole head
 
         def add(whole: bool) -> None:
-            tile = gradients_at((i, j), whole, arrays, beside, fields, tiles)
-            of_features, of_wanted = tile.derivative(wanted, of_query=True)
+            tile = tile_at((i, j), whole, arrays, beside, fields)
+            of_features, of_wanted, _ = tile.gradients(wanted, tiles, of_query=True)
             total[...] += of_features.astype(dtype)
             add_to(of_fields, of_wanted)
 
@@ -146,10 +146,10 @@ def _over_queries(
             zeros_where(step == 0, x)
 
         def add(whole: bool) -> None:
-            tile = gradients_at((i, j), whole, arrays, beside, fields, tiles)
-            of_features, of_wanted = tile.derivative(wanted, of_query=False)
+            tile = tile_at((i, j), whole, arrays, beside, fields)
+            of_features, of_wanted, more = tile.gradients(wanted, tiles, of_query=False)
             of_keys[...] += of_features.astype(dtype)
-            of_values[...] += tile.of_value()
+            of_values[...] += more
             add_to(of_fields, of_wanted)
 
         is_there = step < loop.at(rows_there, (example, head, j))

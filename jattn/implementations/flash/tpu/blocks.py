@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from jattn._engine.axes import axis_of
-from jattn.implementations.flash.tile import TileGradients
+from jattn.implementations.flash.tile import Tile
 from jattn.implementations.flash.tiles import AtBlock, Field, Places, Ranges, Tiles
 
 __all__ = [
@@ -18,11 +18,11 @@ __all__ = [
     "Blocks",
     "Loop",
     "add_to",
-    "gradients_at",
     "in_memory",
     "in_order_from",
     "input_specs",
     "on_tiles",
+    "tile_at",
     "value_of",
     "zeros_where",
 ]
@@ -123,14 +123,12 @@ def on_tiles(ranges: Ranges, is_there: Any, is_whole: Any, body: Callable[[bool]
         pl.when(right_kind)(functools.partial(body, whole))
 
 
-def gradients_at(
-    place: tuple[Any, Any], whole: bool, arrays: Any, beside: Any, fields: list[Field], tiles: Tiles
-) -> TileGradients:
-    """Of the tile whose arrays and fields these are."""
+def tile_at(place: tuple[Any, Any], whole: bool, arrays: Any, beside: Any, fields: list[Field]) -> Tile:
+    """The tile whose arrays and fields these are."""
     query, key, value, of_output, *of_rows = (ref[...] for ref in arrays)
     log_sum_exp, mean = map(_as_column, of_rows)
     values = [value_of(field, ref) for field, ref in zip(fields, beside, strict=True)]
-    return TileGradients(query, key, value, of_output, log_sum_exp, mean, values, place, tiles, whole)
+    return Tile(query, key, value, of_output, log_sum_exp, mean, values, place, whole)
 
 
 def zeros_where(condition: Any, ref: Any) -> None:

@@ -12,11 +12,11 @@ from jattn.implementations.flash.tpu.blocks import (
     Blocks,
     Loop,
     add_to,
-    gradients_at,
     in_memory,
     in_order_from,
     input_specs,
     on_tiles,
+    tile_at,
     zeros_where,
 )
 
@@ -47,8 +47,8 @@ def gradient_of_pairs(
         zeros_where(((example == 0) | (not shares_examples)) & ((head == 0) | (not shares_heads)), of_field)
 
         def add(whole: bool) -> None:
-            tile = gradients_at((i, j), whole, arrays, beside, fields, tiles)
-            _, gradients = tile.derivative([wanted], of_query=True)
+            tile = tile_at((i, j), whole, arrays, beside, fields)
+            gradients = tile.gradients([wanted], tiles, of_query=True).fields
             add_to([of_field], gradients)
 
         at = example, head, i
