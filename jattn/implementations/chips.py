@@ -21,7 +21,7 @@ ROWS_OF_GPU, WIDTH_OF_GPU = 128, 64  # of a tile, at most, and as long as they f
 LEAST_OF_GPU = 16  # of each side of a product of Triton's
 _SHARED_MEMORY = {8.0: 166_912, 9.0: 232_448, 10.0: 232_448}  # bytes that a program has, by capability
 _SHARED_BY_ALL = 101_376  # of any other
-_LONGEST = 200  # operations of formulas on a GPU: T5's 32 buckets are 190 and compile for 24 s, 64 for minutes
+_MOST_OPERATIONS = 500  # operations of formulas on a GPU: T5's 32 buckets are 350, and compile for 24 s; 64 for minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,8 @@ def formula_refusal(call: Call, platform: str) -> str | None:
     equations = list(_equations(traced.jaxpr))
     if found := sorted(CHIPS[platform].unable({equation.primitive.name for equation in equations})):
         return f"a formula asks for what the compiler of its kernels does not know ({', '.join(found)})"
-    if platform == "cuda" and len(equations) > _LONGEST:
-        return f"on a GPU formulas of more than {_LONGEST} operations would compile for minutes"
+    if platform == "cuda" and len(equations) > _MOST_OPERATIONS:
+        return f"on a GPU formulas of more than {_MOST_OPERATIONS} operations would compile for minutes"
     if platform == "cuda" and _uneven(logits, equations, {*batch, h, t, s}):
         return "on a GPU all axes that a formula's arrays have beside b h t s must be powers of 2 long"
     return None

@@ -86,7 +86,7 @@ def test_it_is_chosen_on_a_tpu():
             {"platform": GPU, "bias": biases.where(lambda q, k: jax.scipy.special.erf(0.1 * (q - k)))},
         ),
         (
-            "on a GPU formulas of more than 200 operations would compile for minutes",
+            "on a GPU formulas of more than 500 operations would compile for minutes",
             {"platform": GPU, "bias": biases.relative(jnp.ones((64, 2)), max_distance=200)},
         ),
         ("it needs an NVIDIA GPU, Ampere or newer", {"platform": dataclasses.replace(GPU, capability=7.5)}),

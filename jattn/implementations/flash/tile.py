@@ -13,7 +13,7 @@ from jattn._engine.dtypes import at_least_float32, in_one_dtype
 from jattn.implementations.call import Call
 from jattn.implementations.flash.tiles import Tiles
 
-__all__ = ["Averages", "Gradients", "Tile", "dropout_of", "product", "scores_of", "tile_of"]
+__all__ = ["Averages", "OfTile", "Tile", "dropout_of", "product", "scores_of", "tile_of"]
 
 
 def scores_of(call: Call, query: Float[Array, "r c"], key: Float[Array, "w d"]) -> Float[Array, "r w"]:
@@ -104,7 +104,7 @@ class Averages(NamedTuple):
         return self.largest + jnp.log(self.total)
 
 
-class Gradients(NamedTuple):
+class OfTile(NamedTuple):
     """What a tile adds to; what a kernel does not take of it, no compiler computes."""
 
     features: Array  # of queries, or else of keys
@@ -125,7 +125,7 @@ class Tile(NamedTuple):
     place: tuple[Any, Any]
     whole: bool
 
-    def gradients(self, wanted: list[int], tiles: Tiles, *, of_query: bool) -> Gradients:
+    def gradients(self, wanted: list[int], tiles: Tiles, *, of_query: bool) -> OfTile:
         """Those of the features of queries, or else of keys, of the wanted fields, and of the values."""
         query, key = in_one_dtype(self.query, self.key)
         call = tiles.call_of(self.values)
@@ -145,7 +145,7 @@ class Tile(NamedTuple):
         of_weights = dropout(product(self.of_output, self.value, (1, 1), x.dtype))
         of_products, of_fields = pull(weights * (of_weights - self.mean))
         other, axes = (key, (1, 0)) if of_query else (query, (0, 0))
-        return Gradients(
+        return OfTile(
             product(of_products.astype(other.dtype), other, axes, dtype, precision),
             of_fields,
             product(dropout(weights).astype(self.value.dtype), self.of_output, (0, 0), x.dtype),
