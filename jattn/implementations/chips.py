@@ -19,6 +19,7 @@ __all__ = ["CHIPS", "LEAST_OF_GPU", "Chip", "formula_refusal", "power_of_2", "ti
 
 ROWS_OF_GPU, WIDTH_OF_GPU = 128, 64  # of a tile, at most, and as long as they fit
 LEAST_OF_GPU = 16  # of each side of a product of Triton's
+_NARROW = 256  # bytes of a head's features, as of 128 in bfloat16
 _SHARED_MEMORY = {8.0: 166_912, 9.0: 232_448, 10.0: 232_448}  # bytes that a program has, by capability
 _SHARED_BY_ALL = 101_376  # of any other
 _MOST_OPERATIONS = 500  # operations of formulas on a GPU: T5's 32 buckets are 350, and compile for 24 s; 64 for minutes
@@ -124,7 +125,9 @@ def tile_of_gpu(t: int, s: int, features: Sequence[Array], rules: Logits, platfo
         coming = 2 * (rows * (of_query + of_value) + pairs * sum(of_pair))
         return coming + width * (of_key + of_value) + 2 * pairs * widest
 
-    rows, width = min(ROWS_OF_GPU, power_of_2(t)), min(WIDTH_OF_GPU, power_of_2(s))
+    # Of wide features the sums of all would not fit its registers.
+    parts = 1 if max(of_query, of_key, of_value) <= _NARROW else 2
+    rows, width = min(ROWS_OF_GPU // parts, power_of_2(t)), min(WIDTH_OF_GPU // parts, power_of_2(s))
     room = 0.9 * _SHARED_MEMORY.get(platform.capability, _SHARED_BY_ALL)
     while needed(rows, width) > room and max(rows, width) > LEAST_OF_GPU:
         if rows >= 2 * width or width == LEAST_OF_GPU:

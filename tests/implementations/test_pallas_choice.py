@@ -145,6 +145,7 @@ def test_devices_by_their_kind(kind, name, capability, monkeypatch):
     [
         (jnp.bfloat16, 128, 0, 9.0, (128, 64)),
         (jnp.float32, 128, 0, 9.0, (64, 32)),
+        (jnp.float32, 96, 0, 9.0, (64, 32)),
         (jnp.bfloat16, 256, 0, 9.0, (64, 32)),
         (jnp.float32, 512, 0, 9.0, (16, 16)),
         (jnp.bfloat16, 128, 2, 9.0, (64, 64)),
