@@ -130,9 +130,9 @@ def test_dropout_inside_grad_of_a_merged_module() -> None:
 
     flax = nnx.MultiHeadAttention(2, 8, dropout_rate=0.5, decode=False, deterministic=False, rngs=nnx.Rngs(0))
     flax_graph, flax_parameters, flax_rest = nnx.split(flax, nnx.Param, ...)
-    jax.grad(
-        lambda p: nnx.merge(flax_graph, p, flax_rest)(x, rngs=nnx.Rngs(dropout=jax.random.key(0))).sum()
-    )(flax_parameters)
+    jax.grad(lambda p: nnx.merge(flax_graph, p, flax_rest)(x, rngs=nnx.Rngs(dropout=jax.random.key(0))).sum())(
+        flax_parameters
+    )
     with pytest.raises(Exception, match="Cannot mutate RngCount"):
         jax.grad(lambda p: nnx.merge(flax_graph, p, flax_rest)(x).sum())(flax_parameters)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jattn
-from docs.making import drawing
+from docs.making import drawing, tables
 from docs.making.code import blocks, run, without_errors
 from jattn import biases, masks
 
@@ -103,3 +103,13 @@ def test_a_mark_sees_the_code_above_it() -> None:
     assert written.startswith("```python\nfrom")
     assert written.endswith("end\n")
     assert re.findall(r'class="more" opacity="1" d="(\S+ .*?)"', written)[0].count("M") == 4  # causal(1), all four
+
+
+@pytest.mark.parametrize("text", ["1.16 (1.4)", "0.68 (-)", "1.4 s, 4,352 MiB", "6e-16", "(77)", " 0.89 ms "])
+def test_a_cell_of_numbers(text: str) -> None:
+    assert tables.is_number(text)
+
+
+@pytest.mark.parametrize("text", ["", "-", "yes", "3 of them", "b t h d", "1 / sqrt(d)"])
+def test_a_cell_of_words(text: str) -> None:
+    assert not tables.is_number(text)

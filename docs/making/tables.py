@@ -1,0 +1,20 @@
+"""Cells of tables that hold numbers alone are marked, so that no line is broken in one."""
+
+import re
+from typing import Any
+
+__all__ = ["is_number", "on_doctree"]
+
+_NUMBER = r"(?:\(-\)|\(?[-+]?\d[\d.,]*(?:e[-+]?\d+)?\)?(?: (?:ms|s|MiB|GiB))?)"
+
+
+def on_doctree(app: Any, doctree: Any) -> None:
+    """Sphinx's event: a page is read."""
+    for cell in doctree.findall(lambda node: node.tagname == "entry"):
+        if is_number(cell.astext()):
+            cell["classes"].append("number")
+
+
+def is_number(text: str) -> bool:
+    """Whether it is a number, or several, with units or without: ``1.16 (1.4)``, ``1.4 s, 0 MiB``."""
+    return bool(re.fullmatch(rf"{_NUMBER}(?:,? {_NUMBER})*", text.strip()))
