@@ -59,6 +59,12 @@ def test_each_public_module_has_a_page() -> None:
     assert sorted(listed) == sorted(path.stem for path in (DOCS / "api").glob("*.rst"))
 
 
+def test_the_first_page_of_the_api_lists_all() -> None:
+    """In an order of its own, so by name."""
+    listed = re.findall(r":: jattn\.(\w+)$", (DOCS / "api" / "jattn.rst").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == [name for name in jattn.__all__ if not isinstance(getattr(jattn, name), types.ModuleType)]
+
+
 def _public(module: types.ModuleType) -> Iterator[str]:
     yield module.__name__
     for name in module.__all__:

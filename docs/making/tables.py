@@ -1,10 +1,11 @@
-"""Cells of tables that hold numbers alone are marked, so that no line is broken in one."""
+"""Cells of tables that hold numbers alone are marked, so that no line is broken in one, and tables of many columns."""
 
 import re
 from typing import Any
 
 __all__ = ["is_number", "on_doctree"]
 
+MANY = 8  # columns, from which on letters are small
 _NUMBER = r"(?:\(-\)|\(?[-+]?\d[\d.,]*(?:e[-+]?\d+)?\)?(?: (?:ms|s|MiB|GiB))?)"
 
 
@@ -13,6 +14,9 @@ def on_doctree(app: Any, doctree: Any) -> None:
     for cell in doctree.findall(lambda node: node.tagname == "entry"):
         if is_number(cell.astext()):
             cell["classes"].append("number")
+    for table in doctree.findall(lambda node: node.tagname == "table"):
+        if len(list(table.findall(lambda node: node.tagname == "colspec"))) >= MANY:
+            table["classes"].append("many")
 
 
 def is_number(text: str) -> bool:
