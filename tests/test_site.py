@@ -12,7 +12,7 @@ import pytest
 import jattn
 from docs.making import drawing, tables
 from docs.making.code import blocks, run, without_errors
-from jattn import biases, masks
+from jattn import biases, masks, scores
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
@@ -49,6 +49,12 @@ def test_no_rule_is_missing_from_the_gallery(module: object) -> None:
     sections = PAGES[f"{name}.md"].split("\n## ")[1:]
     drawn = {section.partition("\n")[0] for section in sections if drawing.MARK.search(section)}
     assert makers - {"all_of", "alibi_slopes"} <= drawn
+
+
+def test_no_score_is_missing_from_its_page() -> None:
+    sections = PAGES["scores.md"].split("\n## ")[1:]
+    drawn = {section.partition("\n")[0] for section in sections if drawing.MARK.search(section)}
+    assert set(scores.__all__) - {"Modification", "Modified", "Number", "Score"} <= drawn
 
 
 def test_each_public_module_has_a_page() -> None:
