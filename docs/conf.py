@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import jattn  # noqa: E402
-from docs.making import docstrings, drawing, formulas, notebooks  # noqa: E402
+from docs.making import docstrings, drawing, formulas, notebooks, tables  # noqa: E402
 
 project = "jattn"
 author = copyright = "The jattn authors"
@@ -61,6 +61,7 @@ def setup(app):
     formulas.on_setup(app)
     app.connect("builder-inited", notebooks.on_start)
     app.connect("source-read", drawing.on_source)
+    app.connect("doctree-read", tables.on_doctree)
     app.connect("autodoc-process-docstring", docstrings.on_docstring, priority=400)  # before Napoleon
     app.connect("autodoc-process-signature", docstrings.on_signature)
     app.connect("autodoc-skip-member", docstrings.on_skip)

@@ -32,7 +32,7 @@ def main() -> None:
     print("\nExtras:" if extras else "\nIt is not installed, so which extras there are is not known.")
     for extra in extras:
         missing = [name for name in _of_extra(extra, requirements) if _version(name) is None]
-        print(f"  {extra}: " + (f'without {", ".join(missing)}: pip install "jattn[{extra}]"' if missing else "here"))
+        print(f"  {extra}: " + (f'without {", ".join(missing)}: pip install -e ".[{extra}]"' if missing else "here"))
 
 
 def _explained(x: jax.ShapeDtypeStruct) -> str:

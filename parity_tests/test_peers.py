@@ -29,6 +29,10 @@ def test_a_query_with_nothing_to_attend_to() -> None:
     mean = jax.vmap(equinox.output_proj)(jax.vmap(equinox.value_proj)(x).mean(axis=0, keepdims=True))
     np.testing.assert_allclose(equinox(x, x, x, mask=MASK)[ROW], mean[0], **CLOSE)
 
+    q = torch.randn(1, 2, 3, 4)
+    function = torch.nn.functional.scaled_dot_product_attention
+    assert (function(q, q, q, attn_mask=torch.from_numpy(np.array(MASK)))[0, :, ROW] == 0).all()
+
     module, x = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval(), torch.randn(1, 3, 8)
     may_not = ~torch.from_numpy(np.array(MASK))
     assert module(x, x, x, attn_mask=may_not)[0][0, ROW].isnan().all()
@@ -71,6 +75,9 @@ def test_value_width() -> None:
             function(X, X, narrow)
     q = torch.randn(1, 2, 3, 4)
     assert torch.nn.functional.scaled_dot_product_attention(q, q, q[..., :3]).shape[-1] == 3
+    theirs = inspect.signature(torch.nn.MultiheadAttention).parameters
+    assert "kdim" in theirs  # the width of what is projected, to heads of embed_dim / num_heads, keys and values alike
+    assert not [name for name in theirs if "head_dim" in name]
     assert "vo_size" in inspect.signature(eqx.nn.MultiheadAttention).parameters
 
 
@@ -107,6 +114,9 @@ def test_what_the_others_have_no_argument_for() -> None:
         jax.nn.dot_product_attention(X, X, X, is_causal=True, local_window_size=(1, 0)),
         **CLOSE,
     )
+    text = str(jax.make_jaxpr(lambda x: jax.nn.dot_product_attention(x, x, x, local_window_size=(1, 0)))(X))
+    assert "bool[3,3]" in text  # but on cuDNN
+    assert "bool[3,3]" not in str(jax.make_jaxpr(lambda x: jax.nn.dot_product_attention(x, x, x))(X))
     assert not np.allclose(jattn.attention(X, X, X, **capped), jattn.attention(X, X, X), atol=1e-2)
 
 
@@ -120,6 +130,9 @@ def test_dropout_inside_grad_of_a_merged_module() -> None:
 
     flax = nnx.MultiHeadAttention(2, 8, dropout_rate=0.5, decode=False, deterministic=False, rngs=nnx.Rngs(0))
     flax_graph, flax_parameters, flax_rest = nnx.split(flax, nnx.Param, ...)
+    jax.grad(lambda p: nnx.merge(flax_graph, p, flax_rest)(x, rngs=nnx.Rngs(dropout=jax.random.key(0))).sum())(
+        flax_parameters
+    )
     with pytest.raises(Exception, match="Cannot mutate RngCount"):
         jax.grad(lambda p: nnx.merge(flax_graph, p, flax_rest)(x).sum())(flax_parameters)
 

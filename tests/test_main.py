@@ -44,8 +44,8 @@ def test_extras(capsys, monkeypatch):
     lines = said(capsys)
     assert lines[1] == "jaxlib 0.10.2, jax 0.10.2, flax missing"
     assert lines[lines.index("Extras:") + 1 :] == [
-        '  all: without nowhere: pip install "jattn[all]"',
-        '  own: without nowhere: pip install "jattn[own]"',
+        '  all: without nowhere: pip install -e ".[all]"',
+        '  own: without nowhere: pip install -e ".[own]"',
         "  plots: here",
     ]
 

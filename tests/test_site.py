@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import jattn
-from docs.making import drawing
+from docs.making import drawing, tables
 from docs.making.code import blocks, run, without_errors
-from jattn import biases, masks
+from jattn import biases, masks, scores
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
@@ -51,12 +51,24 @@ def test_no_rule_is_missing_from_the_gallery(module: object) -> None:
     assert makers - {"all_of", "alibi_slopes"} <= drawn
 
 
+def test_no_score_is_missing_from_its_page() -> None:
+    sections = PAGES["scores.md"].split("\n## ")[1:]
+    drawn = {section.partition("\n")[0] for section in sections if drawing.MARK.search(section)}
+    assert set(scores.__all__) - {"Modification", "Modified", "Number", "Score"} <= drawn
+
+
 def test_each_public_module_has_a_page() -> None:
     """Those that others reach by attributes, from `jattn` on."""
     public = {"jattn.nn.torch", *_public(jattn)}
     assert {path.stem for path in (DOCS / "api").glob("*.rst")} == public
     listed = re.findall(r"^api/(\S+)$", PAGES["index.md"], re.MULTILINE)
     assert sorted(listed) == sorted(path.stem for path in (DOCS / "api").glob("*.rst"))
+
+
+def test_the_first_page_of_the_api_lists_all() -> None:
+    """In an order of its own, so by name."""
+    listed = re.findall(r":: jattn\.(\w+)$", (DOCS / "api" / "jattn.rst").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == [name for name in jattn.__all__ if not isinstance(getattr(jattn, name), types.ModuleType)]
 
 
 def _public(module: types.ModuleType) -> Iterator[str]:
@@ -103,3 +115,13 @@ def test_a_mark_sees_the_code_above_it() -> None:
     assert written.startswith("```python\nfrom")
     assert written.endswith("end\n")
     assert re.findall(r'class="more" opacity="1" d="(\S+ .*?)"', written)[0].count("M") == 4  # causal(1), all four
+
+
+@pytest.mark.parametrize("text", ["1.16 (1.4)", "0.68 (-)", "1.4 s, 4,352 MiB", "6e-16", "(77)", " 0.89 ms "])
+def test_a_cell_of_numbers(text: str) -> None:
+    assert tables.is_number(text)
+
+
+@pytest.mark.parametrize("text", ["", "-", "yes", "3 of them", "b t h d", "1 / sqrt(d)"])
+def test_a_cell_of_words(text: str) -> None:
+    assert not tables.is_number(text)

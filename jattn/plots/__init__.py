@@ -1,4 +1,4 @@
-"""Pictures of attention: figures that need matplotlib (``pip install "jattn[plots]"``), and a page that needs nothing.
+"""Pictures of attention: figures that need matplotlib (``pip install -e ".[plots]"``), and a page that needs nothing.
 
 Nothing here needs a display, and importing it does not import matplotlib.
 """
