@@ -182,6 +182,25 @@ def test_what_has_a_source_decodes(name, tmp_path):
     np.testing.assert_array_equal(jnp.stack(chosen, axis=1), expected.tokens)
 
 
+def test_rings_decode(tmp_path):
+    """Prompts of any length where windows are shorter than they."""
+    block = dict(num_heads=2, feedforward_features=12, norm="pre", rotary=nn.Rotary())
+    model = models.TextDecoder(11, features=8, layers=[{**block, "window": 3}, block], rngs=nnx.Rngs(0))
+    model.eval()
+    model.export(tmp_path / "made", room=9, platforms=["cpu"])
+    assert listed(tmp_path / "made", "step")["state.0.keys"] == ("float32", ["b", 2, 3, 4])
+    weights = jattn.weights.files.load(tmp_path / "made" / "parameters.safetensors")
+    prefill, step = program_of(tmp_path / "made", "prefill"), program_of(tmp_path / "made", "step")
+    rows, lens = jnp.array([[1, 2, 3, 4, 5, 6, 3, 4], [7, 8, 9, 10, 5, 6, 0, 0]], jnp.int32), jnp.array([6, 4])
+    prompts = jnp.where(jnp.arange(6) < lens[:, None], rows[:, :6], 0)
+    after, every = prefill.call(parameters=weights, tokens=prompts, valid_lens=lens.astype(jnp.int32)), model(rows)
+    for i in range(3):
+        np.testing.assert_allclose(after["logits"], every[jnp.arange(2), lens + i - 1], atol=1e-5)
+        if i < 2:
+            chosen = rows[jnp.arange(2), lens + i]
+            after = step.call(parameters=weights, tokens=chosen, state=after["state"])
+
+
 def attend(x):
     return jattn.attention(x, x, x, mask=masks.causal())
 
