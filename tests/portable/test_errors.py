@@ -30,7 +30,16 @@ class Averaging(nnx.Module):
         return self.norm(x)
 
 
+class Dotted(nnx.Module):
+    def __init__(self):
+        self.of = nnx.Dict({"a.b": nnx.Param(jnp.ones(2)), "a": nnx.Dict({"b": nnx.Param(jnp.ones(3))})})
+
+    def __call__(self, x):
+        return x
+
+
 X = {"x": "float32[n]"}
+SAME = "f must have parameters and results of different names, with dots between their parts. Got several of "
 CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a class": (nn.Linear, {"arguments": X}, "f must be a function of arrays or an nnx.Module. Got the class Linear."),
     "no model": (3, {"arguments": X}, "f must be a function of arrays or an nnx.Module. Got int."),
@@ -46,6 +55,8 @@ CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
         "f must be in eval mode. Got a Averaging in training mode, with a BatchNorm that is on, norm. Call its eval().",
     ),
     "reserved": (lambda **x: x, {"arguments": {"parameters": "int32[]"}}, "arguments must have other names than param"),
+    "parameters of one name": (Dotted(), {"arguments": X}, SAME + "'of.a.b'. Rename those with dots in a key."),
+    "results of one name": (lambda x: {"a.b": x, "a": {"b": 2 * x}}, {"arguments": X}, SAME + "'a.b'."),
     "spec": (
         double,
         {"arguments": {"x": "b t 8"}},

@@ -13,6 +13,7 @@ from flax import nnx
 import jattn
 from jattn import masks, models, nn, portable
 from jattn._engine import platform
+from jattn.portable.plain import plain
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # jaxtyping can't compare symbols
 
@@ -71,6 +72,12 @@ def test_parameters_inside_or_not(tmp_path):
     np.testing.assert_allclose(beside.call(parameters=weights, inputs=x), layer(x), rtol=1e-6)
     zeros = jax.tree.map(jnp.zeros_like, weights)
     np.testing.assert_array_equal(beside.call(parameters=zeros, inputs=x), np.zeros((2, 2)))
+
+
+def test_names_that_end_as_those_within_a_variable():
+    """Flax's "value" within a variable is left out, and no other."""
+    of = {"value": nnx.Param(jnp.ones(1)), "x": (nnx.Param(jnp.ones(2)), {"value": jnp.ones(3)})}
+    assert list(plain(of)) == ["value", "x.0", "x.1.value"]
 
 
 def test_sizes_and_an_unneeded_argument(tmp_path):
