@@ -80,6 +80,8 @@ def export(
         >>> bool(jnp.allclose(program.call(parameters=parameters, x=x), block(x), atol=1e-6))
         True
     """
+    for name, described in {"arguments": arguments, "sizes": sizes, "given": given}.items():
+        _check_mapping(name, described)
     folder = checked_path(path)
     _check_runnable(f, arguments, room, given)
     names = _checked_platforms(platforms)
@@ -157,11 +159,16 @@ class Exportable:
 
 
 def _checked_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(platforms, str) or not platforms:
+    if isinstance(platforms, str) or not isinstance(platforms, Sequence) or not platforms:
         raise ValueError(f"platforms must be one or several names, such as ['cpu', 'tpu']. Got {platforms!r}.")
     for name in platforms:
         checks.one_of("platforms", name, NAMES)
     return tuple(dict.fromkeys(platforms))
+
+
+def _check_mapping(name: str, x: Any) -> None:
+    if x is not None and not (isinstance(x, Mapping) and all(isinstance(key, str) for key in x)):
+        raise ValueError(f"{name} must be a mapping with names for keys. Got {x!r:.80}.")
 
 
 def _check_runnable(f: Any, arguments: Any, room: Any, given: Any) -> None:

@@ -33,7 +33,9 @@ def array_names(value: Any) -> list[str]:
     names = []
     for path, x in tree_flatten_with_path(value, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]:
         own = 1 if path and isinstance(x, nnx.Variable) else 0  # Flax's "value" within a variable
-        names += [keystr((*path, *below[own:]), simple=True, separator=".") for below, _ in tree_flatten_with_path(x)[0]]
+        names += [
+            keystr((*path, *below[own:]), simple=True, separator=".") for below, _ in tree_flatten_with_path(x)[0]
+        ]
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise ValueError(
