@@ -39,6 +39,14 @@ class Dotted(nnx.Module):
 
 
 X = {"x": "float32[n]"}
+
+
+def decoder(f=models.GPT2, **options):
+    f = f(11, features=8, num_heads=2, num_layers=1, rngs=nnx.Rngs(0), **options)
+    f.eval()
+    return f
+
+
 SAME = "f must have parameters and results of different names, with dots between their parts. Got several of "
 CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a class": (nn.Linear, {"arguments": X}, "f must be a function of arrays or an nnx.Module. Got the class Linear."),
@@ -55,6 +63,11 @@ CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
         "f must be in eval mode. Got a Averaging in training mode, with a BatchNorm that is on, norm. Call its eval().",
     ),
     "reserved": (lambda **x: x, {"arguments": {"parameters": "int32[]"}}, "arguments must have other names than param"),
+    "reserved by JAX": (
+        lambda **x: x,
+        {"arguments": {"self": "int32[]"}},
+        "arguments must have other names than self, which the call of a loaded program has. Got that name.",
+    ),
     "parameters of one name": (Dotted(), {"arguments": X}, SAME + "'of.a.b'. Rename those with dots in a key."),
     "results of one name": (lambda x: {"a.b": x, "a": {"b": 2 * x}}, {"arguments": X}, SAME + "'a.b'."),
     "spec": (
@@ -112,6 +125,21 @@ CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
     "flag": (double, {"arguments": X, "parameters_inside": 1}, "parameters_inside must be True or False. Got 1."),
     "given": (double, {"arguments": X, "given": X}, "given must be None where nothing is decoded. Got x. Pass room"),
     "room": (dropping(0.0), {"room": 5}, "room must be None for what cannot decode, ", "Got 5 for a TransformerBlock."),
+    "more room than positions": (
+        decoder(max_length=6),
+        {"room": 7},
+        "room must be at most max_length = 6, how many positions f has. Got 7.",
+    ),
+    "longer prompts than room": (
+        decoder(max_length=6),
+        {"room": 4, "sizes": {"t": 5}},
+        "sizes must have prompts that room is for, t of at most 4. Got 5.",
+    ),
+    "given as the prompt's": (
+        decoder(max_length=6),
+        {"room": 4, "given": {"tokens": "int32[b]"}},
+        "given must have other names than tokens, valid_lens and parameters. Got tokens.",
+    ),
     "no room": (dropping(0.0), {"room": 0}, "room must be an integer in [1, inf)"),
 }
 
@@ -128,6 +156,11 @@ def test_errors(case, tmp_path):
 def test_an_argument_that_a_function_has_not(tmp_path):
     with raises("double() got an unexpected keyword argument 'y'.", kind=TypeError):
         portable.export(double, tmp_path / "made", {"y": "float32[n]"})
+
+
+def test_an_argument_that_no_decoding_starts_with(tmp_path):
+    with raises("GPT2.start() got an unexpected keyword argument 'source'.", kind=TypeError):
+        portable.export(decoder(max_length=6), tmp_path / "made", room=4, given={"source": "int32[b]"})
 
 
 def test_a_path_that_is_there(tmp_path):

@@ -14,6 +14,7 @@ import jattn
 from jattn import masks, models, nn, portable
 from jattn._engine import platform
 from jattn.portable.plain import plain
+from tests.errors import raises
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # jaxtyping can't compare symbols
 
@@ -72,6 +73,14 @@ def test_parameters_inside_or_not(tmp_path):
     np.testing.assert_allclose(beside.call(parameters=weights, inputs=x), layer(x), rtol=1e-6)
     zeros = jax.tree.map(jnp.zeros_like, weights)
     np.testing.assert_array_equal(beside.call(parameters=zeros, inputs=x), np.zeros((2, 2)))
+
+
+def test_arguments_of_any_name(tmp_path):
+    """Also of those that functions within have."""
+    names = ["f", "model", "x", "name"]
+    portable.export(lambda f, model, x, name: f + 2 * x, tmp_path / "made", dict.fromkeys(names, "float32[n]"))
+    inputs = {name: jnp.full(2, i, jnp.float32) for i, name in enumerate(names)}
+    np.testing.assert_array_equal(program_of(tmp_path / "made").call(**inputs), [4, 4])
 
 
 def test_names_that_end_as_those_within_a_variable():
@@ -196,8 +205,14 @@ def test_rings_decode(tmp_path):
     model.eval()
     model.export(tmp_path / "made", room=9, platforms=["cpu"])
     assert listed(tmp_path / "made", "step")["state.0.keys"] == ("float32", ["b", 2, 3, 4])
+    manifest = json.loads((tmp_path / "made" / "manifest.json").read_text())
+    assert manifest["room"] == 9
+    known = {name: program["constraints"] for name, program in manifest["programs"].items()}
+    assert known == {"forward": [], "prefill": ["t <= 9"], "step": []}
     weights = jattn.weights.files.load(tmp_path / "made" / "parameters.safetensors")
     prefill, step = program_of(tmp_path / "made", "prefill"), program_of(tmp_path / "made", "step")
+    with raises("Error refining shapes"):
+        jax.jit(prefill.call)(parameters=weights, tokens=jnp.ones((2, 10), int), valid_lens=jnp.array([10, 10]))
     rows, lens = jnp.array([[1, 2, 3, 4, 5, 6, 3, 4], [7, 8, 9, 10, 5, 6, 0, 0]], jnp.int32), jnp.array([6, 4])
     prompts = jnp.where(jnp.arange(6) < lens[:, None], rows[:, :6], 0)
     after, every = prefill.call(parameters=weights, tokens=prompts, valid_lens=lens.astype(jnp.int32)), model(rows)
