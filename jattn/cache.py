@@ -245,7 +245,7 @@ class Cache(Pytree):
         held, new = self._slots, self._kept(keys, values, jnp.where(real, positions, UNUSED))
         seen = after = held.written(self._slots_of(real), new)
         cache = self._replaced(after, self.length + real.sum(-1, dtype=jnp.int32))
-        if self.ring and t > 1:
+        if self.ring and (checks.is_symbol(t) or t > 1):
             seen = held.map(lambda axis, *x: jnp.concatenate(x, axis), new.without(~real))
         used = Used((seen.positions >= 0)[..., None, None, :])
         keys, values = seen.read(keys.dtype, values.dtype)

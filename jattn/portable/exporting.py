@@ -46,7 +46,8 @@ def export(
     else than an array ``f`` returns.
 
     ``NAME.jax`` is for `jax.export.deserialize`, ``NAME.mlirbc`` is StableHLO in its portable bytecode, and
-    ``manifest.json`` lists names, dtypes and lengths in the order in which StableHLO has them.
+    ``manifest.json`` lists names, dtypes and lengths in the order in which StableHLO has them, the constraints on
+    lengths, and room.
 
     Args:
         f: a function of arrays, or an ``nnx.Module`` in eval mode.
@@ -55,11 +56,11 @@ def export(
             any length, the same wherever it stands.
         sizes: letters that have one length, such as ``{"b": 1, "t": 128}``. Attention that knows the number of its
             tokens is computed in blocks, in little memory; and few other runtimes take lengths that are open.
-        constraints: what is known of open lengths, such as ``"t <= 64"``.
+        constraints: what is known of open lengths, such as ``["t <= 64"]``; a program holds those of its own letters.
         platforms: of ``"cpu"``, ``"cuda"``, ``"rocm"`` and ``"tpu"`` those that the programs run on.
         parameters_inside: whether parameters are inside of each program, rather than an argument and a file.
-        room: for how many tokens a decoder's caches have slots, prompt and continuation together. What comes after is
-            not kept, and no program says so.
+        room: the size of a decoder's caches in tokens, prompt plus continuation, at most ``f.max_length`` where there
+            is one. Prompts have at most as many; stop there, as a program doesn't report a full cache.
         given: what ``f.start`` is given beside it, described as arguments are.
 
     Raises:
@@ -80,8 +81,11 @@ def export(
         >>> bool(jnp.allclose(program.call(parameters=parameters, x=x), block(x), atol=1e-6))
         True
     """
+    for name, described in {"arguments": arguments, "sizes": sizes, "given": given}.items():
+        _check_mapping(name, described)
     folder = checked_path(path)
     _check_runnable(f, arguments, room, given)
+    _check_room(f, room, sizes or {}, given or {})
     names = _checked_platforms(platforms)
     callee = Callee.of(f, checks.flag("parameters_inside", parameters_inside))
     letters = Letters(dict(sizes or {}), constraints)
@@ -93,7 +97,8 @@ def export(
         if room is not None:
             programs |= decoding_programs(callee, letters, given or {}, room)
         exported = {name: program.exported(name, names) for name, program in programs.items()}
-    write(folder, exported, {} if callee.inside else callee.parameters)
+    known = {name: program.constraints for name, program in programs.items()}
+    write(folder, exported, known, {} if callee.inside else callee.parameters, room)
 
 
 def for_platforms(*platforms: str) -> AbstractContextManager[Any]:
@@ -148,8 +153,8 @@ class Exportable:
             sizes: letters of `inputs` that have one length, such as ``{"b": 1, "t": 128}``; others are any.
             platforms: of ``"cpu"``, ``"cuda"``, ``"rocm"`` and ``"tpu"`` those that the programs run on.
             parameters_inside: whether parameters are inside of each program, rather than an argument and a file.
-            room: of what can decode, so that there are ``prefill`` and ``step`` beside ``forward``: for how many tokens
-                caches have slots, prompt and continuation together. What comes after is not kept.
+            room: of what can decode, so that there are ``prefill`` and ``step`` beside ``forward``: the size of the
+                caches in tokens, prompt plus continuation. Stop there, as a program doesn't report a full cache.
         """
         arguments, constraints, given = self.inputs()
         options: dict[str, Any] = dict(sizes=sizes, platforms=platforms, parameters_inside=parameters_inside, room=room)
@@ -157,11 +162,16 @@ class Exportable:
 
 
 def _checked_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(platforms, str) or not platforms:
+    if isinstance(platforms, str) or not isinstance(platforms, Sequence) or not platforms:
         raise ValueError(f"platforms must be one or several names, such as ['cpu', 'tpu']. Got {platforms!r}.")
     for name in platforms:
         checks.one_of("platforms", name, NAMES)
     return tuple(dict.fromkeys(platforms))
+
+
+def _check_mapping(name: str, x: Any) -> None:
+    if x is not None and not (isinstance(x, Mapping) and all(isinstance(key, str) for key in x)):
+        raise ValueError(f"{name} must be a mapping with names for keys. Got {x!r:.80}.")
 
 
 def _check_runnable(f: Any, arguments: Any, room: Any, given: Any) -> None:
@@ -182,8 +192,13 @@ def _check_runnable(f: Any, arguments: Any, room: Any, given: Any) -> None:
         known = inspect.signature(f).parameters
         if not any(one.kind is one.VAR_KEYWORD for one in known.values()):
             checks.keywords(getattr(f, "__name__", type(f).__name__), arguments, known)
-        if "parameters" in arguments:
-            raise ValueError("arguments must have other names than parameters, which f's own have. Got that name.")
+        owners = {"parameters": "f's own have", "self": "the call of a loaded program has"}
+        for name in owners.keys() & arguments.keys():
+            raise ValueError(f"arguments must have other names than {name}, which {owners[name]}. Got that name.")
+
+
+def _check_room(f: Any, room: Any, sizes: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise ValueError unless f decodes, with so many tokens, from a prompt and what is given."""
     if room is None:
         if given:
             raise ValueError(f"given must be None where nothing is decoded. Got {', '.join(given)}. Pass room, too.")
@@ -194,6 +209,17 @@ def _check_runnable(f: Any, arguments: Any, room: Any, given: Any) -> None:
             "room must be None for what cannot decode, for lack of the methods start and step of "
             f"jattn.decoding.Decodable. Got {room} for a {type(f).__name__}."
         )
+    most = getattr(f, "max_length", None)
+    if isinstance(most, int) and room > most:
+        raise ValueError(f"room must be at most max_length = {most}, how many positions f has. Got {room}.")
+    if checks.is_count(t := sizes.get("t")) and t > room:
+        raise ValueError(f"sizes must have prompts that room is for, t of at most {room}. Got {t}.")
+    for name in given:
+        if name in PROMPTS or name == "parameters":
+            raise ValueError(f"given must have other names than {', '.join(PROMPTS)} and parameters. Got {name}.")
+    known = list(inspect.signature(f.start).parameters.values())[2:]  # after the number of examples, and room
+    if not any(one.kind is one.VAR_KEYWORD for one in known):
+        checks.keywords(f"{type(f).__name__}.start", given, (one.name for one in known))
 
 
 def _trains(layer: Any) -> bool:

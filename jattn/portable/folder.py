@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,17 @@ def checked_path(path: str | Path) -> Path:
     return path
 
 
-def write(path: Path, exported: Mapping[str, jax.export.Exported], parameters: Mapping[str, Any]) -> None:
+def write(
+    path: Path,
+    exported: Mapping[str, jax.export.Exported],
+    constraints: Mapping[str, Sequence[str]],
+    parameters: Mapping[str, Any],
+    room: int | None,
+) -> None:
     """A file for JAX and one of StableHLO for each program, the parameters, and what is called how."""
     contents = {f"{name}.jax": bytes(program.serialize()) for name, program in exported.items()}
     contents |= {f"{name}.mlirbc": program.mlir_module_serialized for name, program in exported.items()}
-    contents["manifest.json"] = json.dumps(_manifest(exported), indent=1).encode()
+    contents["manifest.json"] = json.dumps(_manifest(exported, constraints, room), indent=1).encode()
     path.mkdir(parents=True)
     for name, content in contents.items():
         (path / name).write_bytes(content)
@@ -37,13 +43,17 @@ def write(path: Path, exported: Mapping[str, jax.export.Exported], parameters: M
         files.save(path / "parameters.safetensors", parameters)
 
 
-def _manifest(exported: Mapping[str, jax.export.Exported]) -> dict[str, Any]:
+def _manifest(
+    exported: Mapping[str, jax.export.Exported], constraints: Mapping[str, Sequence[str]], room: int | None
+) -> dict[str, Any]:
     first = next(iter(exported.values()))
     return {
         "jax": jax.__version__,
         "platforms": list(first.platforms),
+        "room": room,
         "programs": {
             name: {
+                "constraints": list(constraints[name]),
                 "arguments": _array_entries(jax.tree.unflatten(program.in_tree, program.in_avals)[1]),
                 "results": _array_entries(jax.tree.unflatten(program.out_tree, program.out_avals)),
             }

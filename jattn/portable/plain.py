@@ -1,8 +1,11 @@
 """Values as those have them who know no classes of jattn's: an array, or a dict of names to arrays."""
 
+from collections import Counter
 from typing import Any
 
 import jax
+from flax import nnx
+from jax.tree_util import keystr, tree_flatten_with_path
 
 __all__ = ["array_names", "plain", "rebuilt"]
 
@@ -22,6 +25,21 @@ def rebuilt(like: Any, arrays: Any) -> Any:
 
 
 def array_names(value: Any) -> list[str]:
-    """Of all arrays in a pytree, such as ``0.keys``; of a parameter that of its module's attribute."""
-    paths = jax.tree_util.tree_flatten_with_path(value)[0]
-    return [jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value") for path, _ in paths]
+    """Of all arrays in a pytree, such as ``0.keys``; of a parameter that of its module's attribute.
+
+    Raises:
+        ValueError: if two have one name.
+    """
+    names = []
+    for path, x in tree_flatten_with_path(value, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]:
+        own = 1 if path and isinstance(x, nnx.Variable) else 0  # Flax's "value" within a variable
+        names += [
+            keystr((*path, *below[own:]), simple=True, separator=".") for below, _ in tree_flatten_with_path(x)[0]
+        ]
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise ValueError(
+            f"f must have parameters and results of different names, with dots between their parts. Got several of "
+            f"{', '.join(map(repr, twice))}. Rename those with dots in a key."
+        )
+    return names

@@ -20,6 +20,7 @@ class Program(NamedTuple):
 
     f: Callable[..., Any]
     arguments: Mapping[str, Any]  # the shapes of arrays, or dicts of them
+    constraints: Sequence[str]  # what must hold of their lengths
 
     def exported(self, name: str, platforms: Sequence[str]) -> jax.export.Exported:
         """As JAX saves it, under a name, and with all of its arguments, whether it needs them or not."""
@@ -48,17 +49,18 @@ class Callee(NamedTuple):
         parameters = {name: jnp.asarray(x) for name, x in plain(state).items()}
         return cls(lambda parameters: nnx.merge(graph, random, rebuilt(state, parameters)), parameters, inside)
 
-    def program(self, f: Callable[..., Any], arguments: Mapping[str, Any]) -> Program:
+    def program(self, f: Callable[..., Any], letters: Letters, arguments: Mapping[str, Any]) -> Program:
         """``f(model, **arguments)``, without the model."""
+        shapes, known = letters.shapes(arguments), letters.known(arguments)
         if self.inside or not self.parameters:
-            return Program(lambda **x: f(self.merged(self.parameters), **x), arguments)
-        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in self.parameters.items()}
-        return Program(lambda parameters, **x: f(self.merged(parameters), **x), {"parameters": shapes, **arguments})
+            return Program(lambda **x: f(self.merged(self.parameters), **x), shapes, known)
+        own = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in self.parameters.items()}
+        return Program(lambda parameters, **x: f(self.merged(parameters), **x), {"parameters": own, **shapes}, known)
 
 
 def forward_program(callee: Callee, letters: Letters, arguments: Mapping[str, Described]) -> Program:
     """A call."""
-    return callee.program(lambda f, **x: plain(f(**x)), letters.shapes(arguments))
+    return callee.program(lambda f, /, **x: plain(f(**x)), letters, arguments)
 
 
 def decoding_programs(
@@ -72,14 +74,16 @@ def decoding_programs(
         given: what its ``start`` is given.
         room: how many tokens its state must be able to keep.
     """
-    prompts = letters.shapes({**PROMPTS, **given})
+    letters = letters._replace(constraints=(*letters.constraints, f"t <= {room}"))
+    described = {**PROMPTS, **given}
+    prompts = letters.shapes(described)
 
-    def begun(model: Any, tokens: Any, valid_lens: Any, **given: Any) -> tuple[Any, Any]:
+    def begun(model: Any, /, tokens: Any, valid_lens: Any, **given: Any) -> tuple[Any, Any]:
         start = model.start(tokens.shape[0], room, **given)
         result: tuple[Any, Any] = model.step(tokens, start, valid_lens=valid_lens)
         return result
 
-    def prefill(model: Any, **x: Any) -> dict[str, Any]:
+    def prefill(model: Any, /, **x: Any) -> dict[str, Any]:
         logits, state = begun(model, **x)
         return {"logits": logits, "state": plain(state)}
 
@@ -91,6 +95,6 @@ def decoding_programs(
 
     one = {"tokens": jax.ShapeDtypeStruct(prompts["valid_lens"].shape, jnp.int32), "state": plain(like)}
     return {
-        "prefill": callee.program(prefill, prompts),
-        "step": callee.program(step, letters.shapes(one)),  # with symbols of its own
+        "prefill": callee.program(prefill, letters, described),
+        "step": callee.program(step, letters, one),  # with symbols of its own
     }

@@ -13,6 +13,8 @@ from flax import nnx
 import jattn
 from jattn import masks, models, nn, portable
 from jattn._engine import platform
+from jattn.portable.plain import plain
+from tests.errors import raises
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # jaxtyping can't compare symbols
 
@@ -71,6 +73,20 @@ def test_parameters_inside_or_not(tmp_path):
     np.testing.assert_allclose(beside.call(parameters=weights, inputs=x), layer(x), rtol=1e-6)
     zeros = jax.tree.map(jnp.zeros_like, weights)
     np.testing.assert_array_equal(beside.call(parameters=zeros, inputs=x), np.zeros((2, 2)))
+
+
+def test_arguments_of_any_name(tmp_path):
+    """Also of those that functions within have."""
+    names = ["f", "model", "x", "name"]
+    portable.export(lambda f, model, x, name: f + 2 * x, tmp_path / "made", dict.fromkeys(names, "float32[n]"))
+    inputs = {name: jnp.full(2, i, jnp.float32) for i, name in enumerate(names)}
+    np.testing.assert_array_equal(program_of(tmp_path / "made").call(**inputs), [4, 4])
+
+
+def test_names_that_end_as_those_within_a_variable():
+    """Flax's "value" within a variable is left out, and no other."""
+    of = {"value": nnx.Param(jnp.ones(1)), "x": (nnx.Param(jnp.ones(2)), {"value": jnp.ones(3)})}
+    assert list(plain(of)) == ["value", "x.0", "x.1.value"]
 
 
 def test_sizes_and_an_unneeded_argument(tmp_path):
@@ -180,6 +196,31 @@ def test_what_has_a_source_decodes(name, tmp_path):
         chosen.append(jnp.argmax(after["logits"], axis=-1).astype(jnp.int32))
         after = step.call(parameters=weights, tokens=chosen[-1], state=after["state"])
     np.testing.assert_array_equal(jnp.stack(chosen, axis=1), expected.tokens)
+
+
+def test_rings_decode(tmp_path):
+    """Prompts of any length where windows are shorter than they."""
+    block = dict(num_heads=2, feedforward_features=12, norm="pre", rotary=nn.Rotary())
+    model = models.TextDecoder(11, features=8, layers=[{**block, "window": 3}, block], rngs=nnx.Rngs(0))
+    model.eval()
+    model.export(tmp_path / "made", room=9, platforms=["cpu"])
+    assert listed(tmp_path / "made", "step")["state.0.keys"] == ("float32", ["b", 2, 3, 4])
+    manifest = json.loads((tmp_path / "made" / "manifest.json").read_text())
+    assert manifest["room"] == 9
+    known = {name: program["constraints"] for name, program in manifest["programs"].items()}
+    assert known == {"forward": [], "prefill": ["t <= 9"], "step": []}
+    weights = jattn.weights.files.load(tmp_path / "made" / "parameters.safetensors")
+    prefill, step = program_of(tmp_path / "made", "prefill"), program_of(tmp_path / "made", "step")
+    with raises("Error refining shapes"):
+        jax.jit(prefill.call)(parameters=weights, tokens=jnp.ones((2, 10), int), valid_lens=jnp.array([10, 10]))
+    rows, lens = jnp.array([[1, 2, 3, 4, 5, 6, 3, 4], [7, 8, 9, 10, 5, 6, 0, 0]], jnp.int32), jnp.array([6, 4])
+    prompts = jnp.where(jnp.arange(6) < lens[:, None], rows[:, :6], 0)
+    after, every = prefill.call(parameters=weights, tokens=prompts, valid_lens=lens.astype(jnp.int32)), model(rows)
+    for i in range(3):
+        np.testing.assert_allclose(after["logits"], every[jnp.arange(2), lens + i - 1], atol=1e-5)
+        if i < 2:
+            chosen = rows[jnp.arange(2), lens + i]
+            after = step.call(parameters=weights, tokens=chosen, state=after["state"])
 
 
 def attend(x):

@@ -321,7 +321,7 @@ class EncoderDecoder(PretrainedModel):
         if isinstance(self.source_embedding, FrameEmbedding):
             frames = "s" if self.encoder.max_length is None else 2 * self.encoder.max_length
             source, real = {"source": f"float[b,{self.source_embedding.conv1.in_features},{frames}]"}, {}
-        longest = {"s": self.encoder.max_length, "t": self.max_length}
+        longest = {"s": self.encoder.max_length if real else None, "t": self.max_length}
         return Inputs(
             {**source, **target, **real},
             tuple(f"{letter} <= {n}" for letter, n in longest.items() if n is not None),
