@@ -20,7 +20,7 @@ def main() -> None:
     """Print versions, devices, which attention runs here, and which extras there are."""
     print(f"jattn {jattn.__version__}, Python {platform.python_version()}, {platform.platform()}")
     requirements = _requirements()
-    needed = [name for name, extra in requirements if extra is None]
+    needed = [name for name, extra in requirements if extra is None] or ["jax", "flax", "numpy"]
     print(", ".join(f"{name} {_version(name) or 'missing'}" for name in ("jaxlib", *needed)))
     devices = jax.devices()
     print(f"\n{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), of {jax.process_count()} process")

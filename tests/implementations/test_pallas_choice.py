@@ -111,6 +111,8 @@ def test_it_is_not_chosen_on_a_gpu_unless_asked_for():
 @pytest.mark.parametrize(("platform", "call"), [("tpu", "tpu_custom_call"), ("cuda", "__gpu$xla.gpu.triton")])
 def test_a_known_device_has_its_own_kernel(platform, call, monkeypatch):
     """As it is asked for by name, where a program is traced for all platforms."""
+    if platform == "cuda" and jax.__version_info__ >= (0, 11):
+        pytest.skip("newer versions lower it beside a GPU alone")
     monkeypatch.setattr(_platform, "_is_here", lambda name: name == platform)
     monkeypatch.setattr(_platform, "capability_here", lambda: 9.0)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
