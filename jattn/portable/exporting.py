@@ -7,11 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 
 from jattn._engine import checks
 from jattn._engine.platform import NAMES, saved_for
-from jattn.portable.folder import checked_path, write
+from jattn.portable.folder import check_parameters_can_be_saved, checked_path, write
 from jattn.portable.programs import PROMPTS, Callee, Program, decoding_programs, forward_program
 from jattn.portable.shapes import Described, Letters
 
@@ -88,6 +89,10 @@ def export(
     _check_room(f, room, sizes or {}, given or {})
     names = _checked_platforms(platforms)
     callee = Callee.of(f, checks.flag("parameters_inside", parameters_inside))
+    if not checks.is_concrete(jnp.zeros(())):  # also of a function, whose own arrays can't be looked at
+        raise ValueError("f must be exported where nothing is traced. Got a call within jax.jit. Export outside of it.")
+    if callee.parameters and not callee.inside:
+        check_parameters_can_be_saved(folder)
     letters = Letters(dict(sizes or {}), constraints)
     letters.check(arguments or {}, given or {}, {} if room is None else PROMPTS)
     with saved_for(*names):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,29 @@ from jattn.portable.plain import array_names
 from jattn.portable.shapes import written
 from jattn.weights import files
 
-__all__ = ["checked_path", "write"]
+__all__ = ["check_parameters_can_be_saved", "checked_path", "write"]
 
 
 def checked_path(path: str | Path) -> Path:
     """The path of a folder that can be made; raises before anything is computed."""
     path = Path(path)
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise ValueError(f"path must be of a folder to make. Got {path}, which is there. Remove it, or name another.")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists() or folder.is_symlink())
+    if not nearest.is_dir():
+        raise ValueError(f"path must lie in a folder. Got {path}, and {nearest} is none. Name another.")
     if importlib.util.find_spec("flatbuffers") is None:
         raise ImportError(f"{path} needs the flatbuffers package, which jax.export saves with: pip install flatbuffers")
     return path
+
+
+def check_parameters_can_be_saved(path: Path) -> None:
+    """Raise ImportError unless safetensors is there, for a file of parameters."""
+    if importlib.util.find_spec("safetensors") is None:
+        raise ImportError(
+            f"{path} needs the safetensors package, which saves parameters: pip install safetensors, or pass "
+            "parameters_inside=True"
+        )
 
 
 def write(
@@ -36,11 +49,15 @@ def write(
     contents = {f"{name}.jax": bytes(program.serialize()) for name, program in exported.items()}
     contents |= {f"{name}.mlirbc": program.mlir_module_serialized for name, program in exported.items()}
     contents["manifest.json"] = json.dumps(_manifest(exported, constraints, room), indent=1).encode()
-    path.mkdir(parents=True)
-    for name, content in contents.items():
-        (path / name).write_bytes(content)
-    if parameters:
-        files.save(path / "parameters.safetensors", parameters)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
+        whole = Path(beside) / path.name  # of the usual rights, which a temporary folder has not
+        whole.mkdir()
+        for name, content in contents.items():
+            (whole / name).write_bytes(content)
+        if parameters:
+            files.save(whole / "parameters.safetensors", parameters)
+        whole.rename(path)
 
 
 def _manifest(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jattn._engine import checks
 from jattn.portable.plain import plain, rebuilt
 from jattn.portable.shapes import Described, Letters
 
@@ -46,7 +47,13 @@ class Callee(NamedTuple):
             return cls(lambda parameters: f, {}, inside)
         graph, *states = nnx.split(f, nnx.RngState, ...)
         random, state = states
-        parameters = {name: jnp.asarray(x) for name, x in plain(state).items()}
+        parameters = plain(state)
+        if not all(map(checks.is_concrete, parameters.values())):
+            raise ValueError(
+                "f must have parameters whose numbers are known. Got traced ones, as within jax.jit or jax.grad. "
+                "Export outside of it."
+            )
+        parameters = {name: jnp.asarray(x) for name, x in parameters.items()}
         return cls(lambda parameters: nnx.merge(graph, random, rebuilt(state, parameters)), parameters, inside)
 
     def program(self, f: Callable[..., Any], letters: Letters, arguments: Mapping[str, Any]) -> Program:

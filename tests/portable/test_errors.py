@@ -1,5 +1,6 @@
 """Each mistake has its error, before anything is written."""
 
+import importlib.util
 from typing import Any
 
 import jax
@@ -172,6 +173,55 @@ def test_without_flatbuffers(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with raises("needs the flatbuffers package", "pip install flatbuffers", kind=ImportError):
         portable.export(double, tmp_path / "made", X)
+
+
+def test_a_link_to_nothing(tmp_path):
+    (tmp_path / "made").symlink_to(tmp_path / "nothing")
+    with raises("path must be of a folder to make. Got ", "which is there."):
+        portable.export(double, tmp_path / "made", X)
+
+
+def test_a_path_in_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with raises("path must lie in a folder. Got ", f"and {tmp_path / 'file'} is none. Name another."):
+        portable.export(double, tmp_path / "file" / "new" / "made", X)
+
+
+def test_without_safetensors(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "safetensors" else find(name))
+    with raises("needs the safetensors package", "or pass parameters_inside=True", kind=ImportError):
+        portable.export(dropping(0.0), tmp_path / "made", {"x": "float32[b,t,8]"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_stays_of_a_folder_after_an_error(tmp_path, monkeypatch):
+    def full(*given):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("jattn.weights.files.save", full)
+    with raises("no space left", kind=OSError):
+        portable.export(nn.Linear(3, 2, rngs=nnx.Rngs(0)), tmp_path / "made", {"inputs": "float32[n,3]"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_traced_parameters(tmp_path):
+    layer = nn.Linear(3, 2, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+
+    def loss(state):
+        portable.export(nnx.merge(graph, state), tmp_path / "made", {"inputs": "float32[n,3]"})
+
+    with raises("f must have parameters whose numbers are known. Got traced ones, as within jax.jit or jax.grad."):
+        jax.grad(loss)(state)
+
+
+def test_within_jit(tmp_path):
+    def f(y):
+        portable.export(lambda x: x + y, tmp_path / "made", X)
+
+    with raises("f must be exported where nothing is traced. Got a call within jax.jit. Export outside of it."):
+        jax.jit(f)(jnp.ones(()))
 
 
 def test_more_tokens_than_positions(tmp_path):
