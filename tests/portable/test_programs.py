@@ -198,6 +198,7 @@ def test_what_has_a_source_decodes(name, tmp_path):
     np.testing.assert_array_equal(jnp.stack(chosen, axis=1), expected.tokens)
 
 
+@pytest.mark.whole
 def test_rings_decode(tmp_path):
     """Prompts of any length where windows are shorter than they."""
     block = dict(num_heads=2, feedforward_features=12, norm="pre", rotary=nn.Rotary())
