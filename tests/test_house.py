@@ -17,8 +17,9 @@ ROOT = Path(jattn.__file__).parents[1]
 FILES = sorted((ROOT / "jattn").rglob("*.py"))
 
 # In two modules, whose names say which is meant: a mask or a bias; the weights of a module, or arrays by name; a random
-# key, or fused weights; dropout, or an entry; what follows a prompt, or translates a source.
-IN_TWO_PLACES = {"dense", "where", "save", "load", "split", "dropped", "beam_search", "run_forward", "run_backward"}
+# key, or fused weights; dropout, or an entry; what follows a prompt, or translates a source; kernels of a TPU, a GPU.
+IN_TWO_PLACES = {"dense", "where", "save", "load", "split", "dropped", "beam_search", "run_forward"}
+IN_TWO_PLACES |= {"gradients_of_queries", "gradients_of_keys", "gradient_of_pairs"}
 
 
 def name_of(file: Path) -> str:

@@ -15,10 +15,10 @@ from jattn._engine.platform import Platform
 from jattn.implementations.call import Call
 from jattn.logits import Logits
 
-__all__ = ["CHIPS", "LEAST_OF_GPU", "Chip", "formula_refusal", "power_of_2", "tile_of_gpu"]
+__all__ = ["CHIPS", "formula_refusal", "power_of_2", "tile_of_gpu"]
 
 ROWS_OF_GPU, WIDTH_OF_GPU = 128, 64  # of a tile, at most, and as long as they fit
-LEAST_OF_GPU = 16  # of each side of a product of Triton's
+_LEAST_OF_GPU = 16  # of each side of a product of Triton's
 _NARROW = 256  # bytes of a head's features, as of 128 in bfloat16
 _SHARED_MEMORY = {8.0: 166_912, 9.0: 232_448, 10.0: 232_448}  # bytes that a program has, by capability
 _SHARED_BY_ALL = 101_376  # of any other
@@ -26,7 +26,7 @@ _MOST_OPERATIONS = 500  # operations of formulas on a GPU: T5's 32 buckets are 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
+class _Chip:
     """What a kind of device takes."""
 
     words: str
@@ -51,8 +51,8 @@ _NOT_BY_MOSAIC = frozenset(
     ("gather", "scatter", "scatter-add", "sort", "dynamic_slice", "scan", "while", "cumsum", "random_bits", "top_k")
 )
 CHIPS = {
-    "tpu": Chip("a TPU", ("float32", "bfloat16"), 512, lambda names: names & _NOT_BY_MOSAIC),
-    "cuda": Chip("a GPU", ("float32", "bfloat16", "float16"), 256, lambda names: names - set(_BY_TRITON.split())),
+    "tpu": _Chip("a TPU", ("float32", "bfloat16"), 512, lambda names: names & _NOT_BY_MOSAIC),
+    "cuda": _Chip("a GPU", ("float32", "bfloat16", "float16"), 256, lambda names: names.difference(_BY_TRITON.split())),
 }
 
 
@@ -129,8 +129,8 @@ def tile_of_gpu(t: int, s: int, features: Sequence[Array], rules: Logits, platfo
     parts = 1 if max(of_query, of_key, of_value) <= _NARROW else 2
     rows, width = min(ROWS_OF_GPU // parts, power_of_2(t)), min(WIDTH_OF_GPU // parts, power_of_2(s))
     room = 0.9 * _SHARED_MEMORY.get(platform.capability, _SHARED_BY_ALL)
-    while needed(rows, width) > room and max(rows, width) > LEAST_OF_GPU:
-        if rows >= 2 * width or width == LEAST_OF_GPU:
+    while needed(rows, width) > room and max(rows, width) > _LEAST_OF_GPU:
+        if rows >= 2 * width or width == _LEAST_OF_GPU:
             rows //= 2
         else:
             width //= 2
@@ -139,4 +139,4 @@ def tile_of_gpu(t: int, s: int, features: Sequence[Array], rules: Logits, platfo
 
 def power_of_2(n: int) -> int:
     """The least that is as large, and large enough for a product of Triton's."""
-    return max(LEAST_OF_GPU, 1 << (n - 1).bit_length())
+    return max(_LEAST_OF_GPU, 1 << (n - 1).bit_length())

@@ -15,6 +15,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jattn.implementations.flash import gpu, tpu
+from jattn.implementations.flash.backward import run_backward
 from jattn.implementations.flash.plain import run_plain
 from jattn.implementations.flash.tiles import Field, Ranges, Tiles
 from jattn.implementations.flash.tpu import LANES
@@ -55,7 +56,7 @@ def flash(
 
     def gradients_of_kernel(arguments: Any, result: Any, cotangents: Any) -> Any:
         q, k, v, parameters, others, by_data = arguments
-        return kernels.run_backward(q, k, v, joined(parameters, others), by_data or ranges, tiles, result, cotangents)
+        return run_backward(kernels, q, k, v, joined(parameters, others), by_data or ranges, tiles, result, cotangents)
 
     def gradients_of_jax(arguments: Any, result: Any, cotangents: Any) -> Any:
         return jax.vjp(lambda *learned: of_jax(*learned, *arguments[4:]), *arguments[:4])[1](cotangents)

@@ -147,13 +147,14 @@ class Tiles:
 
     def for_gradients(
         self, value: Array, result: tuple[Array, Array], cotangents: tuple[Array, Array]
-    ) -> tuple[Array, Array, Array]:
+    ) -> tuple[Array, ...]:
         """The output's cotangent, as tiles multiply it, and of each query its log-sum-exp, and what is taken off of the
-        cotangent of its weights, both ``n h t``."""
+        cotangent of its weights: both ``n h t``, or for a TPU by blocks, ``n h i 1 r``."""
         (output, log_sum_exp), (of_output, of_log_sum_exp) = result, cotangents
         dtype = log_sum_exp.dtype
         mean = self.sum_of_features(output.astype(dtype) * of_output.astype(dtype), self.heads) - of_log_sum_exp
-        return of_output.astype(value.dtype), log_sum_exp, mean
+        of_rows = (x if self.for_gpu else x.reshape(*x.shape[:2], -1, 1, self.rows) for x in (log_sum_exp, mean))
+        return of_output.astype(value.dtype), *of_rows
 
     def as_given(self, x: Array) -> Array:
         """Out of heads first."""

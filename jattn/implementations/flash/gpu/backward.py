@@ -9,38 +9,24 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jattn._engine.axes import axis_of
-from jattn.implementations.flash.gpu.loads import compiler_params, features_at, field_at, load_tile, over_tiles
-from jattn.implementations.flash.tiles import Field, Places, Ranges, Tiles, cost, flat, learned_fields, shaped, summed
+from jattn.implementations.flash.gpu.loads import (
+    compiler_params,
+    features_at,
+    field_at,
+    load_tile,
+    over_tiles,
+    zeros_of,
+)
+from jattn.implementations.flash.tiles import Field, Places, Ranges, Tiles, cost, flat, shaped
 
-__all__ = ["run_backward"]
+__all__ = ["gradient_of_pairs", "gradients_of_keys", "gradients_of_queries"]
 
 GivenArrays = tuple[Array, ...]  # query, key, value, the output's cotangent, log-sum-exp, mean
 
 
-def run_backward(
-    query: Float[Array, "n t hc"],
-    key: Float[Array, "n s kd"],
-    value: Float[Array, "n s ke"],
-    fields: list[Field],
-    ranges: Ranges,
-    tiles: Tiles,
-    result: tuple[Array, Array],
-    cotangents: tuple[Array, Array],
-) -> tuple[Array, Array, Array, list[Array]]:
-    """Those of query, key, value, and of the fields that are learned."""
-    inputs = (query, key, value, *tiles.for_gradients(value, result, cotangents))
-    learned, by_query, by_key, by_pair = learned_fields(fields)
-    of_query, of_by_query = _programs_of_queries(inputs, fields, by_query, ranges, tiles)
-    of_key, of_value, of_by_key = _programs_of_keys(inputs, fields, by_key, ranges, tiles)
-    of_by_pair = [_of_pairs(inputs, fields, i, ranges, tiles) for i in by_pair]
-    of_field = dict(zip((*by_query, *by_key, *by_pair), (*of_by_query, *of_by_key, *of_by_pair), strict=True))
-    return of_query, of_key, of_value, [summed(of_field[i], fields[i].array) for i in learned]
-
-
-def _programs_of_queries(
+def gradients_of_queries(
     inputs: GivenArrays, fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
 ) -> tuple[Array, list[Array]]:
     """Gradients of the queries, and of the wanted fields, for each example and head."""
@@ -61,7 +47,7 @@ def _programs_of_queries(
             of_features, of_wanted, _ = tile.gradients(wanted, tiles, of_query=True)
             return _each_added(totals, [of_features, *of_wanted])
 
-        zeros = [jnp.zeros((rows, c), dtype), *(part.zeros(tiles) for part in parts)]
+        zeros = [jnp.zeros((rows, c), dtype), *(zeros_of(fields[i], tiles) for i in wanted)]
         total, *totals = over_tiles(ranges, places, of_ranges, (example, head, i), add, zeros)
         of_query[features_at((example, head, i), rows, c)] = total.astype(of_query.dtype)
         for part, ref, x in zip(parts, of_fields, totals, strict=True):
@@ -79,7 +65,7 @@ def _programs_of_queries(
     return of_query, [part.together(x) for part, x in zip(parts, of_fields, strict=True)]
 
 
-def _programs_of_keys(
+def gradients_of_keys(
     inputs: GivenArrays, fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
 ) -> tuple[Array, Array, list[Array]]:
     """Gradients of keys and values, and of the wanted fields, which have one for each key."""
@@ -103,7 +89,7 @@ def _programs_of_keys(
             return _each_added(totals, [of_features, more, *of_wanted])
 
         zeros = [jnp.zeros((width, features), dtype) for features in (d, e)]
-        zeros += [part.zeros(tiles) for part in parts]
+        zeros += [zeros_of(fields[i], tiles) for i in wanted]
         of_keys, of_values, *totals = over_tiles(ranges, places, of_ranges, (example, head, j), add, zeros)
         for ref, x, features in ((of_key, of_keys, d), (of_value, of_values, e)):
             ref[features_at((example, head, j), width, features)] = x.astype(ref.dtype)
@@ -130,7 +116,7 @@ def _programs_of_keys(
     return of_group(of_key, key), of_group(of_value, value), together
 
 
-def _of_pairs(inputs: GivenArrays, fields: list[Field], wanted: int, ranges: Ranges, tiles: Tiles) -> Array:
+def gradient_of_pairs(inputs: GivenArrays, fields: list[Field], wanted: int, ranges: Ranges, tiles: Tiles) -> Array:
     """Of a field with an entry for each pair, as it is: a program adds up what shares its tile."""
     query, key, *_ = inputs
     h, dtype = tiles.heads, tiles.logits
@@ -139,10 +125,6 @@ def _of_pairs(inputs: GivenArrays, fields: list[Field], wanted: int, ranges: Ran
     own_n, own_h = field.array.shape[:2]
     places = Places(ranges, h // tiles.key_heads)
     given = (*flat(*ranges), *inputs, *(field.array for field in fields))
-
-    own = list(field.array.shape[2:])  # a tile of it
-    for letter, size in (("t", tiles.rows), ("s", tiles.width)):
-        own[axis_of(letter, field.axes or "")] = size
 
     def kernel(*refs: Any) -> None:
         (first, length, *_), arrays, of_field = refs[:4], refs[4:-1], refs[-1]
@@ -162,7 +144,7 @@ def _of_pairs(inputs: GivenArrays, fields: list[Field], wanted: int, ranges: Ran
             return lax.fori_loop(start, stop, of_head, total)
 
         start, stop = (0, n) if own_n == 1 else (own_example, own_example + 1)
-        total = lax.fori_loop(start, stop, of_example, jnp.zeros(own, dtype))
+        total = lax.fori_loop(start, stop, of_example, zeros_of(field, tiles))
         of_field[field_at(field, own_example, own_head, i, j, tiles)] = total
 
     gradient: Array = pl.pallas_call(
@@ -194,12 +176,6 @@ class Part(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         own = self.field.array.shape[2:]
         return (self.n, self.h, *own) if self.in_blocks else (self.n, self.h, self.blocks, *own)
-
-    def zeros(self, tiles: Tiles) -> Array:
-        own = list(self.field.array.shape[2:])
-        if self.in_blocks:
-            own[axis_of(self.letter, self.field.axes or "")] = tiles.rows if self.letter == "t" else tiles.width
-        return jnp.zeros(own, tiles.logits)
 
     def at(self, n: Any, h: Any, block: Any, tiles: Tiles) -> tuple[Any, ...]:
         if not self.in_blocks:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array
 
 from jattn._engine.axes import axis_of
 from jattn.implementations.flash.tile import Tile
@@ -23,6 +24,7 @@ __all__ = [
     "over_tiles",
     "row_numbers_at",
     "values_at",
+    "zeros_of",
 ]
 
 Totals = TypeVar("Totals")
@@ -54,6 +56,15 @@ def field_at(field: Field, n: Any, h: Any, i: Any, j: Any, tiles: Tiles) -> tupl
             assert field.axes is not None
             index[len(shape) + axis_of(letter, field.axes)] = pl.ds(block * length, length)
     return tuple(index)
+
+
+def zeros_of(field: Field, tiles: Tiles) -> Array:
+    """To add gradients of what a tile sees of a field to."""
+    own = list(field.array.shape[2:])
+    for letter, length in (("t", tiles.rows), ("s", tiles.width)):
+        if field.axes is not None and field.has(letter):
+            own[axis_of(letter, field.axes)] = length
+    return jnp.zeros(own, tiles.logits)
 
 
 def values_at(fields: Sequence[Field], refs: Sequence[Any], n: Any, h: Any, i: Any, j: Any, tiles: Tiles) -> list[Any]:

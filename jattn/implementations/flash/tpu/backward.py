@@ -1,16 +1,10 @@
-"""The gradients: those of the queries block by block over their keys, those of the keys over their queries.
-
-    d logit = weight (d weight - mean of d weight + d log-sum-exp)
-
-The weights are computed once more from the log-sum-exp, and what a logit's cotangent means for query, key, and for
-what scores, masks and biases hold, is the derivative of the tile.
-"""
+"""The gradients: those of the queries block by block over their keys, those of the keys over their queries."""
 
 from typing import Any
 
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jattn.implementations.flash.tiles import (
     Field,
@@ -18,11 +12,9 @@ from jattn.implementations.flash.tiles import (
     Tiles,
     cost,
     flat,
-    learned_fields,
     most_of,
     shape_of_each,
     shaped,
-    summed,
 )
 from jattn.implementations.flash.tpu.blocks import (
     Blocks,
@@ -35,33 +27,11 @@ from jattn.implementations.flash.tpu.blocks import (
     tile_at,
     zeros_where,
 )
-from jattn.implementations.flash.tpu.of_pairs import gradient_of_pairs
 
-__all__ = ["run_backward"]
-
-
-def run_backward(
-    query: Float[Array, "n *ht c"],
-    key: Float[Array, "n *ks d"],
-    value: Float[Array, "n *ks e"],
-    fields: list[Field],
-    ranges: Ranges,
-    tiles: Tiles,
-    result: tuple[Array, Array],
-    cotangents: tuple[Array, Array],
-) -> tuple[Array, Array, Array, list[Array]]:
-    """Those of query, key, value, and of the fields that are learned."""
-    of_output, *of_rows = tiles.for_gradients(value, result, cotangents)
-    inputs = (query, key, value, of_output, *(x.reshape(*x.shape[:2], -1, 1, tiles.rows) for x in of_rows))
-    learned, by_query, by_key, by_pair = learned_fields(fields)
-    of_query, of_by_query = _over_keys(inputs, fields, by_query, ranges, tiles)
-    of_key, of_value, of_by_key = _over_queries(inputs, fields, by_key, ranges, tiles)
-    of_by_pair = [gradient_of_pairs(inputs, fields, i, ranges, tiles) for i in by_pair]
-    of_field = dict(zip((*by_query, *by_key, *by_pair), (*of_by_query, *of_by_key, *of_by_pair), strict=True))
-    return of_query, of_key, of_value, [summed(of_field[i], fields[i].array) for i in learned]
+__all__ = ["gradients_of_keys", "gradients_of_queries"]
 
 
-def _over_keys(
+def gradients_of_queries(
     inputs: tuple[Array, ...], fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
 ) -> tuple[Array, list[Array]]:
     """Gradients of the queries, and of the wanted fields, for each example and head."""
@@ -120,7 +90,7 @@ def _over_keys(
     return of_query, list(of_fields)
 
 
-def _over_queries(
+def gradients_of_keys(
     inputs: tuple[Array, ...], fields: list[Field], wanted: list[int], ranges: Ranges, tiles: Tiles
 ) -> tuple[Array, Array, list[Array]]:
     """Gradients of keys and values, and of the wanted fields, which have one for each key."""
