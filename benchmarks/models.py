@@ -4,18 +4,21 @@
         [--columns NAME ...] [--rounds 7] [--json FILE]
 
 Random tokens in float32, hidden states out of an encoder and logits out of a decoder (1,000 tokens of vocabulary). The
-attention of transformers is PyTorch's scaled_dot_product_attention, or with "eager" its own.
+attention of transformers is PyTorch's scaled_dot_product_attention, or with "eager" its own. "Products alone" are the
+matrix products of jattn's program, and nothing else.
 """
 
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.comparison import PASSES, TOLERANCE, Column, at_least_one, jitted, parser_of, run
+from benchmarks.comparison import FLOOR, PASSES, TOLERANCE, Column, at_least_one, jitted, parser_of, run
+from benchmarks.products import products_of
 from jattn.models.hugging_face.family import FAMILIES
 
 
@@ -59,12 +62,21 @@ def theirs(work: Work) -> Any:
     return _made(work.name, tuple(work.settings.items()))
 
 
-def jattn_column(work: Work) -> Column:
+def ours(work: Work) -> tuple[Callable[..., tuple[jax.Array]], Any, jax.Array]:
+    """jattn's model as a function, and its arguments."""
     model = theirs(work)
     config = model.config.to_dict()
-    ours = FAMILIES[config["model_type"]].from_hugging_face(config, model.state_dict())
-    graph, state = nnx.split(ours)
-    return jitted(lambda state, tokens: (nnx.merge(graph, state)(tokens),), state, jnp.asarray(work.tokens()))
+    graph, state = nnx.split(FAMILIES[config["model_type"]].from_hugging_face(config, model.state_dict()))
+    return lambda state, tokens: (nnx.merge(graph, state)(tokens),), state, jnp.asarray(work.tokens())
+
+
+def jattn_column(work: Work) -> Column:
+    return jitted(*ours(work))
+
+
+def products(work: Work) -> Column:
+    run = products_of(*ours(work))
+    return Column(lambda: (run(),), 0, comparable=False)
 
 
 def transformers_column(work: Work, attention: str) -> Column:
@@ -84,6 +96,7 @@ COLUMNS: dict[str, Callable[[Work], Column]] = {
     "jattn": jattn_column,
     "transformers": functools.partial(transformers_column, attention="sdpa"),
     "transformers, eager": functools.partial(transformers_column, attention="eager"),
+    FLOOR: products,
 }
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 import torch_ref.models
 import torch_ref.nn
+from benchmarks.comparison import FLOOR
 from benchmarks.products import products_of
 from benchmarks.rounds import Run, measure
 from jattn import models, nn, training
@@ -235,7 +236,7 @@ COLUMNS: dict[str, Callable[[Case], Run]] = {
     "jitted step": jitted_step,
     "nnx.jit": nnx_jit,
     "fit": fit,
-    "products alone": products,
+    FLOOR: products,
 }
 
 
