@@ -254,7 +254,9 @@ def table_of(title: str, rows: list[Row], labels: list[str], columns: list[str])
 
     def cells(row: Row) -> Iterable[str]:
         times, compiling = row["seconds"], row["seconds to compile"]
-        fastest = min((name for name in peers if name in times and name != FLOOR), key=lambda name: best_of(row, name), default="")
+        fastest = min(
+            (name for name in peers if name in times and name != FLOOR), key=lambda name: best_of(row, name), default=""
+        )
 
         def ratio(name: str, to: str) -> str:
             return f"{best_of(row, name) / best_of(row, to):.2f}" if name in times and to in times else "-"

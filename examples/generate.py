@@ -37,7 +37,7 @@ from rich.text import Text
 
 from examples import options
 from jattn import plots
-from jattn.decoding import Job, beam_search, generate, processors, serve, speculate, stream
+from jattn.decoding import Job, attention_of, beam_search, generate, processors, serve, speculate, stream
 from jattn.models import TextDecoder
 from jattn.nn import Norm, Rotary
 from jattn.training import adamw, fit, one_cycle_lr
@@ -170,8 +170,7 @@ def continue_all(
     for served in serve(model, jobs, slots=2, eos=end, processors=likely, rng=rng):
         show([f"{served.number}: {(arguments.prompt * 2)[served.number]}"], served.tokens[None], words)
 
-    text = [*prompts[0], *drawn.tokens[0, : drawn.lengths[0]].tolist()]
-    _, weights = model(jnp.array([text]), return_weights=True)
+    text, weights = attention_of(model, padded, drawn, lens)
     layers = {f"layer 0, the last {WINDOW} tokens": weights[:1], "layer 3, all tokens": weights[3:]}
     page = plots.attention_view([words.tokens[i] for i in text], layers, title="A drawn text")
     page.save(arguments.out / "attention.html")

@@ -1,6 +1,7 @@
 """Decoding: what a model says after a prompt, token by token."""
 
 from jattn.decoding import processors
+from jattn.decoding.attended import Attended, attention_of
 from jattn.decoding.beams import BeamsFound, Hypotheses, beam_search
 from jattn.decoding.decodable import Decodable, grown, last_of, placed, reordered, repeated, rewound
 from jattn.decoding.generation import Generated, Stream, generate, stream
@@ -9,6 +10,7 @@ from jattn.decoding.speculative import Speculated, speculate
 from jattn.decoding.transcript import Transcript
 
 __all__ = [
+    "Attended",
     "BeamsFound",
     "Decodable",
     "Generated",
@@ -18,6 +20,7 @@ __all__ = [
     "Speculated",
     "Stream",
     "Transcript",
+    "attention_of",
     "beam_search",
     "generate",
     "grown",

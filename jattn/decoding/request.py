@@ -20,7 +20,7 @@ from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Beginning, Parts, Setup, Structure, started
 from jattn.masks import lengths
 
-__all__ = ["Request", "checked", "lens_of"]
+__all__ = ["Request", "checked", "lens_of", "real_first"]
 
 _EVALUATED: dict[Structure, Structure] = {}  # of models that were seen to be in eval mode
 _MOST = 64
@@ -70,11 +70,7 @@ class Request:
         arrays, settings = _given_to(model, state, given)
         v = _vocab_size(model, b, state, given)
         prompt = checks.tokens("prompt", prompt, v, "b t", 2).astype(jnp.int32)
-        lens = _prompt_lens(prompt_valid_lens, b, t)
-        if prompt_attention_mask is not None:
-            if lens is not None:
-                raise ValueError("prompt_valid_lens must be None beside a prompt_attention_mask. Got both.")
-            prompt, lens = _from_the_left(prompt, prompt_attention_mask)
+        prompt, lens = real_first(prompt, prompt_valid_lens, prompt_attention_mask)
         past = _length_of(state)
         max_length = getattr(model, "max_length", None)
         if max_length is not None and past + t + max_new_tokens > max_length:
@@ -203,17 +199,13 @@ def lens_of(name: str, what: str, lens: Any, b: int, t: int) -> Any:
     return lens
 
 
-def _prompt_lens(lens: Any, b: int, t: int) -> Any:
-    lens = lens_of("prompt_valid_lens", "prompt", lens, b, t)
-    if lens is None:
-        return None
-    if checks.is_concrete(lens) and np.any(np.asarray(lens) < 1):
-        raise ValueError("prompt_valid_lens must be at least 1: there is nothing to continue otherwise. Got 0.")
-    return lens.astype(jnp.int32)
-
-
-def _from_the_left(prompt: Array, prompt_attention_mask: Any) -> tuple[Array, Array]:
-    """Prompts with their real tokens first, in their order, and how many those are."""
+def real_first(prompt: Int[Array, "b t"], lens: Any, prompt_attention_mask: Any) -> tuple[Int[Array, "b t"], Any]:
+    """Prompts with their real tokens first, in their order, and how many those are; None if all."""
+    lens = _prompt_lens(lens, *prompt.shape)
+    if prompt_attention_mask is None:
+        return prompt, lens
+    if lens is not None:
+        raise ValueError("prompt_valid_lens must be None beside a prompt_attention_mask. Got both.")
     real: Bool[Array, "b t"] = checks.array("prompt_attention_mask", prompt_attention_mask).astype(bool)
     if real.shape != prompt.shape:
         raise ValueError(f"prompt_attention_mask must have the shape of the prompt, {prompt.shape}. Got {real.shape}.")
@@ -221,6 +213,15 @@ def _from_the_left(prompt: Array, prompt_attention_mask: Any) -> tuple[Array, Ar
     if checks.is_concrete(lens) and np.any(np.asarray(lens) < 1):
         raise ValueError("prompt_attention_mask must be 1 at least once for each prompt. Got one without.")
     return jnp.take_along_axis(prompt, jnp.argsort(~real, axis=-1, stable=True), axis=-1), lens
+
+
+def _prompt_lens(lens: Any, b: int, t: int) -> Any:
+    lens = lens_of("prompt_valid_lens", "prompt", lens, b, t)
+    if lens is None:
+        return None
+    if checks.is_concrete(lens) and np.any(np.asarray(lens) < 1):
+        raise ValueError("prompt_valid_lens must be at least 1: there is nothing to continue otherwise. Got 0.")
+    return lens.astype(jnp.int32)
 
 
 def _length_of(state: Any) -> int:
