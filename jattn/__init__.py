@@ -53,7 +53,7 @@ __all__ = [
     "weights",
 ]
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 # Those that need Flax, optax and others are loaded at their first use; the functions need JAX alone.
 _AT_FIRST_USE = ("decoding", "heads", "models", "nn", "parity", "plots", "portable", "sharding", "training", "weights")

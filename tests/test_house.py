@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -114,3 +115,15 @@ def test_the_functions_need_jax_alone():
 def test_torch_is_imported_by_weights_and_parity_alone():
     of_torch = [name for name, tree in MODULES.items() if any(x.split(".")[0] == "torch" for x in imported(tree))]
     assert {name.split(".")[1] for name in of_torch} == {"weights", "parity"}
+
+
+def test_the_version_is_said_alike():
+    """By the package, by what is to be cited, and, once it is out, by the changelog's newest entry."""
+    sources = Path(__file__).parents[1]
+    cited = re.search(r"^version: (.+)$", (sources / "CITATION.cff").read_text(), re.MULTILINE)
+    newest = re.search(r"^## \[(.+?)\]", (sources / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert cited is not None
+    assert newest is not None
+    released = "dev" not in jattn.__version__
+    assert not released or cited[1] == jattn.__version__
+    assert newest[1] == (jattn.__version__ if released else "Unreleased")
