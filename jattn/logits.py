@@ -18,23 +18,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float
 
 from jattn._engine.axes import Shape, apart, over
 from jattn._engine.checks import is_concrete
 from jattn._engine.dtypes import at_least_float32, widest
 from jattn._engine.extents import Extent, slice_along
 from jattn._engine.grid import Grid, grid_of
+from jattn._engine.grouped_heads import as_queries, by_head, by_query_head, in_rows, repeat_heads
 from jattn._engine.of_caller import an_array, as_part_of_a_program
 from jattn._engine.rule import Rule
-from jattn._engine.varying import varying_as
 from jattn._kernels import Given
 from jattn._mask import Mask
 from jattn._score import Number, Score, is_by_pair
+from jattn._unattended import an_attended, harmless_key
 from jattn.biases import Bias
 from jattn.scores import Modification
 
-__all__ = ["Logits", "ScoreFn", "by_key_head", "by_query_head", "harmless_key", "harmless_value", "repeat_heads"]
+__all__ = ["Logits", "ScoreFn"]
 
 ScoreFn = Callable[[Float[Array, "*b t h c"], Float[Array, "*b s h d"]], Float[Array, "*b h t s"]]
 
@@ -106,7 +107,7 @@ class Logits(Rule):
             key = harmless_key(self.key, attended, self.score)
             query = _take(self.query, queries, -3)
             if heads is None:
-                query = _as_queries(query, key.shape[-2])
+                query = as_queries(query, key.shape[-2])
             else:
                 query, key = query[..., heads, :], key[..., heads // (h // key.shape[-2]), :]
             x = _called(self.score, query, key)
@@ -145,10 +146,10 @@ class Logits(Rule):
             assert isinstance(self.score, Score)
             x = _called(self.score.pairs, self.query, slice_along(self.key, first, width, -1).T)
             _check_scores(x, (rows * g, width), "t s")
-        fit = functools.partial(_in_rows, g=g, rows=rows)
+        fit = functools.partial(in_rows, g=g, rows=rows)
         grid = rules.grid(rows, width, start, first)
         grid = grid if within is None else rules.within(grid, *within)
-        x = rules.after_score(x, grid, fit, functools.partial(_by_head, g=g), by_sum=by_sum)
+        x = rules.after_score(x, grid, fit, functools.partial(by_head, g=g), by_sum=by_sum)
         return x, None if rules.sinks is None else fit(rules.sinks)[:, 0]
 
     def after_score(
@@ -286,7 +287,7 @@ class Logits(Rule):
             _check_scores(x, (*batch, h, t, s), "*b h t s")
             return x
         k = self.key.shape[-2]
-        query = _as_queries(self.query, k)
+        query = as_queries(self.query, k)
         # The derivatives of a modification and of the soft cap look at the logits, so these must be numbers.
         if self.modification is None and self.logits_soft_cap is None:
             x = _scores(self.score, query, self.key, attended)
@@ -300,7 +301,7 @@ class Logits(Rule):
         if attended is None or isinstance(self.score, Given):
             return self.key
         finite = jnp.isfinite(self.key).all(axis=-1, keepdims=True)
-        return jnp.where(attended | finite, self.key, _an_attended(self.key, attended))
+        return jnp.where(attended | finite, self.key, an_attended(self.key, attended))
 
 
 def _zero(dtype: Any) -> Array:
@@ -329,60 +330,6 @@ def _scores_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     return score(query, key), tangent
 
 
-def harmless_value(
-    value: Float[Array, "*b s k e"], attended: Bool[Array, "*#b #s #k 1"] | None, *, unless_all: bool = False
-) -> Float[Array, "*b s k e"]:
-    """Values with zeros for those that nobody attends to, as a weight of zero times NaN is NaN.
-
-    ``unless_all``: ask first whether all are attended to, which spares the pass.
-    """
-    return value if attended is None else _replaced(value, attended, jnp.zeros((), value.dtype), unless_all)
-
-
-def harmless_key(
-    key: Float[Array, "*b s k d"],
-    attended: Bool[Array, "*#b #s #k 1"] | None,
-    score: Any = None,
-    *,
-    unless_all: bool = False,
-) -> Float[Array, "*b s k d"]:
-    """Keys with zeros, or one that somebody attends to, in the place of those that nobody does, which may be NaN.
-
-    Zeros are for a score that says it takes them. Any is sure to take a key that somebody attends to, while zeros may
-    have no direction, ones may lie outside of a ball, and the mean of all keys may be asked for.
-    """
-    if attended is None:
-        return key
-    zeros = isinstance(score, Score) and score.takes_zeros
-    return _replaced(key, attended, jnp.zeros((), key.dtype) if zeros else _an_attended(key, attended), unless_all)
-
-
-def _an_attended(key: Float[Array, "*b s k d"], attended: Bool[Array, "*#b #s #k 1"]) -> Float[Array, "*b 1 k d"]:
-    """The first key of each example and head that somebody attends to; ones where there is none."""
-    attended = jnp.broadcast_to(attended, (*key.shape[:-1], 1))
-    first = jnp.take_along_axis(key, jnp.argmax(attended, axis=-3, keepdims=True), axis=-3)
-    return jnp.where(attended.any(axis=-3, keepdims=True), first, jnp.ones((), key.dtype))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _replaced(x: Array, attended: Array, instead: Array, unless_all: bool) -> Array:
-    """Its derivative is that of x itself, as weights that are zero rule out the rest: no further pass backward."""
-
-    def replaced(x: Array) -> Array:
-        return jnp.where(attended, x, instead)
-
-    def as_it_is(x: Array) -> Array:
-        return varying_as(x, attended, instead)
-
-    return lax.cond(jnp.all(attended), as_it_is, replaced, x) if unless_all else replaced(x)
-
-
-@_replaced.defjvp
-def _replaced_jvp(unless_all: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    replaced = _replaced(*primals, unless_all)
-    return replaced, varying_as(tangents[0], replaced)
-
-
 def _called(score: Callable[..., Any], query: Array, key: Array) -> Any:
     with as_part_of_a_program("score"):
         return score(query, key)
@@ -394,50 +341,5 @@ def _check_scores(x: Any, shape: tuple[Any, ...], axes: str) -> None:
         raise ValueError(f"score must return the shape {shape}, the axes {axes}. Got shape {jnp.shape(x)}.")
 
 
-def repeat_heads(x: Shaped[Array, "*b s k d"], h: int) -> Shaped[Array, "*b s h d"]:
-    """Each key or value head, once for each of the h / k consecutive query heads that share it."""
-    *batch, s, k, d = x.shape
-    if k == h:
-        return x
-    # As jnp.repeat, which asks for a sharding where axes of a mesh are explicit.
-    return jnp.broadcast_to(x[..., None, :], (*batch, s, k, h // k, d)).reshape(*batch, s, h, d)
-
-
-def _as_queries(query: Float[Array, "*b t h c"], k: int) -> Float[Array, "*b gt k c"]:
-    """The g query heads that share a key head as so many queries of it, those of a head one after the other.
-
-    A repeated key would be kept in memory: for one new token, that is g times a cache.
-    """
-    *batch, t, h, c = query.shape
-    if h == k:
-        return query
-    return jnp.moveaxis(query.reshape(*batch, t, k, h // k, c), -2, -4).reshape(*batch, h // k * t, k, c)
-
-
-def by_key_head(x: Shaped[Array, "*b h t s"], k: int) -> Shaped[Array, "*b k gt s"]:
-    """What there is of each pair, as those queries have it."""
-    *batch, h, t, s = x.shape
-    return x.reshape(*batch, k, h // k * t, s)
-
-
-def by_query_head(x: Shaped[Array, "*b k gt s"], h: int) -> Shaped[Array, "*b h t s"]:
-    """The same for each head and query again."""
-    *batch, k, rows, s = x.shape
-    return x.reshape(*batch, h, rows // (h // k), s)
-
-
 def _take(x: Array, indices: np.ndarray | None, axis: int) -> Array:
     return x if indices is None else jnp.take(x, indices, axis=axis)
-
-
-def _in_rows(x: Shaped[Array, "..."], g: int, rows: int) -> Shaped[Array, "rg _"]:
-    x = x.reshape((1,) * (3 - x.ndim) + x.shape)
-    if g == 1:
-        return jnp.broadcast_to(x[0], (rows, x.shape[-1]))
-    return jnp.swapaxes(jnp.broadcast_to(x, (g, rows, x.shape[-1])), 0, 1).reshape(rows * g, -1)
-
-
-def _by_head(x: Float[Array, "rg w"], g: int) -> Float[Array, "g r w"]:
-    if g == 1:
-        return x[None]
-    return jnp.swapaxes(x.reshape(-1, g, x.shape[-1]), 0, 1)

@@ -12,13 +12,14 @@ from jaxtyping import Array, Float
 from jattn._engine.compiled import compiled
 from jattn._engine.dtypes import at_least_float32
 from jattn._engine.extents import slice_along
+from jattn._engine.grouped_heads import repeat_heads
 from jattn._engine.platform import Platform, is_alone, where_lowered
 from jattn._engine.varying import varying_as
 from jattn.implementations.call import Call
 from jattn.implementations.explicit import over_mesh
 from jattn.implementations.parts import gathered
 from jattn.implementations.streaming import Streaming, streamed
-from jattn.logits import Logits, repeat_heads
+from jattn.logits import Logits
 from jattn.softmax import Average, beside_sinks, softmax
 
 __all__ = ["AttentionStatistics", "statistics_of", "weights_of"]

@@ -7,8 +7,8 @@ import pytest
 from jax.test_util import check_grads
 
 from jattn import dot_product_attention, masked_softmax, masks
+from jattn._engine.grouped_heads import repeat_heads
 from jattn.bound import bind
-from jattn.logits import repeat_heads
 from tests import oracle
 
 INF = np.inf

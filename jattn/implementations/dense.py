@@ -4,9 +4,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jattn._engine.grouped_heads import by_key_head, by_query_head
 from jattn._engine.platform import Platform
+from jattn._unattended import harmless_value
 from jattn.implementations.call import Call, Implementation, Result
-from jattn.logits import by_key_head, by_query_head, harmless_value
 from jattn.softmax import Average
 
 __all__ = ["SMALL", "Dense"]

@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from jattn._engine.axes import axis_in
 from jattn._engine.collectives import automatic_beside, exchanged_over, gathered_over
+from jattn._engine.grouped_heads import repeat_heads
 from jattn.implementations.call import Call, Result
 from jattn.implementations.parts import (
     against,
@@ -31,7 +32,6 @@ from jattn.implementations.parts import (
     sinks_of,
     varying_over,
 )
-from jattn.logits import repeat_heads
 from jattn.softmax import merged_over
 
 __all__ = ["NO_PART", "AllGather", "Attend", "Merge", "OverSequence", "Ulysses"]

@@ -20,14 +20,16 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jattn._engine.extents import Extent, clip, slice_along
+from jattn._engine.grouped_heads import repeat_heads
 from jattn._engine.loops import a_few_at_once, broadcast_map, largest_divisor, largest_of_all, one_by_one
 from jattn._engine.plan import key_ranges, plan
 from jattn._engine.platform import Platform
 from jattn._kernels import Products
 from jattn._score import Score
+from jattn._unattended import harmless_key, harmless_value
 from jattn.implementations.call import Call, Implementation, Result
 from jattn.implementations.dense import Dense
-from jattn.logits import Logits, harmless_key, harmless_value, repeat_heads
+from jattn.logits import Logits
 from jattn.softmax import Average
 
 __all__ = [
