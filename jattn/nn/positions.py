@@ -50,13 +50,13 @@ class LearnedPositions(nnx.Module):
         t, room = x.shape[-2], self.embedding.num_embeddings - self.first
         if positions is None:
             checks.at_most("x", t, "max_length", room)
-            return x + self.embedding(self.first + jnp.arange(t))
+            return _with(x, self.embedding(self.first + jnp.arange(t)))
         positions = checks.positions("positions", positions, x.shape[:-2], t)
         if not jnp.issubdtype(positions.dtype, jnp.integer):
             raise ValueError(f"positions must be integers, as they are looked up. Got {positions.dtype}.")
         if checks.is_concrete(positions) and positions.size:
             checks.at_most("positions", int(np.asarray(positions).max()) + 1, "max_length", room)
-        return x + self.embedding(self.first + positions)
+        return _with(x, self.embedding(self.first + positions))
 
 
 class SinusoidalPositions(nnx.Module):
@@ -81,7 +81,7 @@ class SinusoidalPositions(nnx.Module):
         """x with the sines and cosines of positions 0 to t - 1 added."""
         x = checks.floating("x", x, "*b t m", 2)
         checks.width("x", x, self.features)
-        return x + sinusoidal_positions(x.shape[-2], self.features, base=self.base, dtype=x.dtype)
+        return _with(x, sinusoidal_positions(x.shape[-2], self.features, base=self.base, dtype=x.dtype))
 
 
 def sinusoidal_positions(
@@ -99,3 +99,8 @@ def sinusoidal_positions(
     wide = at_least_float32(dtype)
     angles = jnp.arange(t, dtype=wide)[:, None] * jnp.asarray(rotary_frequencies(base, features), wide)[None]
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(t, -1)[:, :features].astype(dtype)
+
+
+def _with(x: Float[Array, "*b t m"], vectors: Float[Array, "..."]) -> Float[Array, "*b t m"]:
+    """x with these added, of all examples where they have no axis for them."""
+    return x + jnp.expand_dims(vectors, tuple(range(x.ndim - vectors.ndim)))

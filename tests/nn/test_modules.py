@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from jattn import masks, models, nn
+from tests.settings import SETTINGS
 
 
 class Case(NamedTuple):
@@ -166,6 +167,14 @@ def test_every_parameter_matters(case: Case) -> None:
         # Softmax does not see what all keys share, so a key's bias has no effect, and no gradient.
         if path[-2:] != ("key", "bias"):
             assert float(np.abs(gradient[...]).max()) > 0, path
+
+
+@pytest.mark.parametrize("setting", ["rank_promotion", "dtype_promotion"])
+def test_nothing_is_promoted_unasked(case: Case, setting: str) -> None:
+    module = case.make()
+    rng = {"rng": jax.random.key(0)} if case.drops else {}
+    with SETTINGS[setting]():
+        nnx.eval_shape(lambda module: first(module(*case.inputs, **rng)), module)
 
 
 def test_float64_in_float64_out(case: Case, x64: None) -> None:
