@@ -14,9 +14,8 @@
 # %% [markdown]
 # # Kernel regression on 100,000 points
 #
-# Nadaraya-Watson regression has no parameters to train. It keeps its data, and each prediction looks at all of them. With
-# 100,000 observations and as many places to predict, that is $10^{10}$ weights, 40 GB of them as a matrix in float32.
-# Here is a map made of 100,000 measurements in a few dozen MB: with a bandwidth for each feature, found by gradient,
+# Nadaraya-Watson regression keeps its data, and each prediction looks at all of them. With 100,000 observations and as
+# many places to predict, that is $10^{10}$ weights, as a matrix 40 GB in float32. Here is a map made of 100,000 measurements in a few dozen MB: with a bandwidth for each feature, found by gradient,
 # with an uncertainty for each place, and with the places named about which the data say nothing.
 
 # %%
@@ -140,7 +139,7 @@ def step(log_bandwidth, state, start):
 
 
 steps = 30
-optimizer = adam(optax.cosine_decay_schedule(0.25, steps), betas=(0.8, 0.9))  # which soon forget the steep beginning
+optimizer = adam(optax.cosine_decay_schedule(0.25, steps), b1=0.8, b2=0.9)  # soon forgets the steep beginning
 log_bandwidth = jnp.log(jnp.full(3, 0.1))  # the same for each feature
 state = optimizer.init(log_bandwidth)
 path, losses = [log_bandwidth], []
@@ -217,15 +216,15 @@ assert 0.7 < covered < 0.98
 
 # %% [markdown]
 # Were it for the noise alone, two deviations would hold the truth at about 95% of the places. They know nothing of the
-# bias: a weighted mean over a crest is lower than the crest, however many observations there are. A longer bandwidth has
-# less noise and more bias, and the leave-one-out error counts both.
+# bias: a weighted mean over a crest is lower than the crest, however many observations there are. A longer bandwidth
+# has less noise and more bias, and the leave-one-out error counts both.
 #
 # ## Where there is nothing
 #
 # On the lake nobody has measured. The Gaussian kernel answers there, too, by the nearest observations, as its weights
-# are a softmax, which sees differences only. A kernel that ends gives no weight at all there, and the estimate is zero. A zero
-# could be a height, so how is one to know? By a column of ones: its estimate is 1 where there is an observation within
-# reach, and 0 where there is none.
+# are a softmax, which sees differences only. A kernel that ends gives no weight at all there, and the estimate is zero.
+# A zero could be a height, so how is one to know? By a column of ones: its estimate is 1 where there is an observation
+# within reach, and 0 where there is none.
 
 # %%
 ones = jnp.stack([y, jnp.ones_like(y)], axis=-1)
@@ -234,9 +233,7 @@ empty = reached == 0
 assert (ends[empty] == 0).all()
 assert lake[empty].mean() > 0.95
 close(reached[~empty], 1)
-print(
-    f"{empty.sum()} of {len(grid)} places have no observation within 0.03, {empty[lake].mean():.0%} of those on the lake"
-)
+print(f"{empty.sum()} of {len(grid)} places have no observation within 0.03: {empty[lake].mean():.0%} of the lake's")
 print(f"the Gaussian's error on the lake: {np.sqrt(np.mean((mean - truth)[lake] ** 2)):.2f}")
 print(f"its observations there: {effective[lake].min():.0f} to {effective[lake].max():.0f}")
 
