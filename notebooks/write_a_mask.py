@@ -18,7 +18,7 @@
 # often one of the last 24 hours: how many, how much, is this usual? A window of so many *events* is not that. On a busy
 # day 24 hours are twenty events, on a quiet one none. What is asked for is a mask by time stamps,
 #
-# $$\text{query } i \text{ may attend to key } j \iff |\tau_i - \tau_j| \le 24\,\text{h} ,$$
+# $$\text{query } i \text{ may attend to key } j \Leftrightarrow |\tau_i - \tau_j| \le 24\,\text{h} ,$$
 #
 # and no library has it. Here it is written first in a line, then as a class that skips the keys out of reach, held to
 # NumPy and to PyTorch, and used to train a model that needs it.
