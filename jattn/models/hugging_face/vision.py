@@ -1,7 +1,7 @@
 """The image encoder of all families: what differs between them is data. c is the number of classes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +12,21 @@ from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32
 from jattn.masks import Mask
 from jattn.models.hugging_face.family import PretrainedModel
-from jattn.models.hugging_face.stack import blocks_of, real_tokens, returned, run_blocks
-from jattn.nn import Conv, LearnedPositions, Linear, Norm
+from jattn.models.hugging_face.stack import StackOptions, WithHidden, blocks_of, real_tokens, returned, run_blocks
+from jattn.nn import Conv, LearnedPositions, Linear, Norm, Outputs
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.feed_forward import Activation, activation_function
 from jattn.portable import Inputs
 
-__all__ = ["VisionEncoder"]
+__all__ = ["VisionEncoder", "VisionOptions"]
 
 _token_init = nnx.initializers.normal(0.02)
+
+
+class VisionOptions(StackOptions, total=False):
+    """What a `VisionEncoder` takes beside its images."""
+
+    interpolate_positions: bool
 
 
 class VisionEncoder(PretrainedModel):
@@ -115,6 +121,33 @@ class VisionEncoder(PretrainedModel):
         )
         self.dropout = Dropout(dropout_rate)
 
+    @overload
+    def __call__(
+        self,
+        images: Array,
+        *,
+        return_hidden: Literal[True],
+        return_weights: bool = False,
+        **options: Unpack[VisionOptions],
+    ) -> WithHidden: ...
+    @overload
+    def __call__(
+        self, images: Array, *, return_weights: Literal[True], **options: Unpack[VisionOptions]
+    ) -> Outputs: ...
+    @overload
+    def __call__(
+        self, images: Array, *, return_weights: Literal[False] = False, **options: Unpack[VisionOptions]
+    ) -> Float[Array, "b c"] | Float[Array, "b t m"]: ...
+    @overload
+    def __call__(
+        self,
+        images: Array,
+        *,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[VisionOptions],
+    ) -> Float[Array, "b c"] | Float[Array, "b t m"] | Outputs | WithHidden: ...
+
     def __call__(
         self,
         images: Float[Array, "b height width channel"],
@@ -125,7 +158,7 @@ class VisionEncoder(PretrainedModel):
         return_weights: bool = False,
         return_hidden: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b c"] | Float[Array, "b t m"] | Any:
+    ) -> Float[Array, "b c"] | Float[Array, "b t m"] | Outputs | WithHidden:
         """Logits, an embedding, or the states of all tokens, as the class says.
 
         Args:
