@@ -78,7 +78,8 @@ class EncoderHead(nnx.Module):
         self.dropout = Dropout(dropout_rate)
         self.output = None if checks.flag("tied", tied) else Linear(width, outputs, use_bias=use_bias, **types)
         self.bias = nnx.Param(jnp.zeros(outputs, param_dtype)) if tied and use_bias else None
-        self.pooling, self.activation = pooling, activation
+        self.activation: Activation = activation
+        self.pooling = pooling
 
     def __call__(
         self,

@@ -114,7 +114,7 @@ class VisionEncoder(PretrainedModel):
         self.blocks = nnx.List(blocks)
         self.norm = (Norm() if norm is None else norm)(features, **types)
         self.pooler = None if pooler_features is None else Linear(features, pooler_features, **types)
-        self.pooler_activation = pooler_activation
+        self.pooler_activation: Activation = pooler_activation
         outputs = 0 if output_features is None else num_outputs
         self.outputs = nnx.List(
             [Linear(features, output_features or 0, use_bias=output_bias, **types) for _ in range(outputs)]

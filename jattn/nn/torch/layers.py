@@ -65,7 +65,8 @@ class _Layer(nnx.Module):
         if self._attends_to_memory:
             self.norm3 = norm()
         self.dropout = Dropout(dropout)
-        self.activation, self.norm_first = activation, norm_first
+        self.activation: Activation = activation
+        self.norm_first = norm_first
 
     def _attend(
         self,
