@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, overload
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -23,10 +23,10 @@ from jattn.logits import Logits, ScoreFn
 from jattn.scores import DotProduct, Modified, Number
 from jattn.statistics import AttentionStatistics, statistics_of, weights_of
 
-__all__ = ["Bound", "LogitsOptions", "Options", "Output", "bind"]
+__all__ = ["Bound", "LogitsOptions", "Options", "Output", "OutputAndWeights", "bind"]
 
-# Functions that return a pair on request are annotated "| Any", so that a type checker leaves both uses in peace.
 Output = Float[Array, "*b t h e"]
+OutputAndWeights = tuple[Output, Float[Array, "*b h t _"]]  # of all keys, also where the call has a part of them
 
 
 class LogitsOptions(TypedDict, total=False):
@@ -58,10 +58,28 @@ class Bound:
 
     call: Call
 
-    def run(self, *, return_weights: bool = False, implementation: ImplementationName | None = None) -> Output | Any:
+    @overload
+    def run(
+        self, *, return_weights: Literal[True], implementation: ImplementationName | None = None
+    ) -> OutputAndWeights: ...
+    @overload
+    def run(
+        self, *, return_weights: Literal[False] = False, implementation: ImplementationName | None = None
+    ) -> Output: ...
+    @overload
+    def run(
+        self, *, return_weights: bool, implementation: ImplementationName | None = None
+    ) -> Output | OutputAndWeights: ...
+
+    def run(
+        self, *, return_weights: bool = False, implementation: ImplementationName | None = None
+    ) -> Output | OutputAndWeights:
         """The output, or a pair of output and weights; as `attention` returns them."""
         result = self.result(implementation, return_weights=checks.flag("return_weights", return_weights))
-        return (result.output, result.weights) if return_weights else result.output
+        if not return_weights:
+            return result.output
+        assert result.weights is not None
+        return result.output, result.weights
 
     def result(self, implementation: ImplementationName | None = None, **extra: Any) -> Result:
         """The output, and what ``extra`` asks for: ``return_weights``, ``return_log_sum_exp``."""

@@ -1,7 +1,7 @@
 """Scaled dot-product attention as jax.nn has it, argument for argument."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -15,6 +15,52 @@ from jattn.bound import Bound, Output, bind
 from jattn.scores import Number
 
 __all__ = ["dot_product_attention"]
+
+_OutputAndResidual = tuple[Output, Float[Array, "*b t h"]]
+
+
+class _JaxOptions(TypedDict, total=False):
+    scale: Number | None
+    is_causal: bool
+    query_seq_lengths: Int[Array, "..."] | None
+    key_value_seq_lengths: Int[Array, "..."] | None
+    local_window_size: int | tuple[int, int] | None
+    implementation: Literal["xla", "cudnn"] | None
+
+
+@overload
+def dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None = None,
+    mask: Mask | Array | None = None,
+    *,
+    return_residual: Literal[True],
+    **options: Unpack[_JaxOptions],
+) -> _OutputAndResidual: ...
+@overload
+def dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None = None,
+    mask: Mask | Array | None = None,
+    *,
+    return_residual: Literal[False] = False,
+    **options: Unpack[_JaxOptions],
+) -> Output: ...
+@overload
+def dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None = None,
+    mask: Mask | Array | None = None,
+    *,
+    return_residual: bool,
+    **options: Unpack[_JaxOptions],
+) -> Output | _OutputAndResidual: ...
 
 
 def dot_product_attention(
@@ -31,7 +77,7 @@ def dot_product_attention(
     local_window_size: int | tuple[int, int] | None = None,
     implementation: Literal["xla", "cudnn"] | None = None,
     return_residual: bool = False,
-) -> Output | Any:
+) -> Output | _OutputAndResidual:
     """Scaled dot-product attention with the signature of ``jax.nn.dot_product_attention``: a drop-in for it.
 
     What differs: a query that may attend to nothing gives zeros instead of an average of all values; the residual is
@@ -81,7 +127,10 @@ def dot_product_attention(
     bound = bind(query, key, value, mask=masks.all_of(*rules), bias=bias, scale=scale)
     bound = Bound(dataclasses.replace(bound.call, xla_only=implementation == "xla"))
     result = bound.result("cudnn" if implementation == "cudnn" else None, return_log_sum_exp=return_residual)
-    return (result.output, result.log_sum_exp) if return_residual else result.output
+    if not return_residual:
+        return result.output
+    assert result.log_sum_exp is not None
+    return result.output, result.log_sum_exp
 
 
 def _sequence_lengths(name: str, valid_lens: Array, n: int, batch: tuple[int, ...]) -> Mask:

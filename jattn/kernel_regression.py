@@ -1,6 +1,6 @@
 """Nadaraya-Watson kernel regression: attention whose score is the logarithm of a kernel of the distance."""
 
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 from jaxtyping import Array, Bool, Float
@@ -10,10 +10,34 @@ from jattn._mask import Mask
 from jattn.scores import Boxcar, Constant, Epanechnikov, Gaussian, Number, Score
 from jattn.single_head import single_head_attention
 
-__all__ = ["KERNELS", "Kernel", "kernel_average", "nadaraya_watson"]
+__all__ = ["KERNELS", "Estimate", "EstimateAndWeights", "Kernel", "kernel_average", "nadaraya_watson"]
 
 Kernel = Literal["gaussian", "boxcar", "epanechnikov", "constant"]
+
+Estimate = Float[Array, "..."]
+EstimateAndWeights = tuple[Estimate, Float[Array, "..."]]
+
 KERNELS = {"gaussian": Gaussian, "boxcar": Boxcar, "epanechnikov": Epanechnikov}
+
+
+class _Smoothing(TypedDict, total=False):
+    bandwidth: Number | Float[Array, "d"]
+    kernel: Kernel
+    mask: Mask | Bool[Array, "..."] | None
+
+
+@overload
+def nadaraya_watson(
+    query: Array, key: Array, value: Array, *, return_weights: Literal[True], **options: Unpack[_Smoothing]
+) -> EstimateAndWeights: ...
+@overload
+def nadaraya_watson(
+    query: Array, key: Array, value: Array, *, return_weights: Literal[False] = False, **options: Unpack[_Smoothing]
+) -> Estimate: ...
+@overload
+def nadaraya_watson(
+    query: Array, key: Array, value: Array, *, return_weights: bool, **options: Unpack[_Smoothing]
+) -> Estimate | EstimateAndWeights: ...
 
 
 def nadaraya_watson(
@@ -25,7 +49,7 @@ def nadaraya_watson(
     kernel: Kernel = "gaussian",
     mask: Mask | Bool[Array, "..."] | None = None,
     return_weights: bool = False,
-) -> Float[Array, "..."] | Any:
+) -> Estimate | EstimateAndWeights:
     """The Nadaraya-Watson estimate: at each query, the average of the values, weighted by the kernel of the distance.
 
     ``output(x) = sum_i K(|x - x_i| / bandwidth) y_i  /  sum_j K(|x - x_j| / bandwidth)``
@@ -70,7 +94,7 @@ def kernel_average(
     score: Score,
     mask: Mask | Bool[Array, "..."] | None = None,
     return_weights: bool = False,
-) -> Float[Array, "..."] | Any:
+) -> Any:
     """`nadaraya_watson` with any score, which holds the bandwidth."""
     query = checks.floating("query", query, "t, or *b t d", 1)
     key = checks.floating("key", key, "s, or *b s d", 1)

@@ -1,14 +1,14 @@
 """The public functions: bind the arguments, then ask what is bound."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack, cast
+from typing import Any, Literal, Unpack, cast, overload
 
 from jaxtyping import Array, Float
 
 from jattn._engine import checks
 from jattn._engine.signature import spell_out
 from jattn._flax import FlaxOptions, as_flax_means
-from jattn.bound import Bound, LogitsOptions, Options, Output, bind
+from jattn.bound import Bound, LogitsOptions, Options, Output, OutputAndWeights, bind
 from jattn.implementations.choice import Explanation, ImplementationName
 from jattn.statistics import AttentionStatistics
 
@@ -19,8 +19,26 @@ class AttentionOptions(Options, FlaxOptions, total=False):
     """`Options`, and what Flax's modules pass to their ``attention_fn``."""
 
 
+class _Keywords(AttentionOptions, total=False):
+    implementation: ImplementationName | None
+
+
 _OPTIONS = tuple(Options.__annotations__)
 _OF_FLAX = tuple(FlaxOptions.__annotations__)
+
+
+@overload
+def attention(
+    query: Array, key: Array, value: Array, *, return_weights: Literal[True], **options: Unpack[_Keywords]
+) -> OutputAndWeights: ...
+@overload
+def attention(
+    query: Array, key: Array, value: Array, *, return_weights: Literal[False] = False, **options: Unpack[_Keywords]
+) -> Output: ...
+@overload
+def attention(
+    query: Array, key: Array, value: Array, *, return_weights: bool, **options: Unpack[_Keywords]
+) -> Output | OutputAndWeights: ...
 
 
 def attention(
@@ -31,7 +49,7 @@ def attention(
     return_weights: bool = False,
     implementation: ImplementationName | None = None,
     **options: Unpack[AttentionOptions],
-) -> Output | Any:
+) -> Output | OutputAndWeights:
     """Attention with any score: each query's average of the values, weighted by how well its keys match.
 
     ``weights = softmax over keys of (score(query, key) + bias, where mask allows), beside the sinks``

@@ -1,6 +1,6 @@
 """Attention for arrays without a head axis."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -13,6 +13,47 @@ from jattn.scores import Additive
 
 __all__ = ["additive_attention", "single_head_attention"]
 
+_Output = Float[Array, "*b t e"]
+_OutputAndWeights = tuple[_Output, Float[Array, "*b t s"]]
+
+
+@overload
+def additive_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    w_query: Array,
+    w_key: Array,
+    w_value: Array,
+    *,
+    mask: Mask | Array | None = None,
+    return_weights: Literal[True],
+) -> _OutputAndWeights: ...
+@overload
+def additive_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    w_query: Array,
+    w_key: Array,
+    w_value: Array,
+    *,
+    mask: Mask | Array | None = None,
+    return_weights: Literal[False] = False,
+) -> _Output: ...
+@overload
+def additive_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    w_query: Array,
+    w_key: Array,
+    w_value: Array,
+    *,
+    mask: Mask | Array | None = None,
+    return_weights: bool,
+) -> _Output | _OutputAndWeights: ...
+
 
 def additive_attention(
     query: Float[Array, "*b t c"],
@@ -24,7 +65,7 @@ def additive_attention(
     *,
     mask: Mask | Bool[Array, "..."] | None = None,
     return_weights: bool = False,
-) -> Float[Array, "*b t e"] | Any:
+) -> _Output | _OutputAndWeights:
     """Additive attention: queries and keys of different widths, compared by a small network.
 
     ``score(query, key) = w_value . tanh(query @ w_query + key @ w_key)``
@@ -65,7 +106,7 @@ def single_head_attention(
     valid_lens: int | Int[Array, "..."] | None = None,
     return_weights: bool = False,
     **rest: Any,
-) -> Float[Array, "*b t e"] | Any:
+) -> Any:
     """`attention` for arrays without a head axis; a mask that is an array broadcasts to ``*b t s``."""
     query, key, value = checks.query_key_value(query, key, value, heads=False)
     if mask is not None and not isinstance(mask, Mask):
@@ -73,7 +114,7 @@ def single_head_attention(
         if not checks.broadcasts_to(jnp.shape(mask), shape):
             raise ValueError(f"mask must broadcast to {shape}, the axes *b t s. Got shape {jnp.shape(mask)}.")
         mask = as_mask(mask if jnp.ndim(mask) <= 2 else jnp.expand_dims(mask, -3))
-    result = attention(
+    result: Any = attention(
         query[..., None, :],
         key[..., None, :],
         value[..., None, :],

@@ -1,11 +1,14 @@
 """Docstrings and signatures on their way to a page, for Sphinx."""
 
 import ast
+import contextlib
 import inspect
 import re
 import textwrap
 from typing import Any
 
+from sphinx.errors import PycodeError
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.inspect import stringify_signature
 
 __all__ = ["as_rst", "on_docstring", "on_signature", "on_skip", "shorter"]
@@ -25,7 +28,17 @@ def on_signature(
         arguments = stringify_signature(
             signature.replace(parameters=own, return_annotation=signature.empty), unqualified_typehints=True
         )
+    if what in ("function", "method"):
+        _forget_overloads(obj.__module__)
     return shorter(arguments), shorter(returned)
+
+
+def _forget_overloads(module: str) -> None:
+    """They tell type checkers what an argument's value makes of the result; a page shows all arguments once."""
+    with contextlib.suppress(PycodeError):
+        analyzer = ModuleAnalyzer.for_module(module)
+        analyzer.analyze()
+        analyzer.overloads.clear()
 
 
 def on_skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:

@@ -112,7 +112,7 @@ def repeated(state: S, k: int) -> S:
     return jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), state)
 
 
-def reordered(state: Any, examples: Int[Array, "b"]) -> Any:
+def reordered(state: S, examples: Int[Array, "b"]) -> S:
     """With these in place of the examples, by number, each a continuation of the same prompt.
 
     What all of them have in common need not be moved: a state that has some says so by a method of this name.

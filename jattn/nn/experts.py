@@ -97,7 +97,8 @@ class MixtureOfExperts(nnx.Module):
         self.linear1 = layer(features, hidden_features)
         self.gate = layer(features, hidden_features) if is_gated(activation, gated) else None
         self.linear2 = layer(hidden_features, features)
-        self.activation, self.gated = activation, gated
+        self.activation: Activation = activation
+        self.gated = gated
         self.experts_per_token, self.shares = experts_per_token, shares
         self.implementation = implementation
         self.dropout = Dropout(dropout_rate)

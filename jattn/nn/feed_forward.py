@@ -102,7 +102,8 @@ class FeedForward(nnx.Module):
         self.linear1 = Linear(features, hidden_features, **options)
         self.gate = Linear(features, hidden_features, **options) if is_gated(activation, gated) else None
         self.linear2 = Linear(hidden_features, features, **options)
-        self.activation, self.gated = activation, gated
+        self.activation: Activation = activation
+        self.gated = gated
         self.dropout = Dropout(dropout_rate)
         self.hidden_dropout = Dropout(dropout_rate if hidden_dropout_rate is None else hidden_dropout_rate)
 

@@ -1,13 +1,13 @@
 """Nadaraya-Watson kernel regression with a learnable bandwidth."""
 
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from jattn._engine import checks
-from jattn.kernel_regression import KERNELS, kernel_average
+from jattn.kernel_regression import KERNELS, Estimate, EstimateAndWeights, kernel_average
 from jattn.masks import sliding_window
 
 __all__ = ["NadarayaWatson"]
@@ -53,6 +53,37 @@ class NadarayaWatson(nnx.Module):
         self.values = None if values is None else nnx.Variable(jnp.asarray(values))
         self.kernel = kernel
 
+    @overload
+    def __call__(
+        self,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        *,
+        return_weights: Literal[True],
+        leave_one_out: bool = False,
+    ) -> EstimateAndWeights: ...
+    @overload
+    def __call__(
+        self,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        *,
+        return_weights: Literal[False] = False,
+        leave_one_out: bool = False,
+    ) -> Estimate: ...
+    @overload
+    def __call__(
+        self,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        *,
+        return_weights: bool,
+        leave_one_out: bool = False,
+    ) -> Estimate | EstimateAndWeights: ...
+
     def __call__(
         self,
         query: Float[Array, "..."],
@@ -61,7 +92,7 @@ class NadarayaWatson(nnx.Module):
         *,
         leave_one_out: bool = False,
         return_weights: bool = False,
-    ) -> Float[Array, "..."] | Any:
+    ) -> Estimate | EstimateAndWeights:
         """Estimate at ``query``.
 
         Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,7 @@ from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, LinearGeneral, default_bias_init, default_kernel_init
 from jattn.nn.norms import Norm, as_norm, scale_and_bias
 from jattn.nn.rotary_positions import Rotary
-from jattn.nn.weights import as_pair, outputs
+from jattn.nn.weights import Cached, Outputs, as_pair, outputs
 from jattn.scores import Modified
 
 __all__ = ["KeysAndValues", "MultiHeadAttention", "WideMultiHeadSelfAttention", "attend_per_head"]
@@ -49,6 +49,23 @@ class KeysAndValues(NamedTuple):
     keys: Float[Array, "*b s k d"]
     values: Float[Array, "*b s k e"]
     positions: Real[Array, "..."] | None = None  # of the keys, if they were given
+
+
+class SelfOptions(TypedDict, total=False):
+    """What `MultiHeadAttention` takes beside its inputs, where there are no other keys than its queries'."""
+
+    mask: Mask | Bool[Array, "..."] | None
+    bias: Bias | Float[Array, "..."] | None
+    positions: Real[Array, "..."] | None
+    score: ScoreFn | None
+    head_gates: Float[Array, "..."] | None
+    implementation: ImplementationName | None
+    rng: PRNGKeyArray | None
+
+
+class _Options(SelfOptions, total=False):
+    key_positions: Real[Array, "..."] | None
+    real: Bool[Array, "..."] | None
 
 
 class MultiHeadAttention(nnx.Module):
@@ -191,6 +208,45 @@ class MultiHeadAttention(nnx.Module):
 
     _attend = staticmethod(attend_per_head)
 
+    @overload
+    def __call__(
+        self, query: Array, *, cache: Cache, return_weights: bool = False, **options: Unpack[_Options]
+    ) -> Cached: ...
+    @overload
+    def __call__(
+        self,
+        query: Array,
+        key: Array | KeysAndValues | None = None,
+        value: Array | None = None,
+        valid_lens: int | Array | None = None,
+        *,
+        return_weights: Literal[True],
+        **options: Unpack[_Options],
+    ) -> Outputs: ...
+    @overload
+    def __call__(
+        self,
+        query: Array,
+        key: Array | KeysAndValues | None = None,
+        value: Array | None = None,
+        valid_lens: int | Array | None = None,
+        *,
+        return_weights: Literal[False] = False,
+        **options: Unpack[_Options],
+    ) -> Float[Array, "*b t o"]: ...
+    @overload
+    def __call__(
+        self,
+        query: Array,
+        key: Array | KeysAndValues | None = None,
+        value: Array | None = None,
+        valid_lens: int | Array | None = None,
+        *,
+        cache: Cache | None = None,
+        return_weights: bool = False,
+        **options: Unpack[_Options],
+    ) -> Float[Array, "*b t o"] | Outputs | Cached: ...
+
     def __call__(
         self,
         query: Float[Array, "*b t m"],
@@ -209,7 +265,7 @@ class MultiHeadAttention(nnx.Module):
         implementation: ImplementationName | None = None,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "*b t o"] | Any:
+    ) -> Float[Array, "*b t o"] | Outputs | Cached:
         """Attend.
 
         Args:
@@ -434,9 +490,32 @@ class WideMultiHeadSelfAttention(MultiHeadAttention):
             num_heads, features, qkv_features=num_heads * features, **{"use_bias": True, **options}, rngs=rngs
         )
 
-    def __call__(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def __call__(
+        self,
+        x: Array,
+        valid_lens: int | Array | None = None,
+        *,
+        return_weights: Literal[True],
+        **options: Unpack[SelfOptions],
+    ) -> Outputs: ...
+    @overload
+    def __call__(
+        self,
+        x: Array,
+        valid_lens: int | Array | None = None,
+        *,
+        return_weights: Literal[False] = False,
+        **options: Unpack[SelfOptions],
+    ) -> Float[Array, "*b t m"]: ...
+    @overload
+    def __call__(
+        self, x: Array, valid_lens: int | Array | None = None, *, return_weights: bool, **options: Unpack[SelfOptions]
+    ) -> Float[Array, "*b t m"] | Outputs: ...
+
+    def __call__(
         self, x: Float[Array, "*b t m"], valid_lens: int | Int[Array, "..."] | None = None, **options: Any
-    ) -> Float[Array, "*b t m"] | Any:
+    ) -> Float[Array, "*b t m"] | Outputs:
         """Attend within ``x``; the other arguments as in `MultiHeadAttention`, without those of keys and values."""
         checks.keywords(type(self).__name__, options, _OF_SELF_ATTENTION)
         return super().__call__(x, valid_lens=valid_lens, **options)

@@ -1,6 +1,6 @@
 """Attention modules without heads: they hold the parameters and call `jattn.single_head`."""
 
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,6 +14,15 @@ from jattn.scores import Additive, DotProduct
 from jattn.single_head import single_head_attention
 
 __all__ = ["AdditiveAttention", "DotProductAttention"]
+
+_Pooled = Float[Array, "*b t e"]
+_PooledAndWeights = tuple[_Pooled, Float[Array, "*b t s"]]
+
+
+class _Pooling(TypedDict, total=False):
+    valid_lens: int | Int[Array, "..."] | None
+    mask: Mask | Bool[Array, "..."] | None
+    rng: PRNGKeyArray | None
 
 
 class DotProductAttention(nnx.Module):
@@ -35,6 +44,25 @@ class DotProductAttention(nnx.Module):
         self.dropout = Dropout(dropout_rate)
         self.scale = scale
 
+    @overload
+    def __call__(
+        self, query: Array, key: Array, value: Array, *, return_weights: Literal[True], **options: Unpack[_Pooling]
+    ) -> _PooledAndWeights: ...
+    @overload
+    def __call__(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        *,
+        return_weights: Literal[False] = False,
+        **options: Unpack[_Pooling],
+    ) -> _Pooled: ...
+    @overload
+    def __call__(
+        self, query: Array, key: Array, value: Array, *, return_weights: bool, **options: Unpack[_Pooling]
+    ) -> _Pooled | _PooledAndWeights: ...
+
     def __call__(
         self,
         query: Float[Array, "*b t d"],
@@ -45,7 +73,7 @@ class DotProductAttention(nnx.Module):
         mask: Mask | Bool[Array, "..."] | None = None,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "*b t e"] | Any:
+    ) -> _Pooled | _PooledAndWeights:
         """Pool the values.
 
         Args:
@@ -119,6 +147,25 @@ class AdditiveAttention(nnx.Module):
         self.score = Linear(hidden_features, 1, **options)
         self.dropout = Dropout(dropout_rate)
 
+    @overload
+    def __call__(
+        self, query: Array, key: Array, value: Array, *, return_weights: Literal[True], **options: Unpack[_Pooling]
+    ) -> _PooledAndWeights: ...
+    @overload
+    def __call__(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        *,
+        return_weights: Literal[False] = False,
+        **options: Unpack[_Pooling],
+    ) -> _Pooled: ...
+    @overload
+    def __call__(
+        self, query: Array, key: Array, value: Array, *, return_weights: bool, **options: Unpack[_Pooling]
+    ) -> _Pooled | _PooledAndWeights: ...
+
     def __call__(
         self,
         query: Float[Array, "*b t c"],
@@ -129,7 +176,7 @@ class AdditiveAttention(nnx.Module):
         mask: Mask | Bool[Array, "..."] | None = None,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "*b t e"] | Any:
+    ) -> _Pooled | _PooledAndWeights:
         """Pool the values; arguments and result as in `DotProductAttention`, query and key of their own widths."""
         checks.width("query", query, self.query.in_features)
         checks.width("key", key, self.key.in_features)

@@ -1,7 +1,7 @@
 """The transformer block: attention and a network on each position, with residuals and norms."""
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,24 @@ from jattn.nn.layers import Initializer, default_bias_init, default_kernel_init
 from jattn.nn.multi_head import KeysAndValues, MultiHeadAttention
 from jattn.nn.norms import Norm, as_norm
 from jattn.nn.rotary_positions import Rotary
-from jattn.nn.weights import Cached, as_pair, outputs
+from jattn.nn.weights import Cached, Outputs, as_pair, outputs
 
 __all__ = ["TransformerBlock"]
 
 NormPlace = Literal["post", "pre", "sandwich", "branch"]
+
+
+class _BlockOptions(TypedDict, total=False):
+    valid_lens: int | Int[Array, "..."] | None
+    mask: Mask | Bool[Array, "..."] | None
+    bias: Bias | Float[Array, "..."] | None
+    positions: Real[Array, "..."] | None
+    head_gates: Float[Array, "..."] | None
+    memory_valid_lens: int | Int[Array, "..."] | None
+    memory_mask: Mask | Bool[Array, "..."] | None
+    real: Bool[Array, "..."] | None
+    implementation: ImplementationName | None
+    rng: PRNGKeyArray | None
 
 
 class TransformerBlock(nnx.Module):
@@ -181,6 +194,45 @@ class TransformerBlock(nnx.Module):
         self.residual_scale = residual_scale
         self.dropout = Dropout(dropout_rate if norm == "post" else 0.0)
 
+    @overload
+    def __call__(
+        self,
+        x: Array,
+        memory: Array | KeysAndValues | None = None,
+        *,
+        cache: Cache,
+        return_weights: bool = False,
+        **options: Unpack[_BlockOptions],
+    ) -> Cached: ...
+    @overload
+    def __call__(
+        self,
+        x: Array,
+        memory: Array | KeysAndValues | None = None,
+        *,
+        return_weights: Literal[True],
+        **options: Unpack[_BlockOptions],
+    ) -> Outputs: ...
+    @overload
+    def __call__(
+        self,
+        x: Array,
+        memory: Array | KeysAndValues | None = None,
+        *,
+        return_weights: Literal[False] = False,
+        **options: Unpack[_BlockOptions],
+    ) -> Float[Array, "*b t m"]: ...
+    @overload
+    def __call__(
+        self,
+        x: Array,
+        memory: Array | KeysAndValues | None = None,
+        *,
+        cache: Cache | None = None,
+        return_weights: bool = False,
+        **options: Unpack[_BlockOptions],
+    ) -> Float[Array, "*b t m"] | Outputs | Cached: ...
+
     def __call__(
         self,
         x: Float[Array, "*b t m"],
@@ -198,7 +250,7 @@ class TransformerBlock(nnx.Module):
         implementation: ImplementationName | None = None,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "*b t m"] | Any:
+    ) -> Float[Array, "*b t m"] | Outputs | Cached:
         """Run the block.
 
         Args:

@@ -2,7 +2,7 @@
 
 from collections import ChainMap
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -20,7 +20,8 @@ from jattn.models.hugging_face.clip_towers import (
 )
 from jattn.models.hugging_face.family import Family, PretrainedModel
 from jattn.models.hugging_face.settings import count_setting, real_setting
-from jattn.models.hugging_face.stack import WithHidden
+from jattn.models.hugging_face.stack import TextOptions, WithHidden
+from jattn.models.hugging_face.vision import VisionOptions
 from jattn.nn import Outputs
 from jattn.nn.dropout import split
 from jattn.portable import Inputs
@@ -150,7 +151,7 @@ class CLIP(PretrainedModel):
             rng: a ``jax.random.key`` for dropout in training.
         """
         rngs = split(rng, 2)
-        wanted = dict(return_weights=return_weights, return_hidden=return_hidden)
+        wanted: dict[str, Any] = dict(return_weights=return_weights, return_hidden=return_hidden)
         options: dict[str, Any] = dict(valid_lens=valid_lens, positions=positions, mask=mask, rng=rngs[0], **wanted)
         texts = self.embed_texts(tokens, attention_mask=attention_mask, **options)
         found = self.embed_images(images, interpolate_positions=interpolate_positions, rng=rngs[1], **wanted)
@@ -160,11 +161,67 @@ class CLIP(PretrainedModel):
         per_text = (scale * cosines).astype(cosines.dtype)
         return CLIPOutput(per_text.T, per_text, texts, found)
 
-    def embed_texts(self, tokens: Int[Array, "n t"], **options: Any) -> Float[Array, "n c"] | Any:
+    @overload
+    def embed_texts(
+        self,
+        tokens: Array,
+        *,
+        return_hidden: Literal[True],
+        return_weights: bool = False,
+        **options: Unpack[TextOptions],
+    ) -> WithHidden: ...
+    @overload
+    def embed_texts(
+        self, tokens: Array, *, return_weights: Literal[True], **options: Unpack[TextOptions]
+    ) -> Outputs: ...
+    @overload
+    def embed_texts(
+        self, tokens: Array, *, return_weights: Literal[False] = False, **options: Unpack[TextOptions]
+    ) -> Float[Array, "n c"]: ...
+    @overload
+    def embed_texts(
+        self,
+        tokens: Array,
+        *,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[TextOptions],
+    ) -> Float[Array, "n c"] | Outputs | WithHidden: ...
+
+    def embed_texts(self, tokens: Int[Array, "n t"], **options: Any) -> Float[Array, "n c"] | Outputs | WithHidden:
         """The vectors of texts; ``options`` are those of `CLIPText`, and say whether there are weights beside them."""
         return _of_length_one(self.text(tokens, **options))
 
-    def embed_images(self, images: Float[Array, "i height width channel"], **options: Any) -> Any:
+    @overload
+    def embed_images(
+        self,
+        images: Array,
+        *,
+        return_hidden: Literal[True],
+        return_weights: bool = False,
+        **options: Unpack[VisionOptions],
+    ) -> WithHidden: ...
+    @overload
+    def embed_images(
+        self, images: Array, *, return_weights: Literal[True], **options: Unpack[VisionOptions]
+    ) -> Outputs: ...
+    @overload
+    def embed_images(
+        self, images: Array, *, return_weights: Literal[False] = False, **options: Unpack[VisionOptions]
+    ) -> Float[Array, "i c"]: ...
+    @overload
+    def embed_images(
+        self,
+        images: Array,
+        *,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[VisionOptions],
+    ) -> Float[Array, "i c"] | Outputs | WithHidden: ...
+
+    def embed_images(
+        self, images: Float[Array, "i height width channel"], **options: Any
+    ) -> Float[Array, "i c"] | Outputs | WithHidden:
         """The vectors ``i c`` of images; ``options`` are those of `CLIPVision`."""
         return _of_length_one(self.vision(images, **options))
 

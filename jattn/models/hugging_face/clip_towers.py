@@ -2,7 +2,7 @@
 
 from collections import ChainMap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +15,9 @@ from jattn.models.hugging_face.activations import activation_of
 from jattn.models.hugging_face.decoder import TextDecoder
 from jattn.models.hugging_face.family import Family
 from jattn.models.hugging_face.settings import count_setting, real_setting
-from jattn.models.hugging_face.stack import and_within, real_tokens, returned
+from jattn.models.hugging_face.stack import TextOptions, WithHidden, and_within, real_tokens, returned
 from jattn.models.hugging_face.vision import VisionEncoder
-from jattn.nn import Linear, Norm
+from jattn.nn import Linear, Norm, Outputs
 from jattn.weights import Table, dropped, prefixed, rename
 
 __all__ = ["CLIP_TEXT", "CLIP_UNUSED", "CLIP_VISION", "CLIPText", "CLIPVision", "clip_lines"]
@@ -199,7 +199,32 @@ class CLIPText(TextDecoder):
             None if output_features is None else Linear(features, output_features, use_bias=False, **types)
         )
 
-    def __call__(  # type: ignore[override]  # a text that has ended does not go on, so there is no cache
+    @overload  # type: ignore[override]  # a text that has ended does not go on, so there is no cache
+    def __call__(
+        self,
+        tokens: Array,
+        *,
+        return_hidden: Literal[True],
+        return_weights: bool = False,
+        **options: Unpack[TextOptions],
+    ) -> WithHidden: ...
+    @overload
+    def __call__(self, tokens: Array, *, return_weights: Literal[True], **options: Unpack[TextOptions]) -> Outputs: ...
+    @overload
+    def __call__(
+        self, tokens: Array, *, return_weights: Literal[False] = False, **options: Unpack[TextOptions]
+    ) -> Float[Array, "b c"] | Float[Array, "b t m"]: ...
+    @overload
+    def __call__(
+        self,
+        tokens: Array,
+        *,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[TextOptions],
+    ) -> Float[Array, "b c"] | Float[Array, "b t m"] | Outputs | WithHidden: ...
+
+    def __call__(
         self,
         tokens: Int[Array, "b t"],
         *,
@@ -210,7 +235,7 @@ class CLIPText(TextDecoder):
         return_weights: bool = False,
         return_hidden: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b c"] | Float[Array, "b t m"] | Any:
+    ) -> Float[Array, "b c"] | Float[Array, "b t m"] | Outputs | WithHidden:
         """A vector for each text, or without a projection the states of all tokens; arguments as of `TextDecoder`."""
         options: dict[str, Any] = dict(positions=positions, mask=mask, return_weights=return_weights, rng=rng)
         ran = self._run(tokens, attention_mask=attention_mask, valid_lens=valid_lens, **options)

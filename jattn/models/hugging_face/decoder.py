@@ -1,7 +1,7 @@
 """The decoder of all families: what differs between them is data. v is the vocabulary."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,6 +15,8 @@ from jattn.masks import Mask
 from jattn.models.hugging_face.family import PretrainedModel
 from jattn.models.hugging_face.stack import (
     StackOutput,
+    TextOptions,
+    WithHidden,
     blocks_of,
     caches_of,
     looked_up,
@@ -23,7 +25,7 @@ from jattn.models.hugging_face.stack import (
     returned,
     run_blocks,
 )
-from jattn.nn import Embed, LearnedPositions, Linear, Norm
+from jattn.nn import Cached, Embed, LearnedPositions, Linear, Norm, Outputs
 from jattn.nn.dropout import Dropout, split
 from jattn.portable import Inputs
 
@@ -113,6 +115,42 @@ class TextDecoder(PretrainedModel):
         self.slopes = tuple(biases.alibi_slopes(heads).tolist()) if checks.flag("alibi", alibi) else None
         self.logits_scale, self.logits_soft_cap = logits_scale, logits_soft_cap
 
+    @overload
+    def __call__(
+        self,
+        tokens: Array,
+        *,
+        cache: Sequence[Cache],
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[TextOptions],
+    ) -> Cached: ...
+    @overload
+    def __call__(
+        self,
+        tokens: Array,
+        *,
+        return_hidden: Literal[True],
+        return_weights: bool = False,
+        **options: Unpack[TextOptions],
+    ) -> WithHidden: ...
+    @overload
+    def __call__(self, tokens: Array, *, return_weights: Literal[True], **options: Unpack[TextOptions]) -> Outputs: ...
+    @overload
+    def __call__(
+        self, tokens: Array, *, return_weights: Literal[False] = False, **options: Unpack[TextOptions]
+    ) -> Float[Array, "b t v"]: ...
+    @overload
+    def __call__(
+        self,
+        tokens: Array,
+        *,
+        cache: Sequence[Cache] | None = None,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[TextOptions],
+    ) -> Float[Array, "b t v"] | Outputs | WithHidden | Cached: ...
+
     def __call__(
         self,
         tokens: Int[Array, "b t"],
@@ -125,7 +163,7 @@ class TextDecoder(PretrainedModel):
         return_weights: bool = False,
         return_hidden: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b t v"] | Any:
+    ) -> Float[Array, "b t v"] | Outputs | WithHidden | Cached:
         """The logits of the token after each.
 
         Args:

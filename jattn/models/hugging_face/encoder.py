@@ -1,7 +1,7 @@
 """The text encoder of all families: what differs between them is data."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,12 +11,27 @@ from jattn import biases
 from jattn._engine import checks
 from jattn.masks import Mask
 from jattn.models.hugging_face.family import PretrainedModel
-from jattn.models.hugging_face.stack import blocks_of, looked_up, real_tokens, returned, run_blocks
-from jattn.nn import Embed, LearnedPositions, Linear, Norm
+from jattn.models.hugging_face.stack import (
+    StackOptions,
+    WithHidden,
+    blocks_of,
+    looked_up,
+    real_tokens,
+    returned,
+    run_blocks,
+)
+from jattn.nn import Embed, LearnedPositions, Linear, Norm, Outputs
 from jattn.nn.dropout import Dropout, split
 from jattn.portable import Inputs
 
-__all__ = ["TextEncoder"]
+__all__ = ["EncoderOptions", "TextEncoder"]
+
+
+class EncoderOptions(StackOptions, total=False):
+    """What a `TextEncoder` takes beside its tokens and how many of them are real."""
+
+    token_types: Int[Array, "b t"] | None
+    positions: Int[Array, "b t"] | None
 
 
 class TextEncoder(PretrainedModel):
@@ -99,6 +114,45 @@ class TextEncoder(PretrainedModel):
         )
         self.max_length = max_length
 
+    @overload
+    def __call__(
+        self,
+        tokens: Array,
+        valid_lens: int | Array | None = None,
+        *,
+        return_hidden: Literal[True],
+        return_weights: bool = False,
+        **options: Unpack[EncoderOptions],
+    ) -> WithHidden: ...
+    @overload
+    def __call__(
+        self,
+        tokens: Array,
+        valid_lens: int | Array | None = None,
+        *,
+        return_weights: Literal[True],
+        **options: Unpack[EncoderOptions],
+    ) -> Outputs: ...
+    @overload
+    def __call__(
+        self,
+        tokens: Array,
+        valid_lens: int | Array | None = None,
+        *,
+        return_weights: Literal[False] = False,
+        **options: Unpack[EncoderOptions],
+    ) -> Float[Array, "b t m"]: ...
+    @overload
+    def __call__(
+        self,
+        tokens: Array,
+        valid_lens: int | Array | None = None,
+        *,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[EncoderOptions],
+    ) -> Float[Array, "b t m"] | Outputs | WithHidden: ...
+
     def __call__(
         self,
         tokens: Int[Array, "b t"],
@@ -111,7 +165,7 @@ class TextEncoder(PretrainedModel):
         return_weights: bool = False,
         return_hidden: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b t m"] | Any:
+    ) -> Float[Array, "b t m"] | Outputs | WithHidden:
         """Encode.
 
         Args:

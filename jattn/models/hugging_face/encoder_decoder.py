@@ -1,7 +1,7 @@
 """The encoder-decoder of all families: what differs between them is data. s is the source, v the vocabulary."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,11 +14,11 @@ from jattn.masks import Mask, all_of, dense
 from jattn.models.hugging_face.audio import FrameEmbedding
 from jattn.models.hugging_face.block_stack import BlockStack
 from jattn.models.hugging_face.family import PretrainedModel
-from jattn.models.hugging_face.stack import StackOutput, WithHidden, caches_of, real_tokens, returned
+from jattn.models.hugging_face.stack import StackOutput, TextOptions, WithHidden, caches_of, real_tokens, returned
 from jattn.nn import Embed, Linear
 from jattn.nn.dropout import split
 from jattn.nn.multi_head import KeysAndValues
-from jattn.nn.weights import Cached, outputs
+from jattn.nn.weights import Cached, Outputs, outputs
 from jattn.portable import Inputs
 
 __all__ = ["DecodingState", "EncoderDecoder", "EncoderDecoderHidden", "EncoderDecoderWeights"]
@@ -53,6 +53,20 @@ class DecodingState(NamedTuple):
     def rewound(self, before: "DecodingState", n: Int[Array, "b"], since: int) -> "DecodingState":
         """As it was n tokens after ``before``; the memory is the same at each step."""
         return self._replace(caches=rewound(self.caches, before.caches, n, since))
+
+
+class _SourceAndTargetOptions(TextOptions, total=False):
+    target_attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None
+    target_valid_lens: int | Int[Array, "b"] | None
+    target_positions: Int[Array, "b t"] | None
+    target_mask: Mask | Bool[Array, "..."] | None
+    memory_mask: Mask | Bool[Array, "..."] | None
+
+
+class _TargetOptions(TextOptions, total=False):
+    memory_attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None
+    memory_valid_lens: int | Int[Array, "b"] | None
+    memory_mask: Mask | Bool[Array, "..."] | None
 
 
 class EncoderDecoder(PretrainedModel):
@@ -127,6 +141,40 @@ class EncoderDecoder(PretrainedModel):
         self.logits_scale = logits_scale
         self.max_length = self.decoder.max_length
 
+    @overload
+    def __call__(
+        self,
+        source: Array,
+        target: Array,
+        *,
+        return_hidden: Literal[True],
+        return_weights: bool = False,
+        **options: Unpack[_SourceAndTargetOptions],
+    ) -> WithHidden: ...
+    @overload
+    def __call__(
+        self, source: Array, target: Array, *, return_weights: Literal[True], **options: Unpack[_SourceAndTargetOptions]
+    ) -> Outputs: ...
+    @overload
+    def __call__(
+        self,
+        source: Array,
+        target: Array,
+        *,
+        return_weights: Literal[False] = False,
+        **options: Unpack[_SourceAndTargetOptions],
+    ) -> Float[Array, "b t v"]: ...
+    @overload
+    def __call__(
+        self,
+        source: Array,
+        target: Array,
+        *,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[_SourceAndTargetOptions],
+    ) -> Float[Array, "b t v"] | Outputs | WithHidden: ...
+
     def __call__(
         self,
         source: Int[Array, "b s"] | Float[Array, "b mel frames"],
@@ -144,7 +192,7 @@ class EncoderDecoder(PretrainedModel):
         return_weights: bool = False,
         return_hidden: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b t v"] | Any:
+    ) -> Float[Array, "b t v"] | Outputs | WithHidden:
         """The logits of the token after each of the target.
 
         Args:
@@ -177,6 +225,31 @@ class EncoderDecoder(PretrainedModel):
             return WithHidden(logits, weights, EncoderDecoderHidden(_hidden_of(encoded), _hidden_of(decoded)))
         return outputs(logits, weights, return_weights)
 
+    @overload
+    def encode(
+        self,
+        source: Array,
+        *,
+        return_hidden: Literal[True],
+        return_weights: bool = False,
+        **options: Unpack[TextOptions],
+    ) -> WithHidden: ...
+    @overload
+    def encode(self, source: Array, *, return_weights: Literal[True], **options: Unpack[TextOptions]) -> Outputs: ...
+    @overload
+    def encode(
+        self, source: Array, *, return_weights: Literal[False] = False, **options: Unpack[TextOptions]
+    ) -> Float[Array, "b s m"]: ...
+    @overload
+    def encode(
+        self,
+        source: Array,
+        *,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[TextOptions],
+    ) -> Float[Array, "b s m"] | Outputs | WithHidden: ...
+
     def encode(
         self,
         source: Int[Array, "b s"] | Float[Array, "b mel frames"],
@@ -188,7 +261,7 @@ class EncoderDecoder(PretrainedModel):
         return_weights: bool = False,
         return_hidden: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b s m"] | Any:
+    ) -> Float[Array, "b s m"] | Outputs | WithHidden:
         """What the decoder attends to.
 
         Args:
@@ -220,6 +293,57 @@ class EncoderDecoder(PretrainedModel):
         """A cache without tokens for `decode`, of up to ``room`` tokens of the target; as `TextDecoder.new_cache`."""
         return caches_of(self.decoder.blocks, self.decoder.windows, batch_size, room, dtype)
 
+    @overload
+    def decode(
+        self,
+        target: Array,
+        memory: Array | list[KeysAndValues],
+        *,
+        cache: Sequence[Cache],
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[_TargetOptions],
+    ) -> Cached: ...
+    @overload
+    def decode(
+        self,
+        target: Array,
+        memory: Array | list[KeysAndValues],
+        *,
+        return_hidden: Literal[True],
+        return_weights: bool = False,
+        **options: Unpack[_TargetOptions],
+    ) -> WithHidden: ...
+    @overload
+    def decode(
+        self,
+        target: Array,
+        memory: Array | list[KeysAndValues],
+        *,
+        return_weights: Literal[True],
+        **options: Unpack[_TargetOptions],
+    ) -> Outputs: ...
+    @overload
+    def decode(
+        self,
+        target: Array,
+        memory: Array | list[KeysAndValues],
+        *,
+        return_weights: Literal[False] = False,
+        **options: Unpack[_TargetOptions],
+    ) -> Float[Array, "b t v"]: ...
+    @overload
+    def decode(
+        self,
+        target: Array,
+        memory: Array | list[KeysAndValues],
+        *,
+        cache: Sequence[Cache] | None = None,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[_TargetOptions],
+    ) -> Float[Array, "b t v"] | Outputs | WithHidden | Cached: ...
+
     def decode(
         self,
         target: Int[Array, "b t"],
@@ -236,7 +360,7 @@ class EncoderDecoder(PretrainedModel):
         return_weights: bool = False,
         return_hidden: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b t v"] | Any:
+    ) -> Float[Array, "b t v"] | Outputs | WithHidden | Cached:
         """The logits of the token after each of the target, given what `encode` made of the source.
 
         Args:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn.masks import Mask
-from jattn.models.hugging_face.encoder import TextEncoder
+from jattn.models.hugging_face.encoder import EncoderOptions, TextEncoder
 from jattn.models.hugging_face.family import Family, PretrainedModel, family_of
-from jattn.models.hugging_face.stack import and_within, real_tokens
-from jattn.nn import Embed, Linear, Norm
+from jattn.models.hugging_face.stack import WithHidden, and_within, real_tokens
+from jattn.nn import Embed, Linear, Norm, Outputs
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.feed_forward import Activation, activation_function
 from jattn.portable import Inputs
@@ -78,7 +78,8 @@ class EncoderHead(nnx.Module):
         self.dropout = Dropout(dropout_rate)
         self.output = None if checks.flag("tied", tied) else Linear(width, outputs, use_bias=use_bias, **types)
         self.bias = nnx.Param(jnp.zeros(outputs, param_dtype)) if tied and use_bias else None
-        self.pooling, self.activation = pooling, activation
+        self.activation: Activation = activation
+        self.pooling = pooling
 
     def __call__(
         self,
@@ -229,6 +230,45 @@ class EncoderWithHead(PretrainedModel):
     def __init__(self, encoder: TextEncoder, head: EncoderHead, *, architecture: str | None = None) -> None:
         self.encoder, self.head, self.architecture = encoder, head, architecture
 
+    @overload
+    def __call__(
+        self,
+        tokens: Array,
+        valid_lens: int | Array | None = None,
+        *,
+        return_hidden: Literal[True],
+        return_weights: bool = False,
+        **options: Unpack[EncoderOptions],
+    ) -> WithHidden: ...
+    @overload
+    def __call__(
+        self,
+        tokens: Array,
+        valid_lens: int | Array | None = None,
+        *,
+        return_weights: Literal[True],
+        **options: Unpack[EncoderOptions],
+    ) -> Outputs: ...
+    @overload
+    def __call__(
+        self,
+        tokens: Array,
+        valid_lens: int | Array | None = None,
+        *,
+        return_weights: Literal[False] = False,
+        **options: Unpack[EncoderOptions],
+    ) -> Float[Array, "..."]: ...
+    @overload
+    def __call__(
+        self,
+        tokens: Array,
+        valid_lens: int | Array | None = None,
+        *,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[EncoderOptions],
+    ) -> Float[Array, "..."] | Outputs | WithHidden: ...
+
     def __call__(
         self,
         tokens: Int[Array, "b t"],
@@ -241,7 +281,7 @@ class EncoderWithHead(PretrainedModel):
         return_weights: bool = False,
         return_hidden: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "..."] | Any:
+    ) -> Float[Array, "..."] | Outputs | WithHidden:
         """The head's logits; arguments and further outputs are those of `TextEncoder`."""
         rngs = split(rng, 2)
         tokens = checks.tokens("tokens", tokens, self.encoder.words.num_embeddings, "b t", 2)

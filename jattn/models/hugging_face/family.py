@@ -95,6 +95,10 @@ class PretrainedModel(Exportable, nnx.Module):
     hugging_face: ClassVar[Family]
     config: str | None = None  # that it came with, as JSON
 
+    if TYPE_CHECKING:  # what `jattn.models.load` gives can be called; each class says with what
+
+        def __call__(self, *inputs: Any, **options: Any) -> Any: ...
+
     @classmethod
     def from_folder(cls: type[M], path: str | Path, *, param_dtype: Any = None) -> M:
         """The model of a Hugging Face folder: ``config.json``, and ``model.safetensors`` or its shards.

@@ -1,7 +1,7 @@
 """Tokens through a stack of blocks: which of them are real, where they stand, and what each block gives."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,9 @@ from jattn.nn import TransformerBlock, new_cache
 from jattn.nn.weights import Cached, as_pair, outputs
 
 __all__ = [
+    "StackOptions",
     "StackOutput",
+    "TextOptions",
     "WithHidden",
     "and_within",
     "blocks_of",
@@ -26,6 +28,21 @@ __all__ = [
     "returned",
     "run_blocks",
 ]
+
+
+class StackOptions(TypedDict, total=False):
+    """What every model of blocks takes beside its inputs."""
+
+    attention_mask: Bool[Array, "..."] | Int[Array, "..."] | None
+    mask: Mask | Bool[Array, "..."] | None
+    rng: PRNGKeyArray | None
+
+
+class TextOptions(StackOptions, total=False):
+    """Likewise, of text."""
+
+    valid_lens: int | Int[Array, "b"] | None
+    positions: Int[Array, "b t"] | None
 
 
 class WithHidden(NamedTuple):

@@ -1,7 +1,7 @@
 """The image encoder of all families: what differs between them is data. c is the number of classes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +12,21 @@ from jattn._engine import checks
 from jattn._engine.dtypes import at_least_float32
 from jattn.masks import Mask
 from jattn.models.hugging_face.family import PretrainedModel
-from jattn.models.hugging_face.stack import blocks_of, real_tokens, returned, run_blocks
-from jattn.nn import Conv, LearnedPositions, Linear, Norm
+from jattn.models.hugging_face.stack import StackOptions, WithHidden, blocks_of, real_tokens, returned, run_blocks
+from jattn.nn import Conv, LearnedPositions, Linear, Norm, Outputs
 from jattn.nn.dropout import Dropout, split
 from jattn.nn.feed_forward import Activation, activation_function
 from jattn.portable import Inputs
 
-__all__ = ["VisionEncoder"]
+__all__ = ["VisionEncoder", "VisionOptions"]
 
 _token_init = nnx.initializers.normal(0.02)
+
+
+class VisionOptions(StackOptions, total=False):
+    """What a `VisionEncoder` takes beside its images."""
+
+    interpolate_positions: bool
 
 
 class VisionEncoder(PretrainedModel):
@@ -108,12 +114,39 @@ class VisionEncoder(PretrainedModel):
         self.blocks = nnx.List(blocks)
         self.norm = (Norm() if norm is None else norm)(features, **types)
         self.pooler = None if pooler_features is None else Linear(features, pooler_features, **types)
-        self.pooler_activation = pooler_activation
+        self.pooler_activation: Activation = pooler_activation
         outputs = 0 if output_features is None else num_outputs
         self.outputs = nnx.List(
             [Linear(features, output_features or 0, use_bias=output_bias, **types) for _ in range(outputs)]
         )
         self.dropout = Dropout(dropout_rate)
+
+    @overload
+    def __call__(
+        self,
+        images: Array,
+        *,
+        return_hidden: Literal[True],
+        return_weights: bool = False,
+        **options: Unpack[VisionOptions],
+    ) -> WithHidden: ...
+    @overload
+    def __call__(
+        self, images: Array, *, return_weights: Literal[True], **options: Unpack[VisionOptions]
+    ) -> Outputs: ...
+    @overload
+    def __call__(
+        self, images: Array, *, return_weights: Literal[False] = False, **options: Unpack[VisionOptions]
+    ) -> Float[Array, "b c"] | Float[Array, "b t m"]: ...
+    @overload
+    def __call__(
+        self,
+        images: Array,
+        *,
+        return_weights: bool = False,
+        return_hidden: bool = False,
+        **options: Unpack[VisionOptions],
+    ) -> Float[Array, "b c"] | Float[Array, "b t m"] | Outputs | WithHidden: ...
 
     def __call__(
         self,
@@ -125,7 +158,7 @@ class VisionEncoder(PretrainedModel):
         return_weights: bool = False,
         return_hidden: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b c"] | Float[Array, "b t m"] | Any:
+    ) -> Float[Array, "b c"] | Float[Array, "b t m"] | Outputs | WithHidden:
         """Logits, an embedding, or the states of all tokens, as the class says.
 
         Args:

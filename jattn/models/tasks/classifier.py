@@ -1,6 +1,6 @@
 """An image classifier whose tokens are the patches of the image."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jattn._engine import checks
 from jattn.nn import LayerNorm, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.dropout import split
-from jattn.nn.weights import in_turn, outputs
+from jattn.nn.weights import Outputs, in_turn, outputs
 from jattn.portable import Exportable, Inputs
 
 __all__ = ["DigitsClassifier", "to_patches"]
@@ -80,9 +80,20 @@ class DigitsClassifier(Exportable, nnx.Module):
         self.norm = LayerNorm(features, **options)
         self.output = Linear(features, num_classes, **options)
 
+    @overload
+    def __call__(self, images: Array, *, return_weights: Literal[True], rng: PRNGKeyArray | None = None) -> Outputs: ...
+    @overload
+    def __call__(
+        self, images: Array, *, return_weights: Literal[False] = False, rng: PRNGKeyArray | None = None
+    ) -> Float[Array, "b c"]: ...
+    @overload
+    def __call__(
+        self, images: Array, *, return_weights: bool, rng: PRNGKeyArray | None = None
+    ) -> Float[Array, "b c"] | Outputs: ...
+
     def __call__(
         self, images: Float[Array, "b i i"], *, return_weights: bool = False, rng: PRNGKeyArray | None = None
-    ) -> Float[Array, "b c"] | Any:
+    ) -> Float[Array, "b c"] | Outputs:
         """Logits ``b c``; with return_weights also the list of each block's weights ``b h t t``."""
         if jnp.shape(images)[1:] != (self.image_size, self.image_size):
             raise ValueError(

@@ -1,6 +1,6 @@
 """A task of long-term dependency: name the first token of a sequence after having read it all."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jattn._engine import checks
 from jattn.nn import Embed, LearnedPositions, Linear, TransformerBlock
 from jattn.nn.dropout import split
-from jattn.nn.weights import in_turn, outputs
+from jattn.nn.weights import Outputs, in_turn, outputs
 from jattn.portable import Exportable, Inputs
 
 __all__ = ["RecallClassifier"]
@@ -67,9 +67,20 @@ class RecallClassifier(Exportable, nnx.Module):
         )
         self.output = Linear(features, vocab_size, **options)
 
+    @overload
+    def __call__(self, tokens: Array, *, return_weights: Literal[True], rng: PRNGKeyArray | None = None) -> Outputs: ...
+    @overload
+    def __call__(
+        self, tokens: Array, *, return_weights: Literal[False] = False, rng: PRNGKeyArray | None = None
+    ) -> Float[Array, "*b v"]: ...
+    @overload
+    def __call__(
+        self, tokens: Array, *, return_weights: bool, rng: PRNGKeyArray | None = None
+    ) -> Float[Array, "*b v"] | Outputs: ...
+
     def __call__(
         self, tokens: Int[Array, "*b t"], *, return_weights: bool = False, rng: PRNGKeyArray | None = None
-    ) -> Float[Array, "*b v"] | Any:
+    ) -> Float[Array, "*b v"] | Outputs:
         """Logits ``*b v`` of the first token; with return_weights also the list of the blocks' weights ``*b h t t``."""
         tokens = checks.tokens("tokens", tokens, self.embedding.num_embeddings, "*b t", 1)
         x = self.embedding(tokens)

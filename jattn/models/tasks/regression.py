@@ -1,6 +1,6 @@
 """A curve from points of it: each scalar is a token, and its output is the curve's value there."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jattn._engine import checks
 from jattn.nn import DotProductAttention, LearnedPositions, Linear, TransformerBlock
-from jattn.nn.weights import as_pair, outputs
+from jattn.nn.weights import Outputs, as_pair, outputs
 from jattn.portable import Exportable, Inputs
 
 __all__ = ["AttentionRegressor", "TransformerRegressor"]
@@ -56,7 +56,14 @@ class AttentionRegressor(Exportable, nnx.Module):
         self.out = linear(hidden_features, 1)
         self.attention = DotProductAttention()
 
-    def __call__(self, x: Float[Array, "*b t"], *, return_weights: bool = False) -> Float[Array, "*b t"] | Any:
+    @overload
+    def __call__(self, x: Array, *, return_weights: Literal[True]) -> Outputs: ...
+    @overload
+    def __call__(self, x: Array, *, return_weights: Literal[False] = False) -> Float[Array, "*b t"]: ...
+    @overload
+    def __call__(self, x: Array, *, return_weights: bool) -> Float[Array, "*b t"] | Outputs: ...
+
+    def __call__(self, x: Float[Array, "*b t"], *, return_weights: bool = False) -> Float[Array, "*b t"] | Outputs:
         """The curve's values at ``x``, ``*b t``; with return_weights also the weights ``*b t t``."""
         tokens = checks.floating("x", x, "*b t", 1)[..., None]
         query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
@@ -116,9 +123,20 @@ class TransformerRegressor(Exportable, nnx.Module):
         )
         self.output = Linear(features, 1, kernel_init=xavier, **options)
 
+    @overload
+    def __call__(self, x: Array, *, return_weights: Literal[True], rng: PRNGKeyArray | None = None) -> Outputs: ...
+    @overload
+    def __call__(
+        self, x: Array, *, return_weights: Literal[False] = False, rng: PRNGKeyArray | None = None
+    ) -> Float[Array, "*b t"]: ...
+    @overload
+    def __call__(
+        self, x: Array, *, return_weights: bool, rng: PRNGKeyArray | None = None
+    ) -> Float[Array, "*b t"] | Outputs: ...
+
     def __call__(
         self, x: Float[Array, "*b t"], *, return_weights: bool = False, rng: PRNGKeyArray | None = None
-    ) -> Float[Array, "*b t"] | Any:
+    ) -> Float[Array, "*b t"] | Outputs:
         """The curve's values at ``x``, ``*b t``; with return_weights also the weights ``*b h t t``."""
         tokens = checks.floating("x", x, "*b t", 1)[..., None]
         x = self.positions(self.input(tokens))

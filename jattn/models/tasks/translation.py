@@ -5,7 +5,7 @@ More axes here: v vocabulary · n hidden width · l recurrent layer. The decoder
 translation.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jattn._engine import checks
 from jattn.decoding import last_of
 from jattn.nn import GRU, AdditiveAttention, DotProductAttention, Embed, Linear
 from jattn.nn.dropout import split
-from jattn.nn.weights import outputs
+from jattn.nn.weights import Outputs, outputs
 from jattn.portable import Exportable, Inputs
 
 __all__ = ["Decoder", "DecoderState", "Encoder", "Seq2Seq", "TranslationState"]
@@ -189,6 +189,37 @@ class Seq2Seq(Exportable, nnx.Module):
         self.encoder = Encoder(source_vocab_size, *sizes, dropout_rate, **options)
         self.decoder = Decoder(target_vocab_size, *sizes, score, dropout_rate, **options)
 
+    @overload
+    def __call__(
+        self,
+        source: Array,
+        target: Array,
+        source_valid_lens: Array | None = None,
+        *,
+        return_weights: Literal[True],
+        rng: PRNGKeyArray | None = None,
+    ) -> Outputs: ...
+    @overload
+    def __call__(
+        self,
+        source: Array,
+        target: Array,
+        source_valid_lens: Array | None = None,
+        *,
+        return_weights: Literal[False] = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b t v"]: ...
+    @overload
+    def __call__(
+        self,
+        source: Array,
+        target: Array,
+        source_valid_lens: Array | None = None,
+        *,
+        return_weights: bool,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b t v"] | Outputs: ...
+
     def __call__(
         self,
         source: Int[Array, "b s"],
@@ -197,7 +228,7 @@ class Seq2Seq(Exportable, nnx.Module):
         *,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b t v"] | Any:
+    ) -> Float[Array, "b t v"] | Outputs:
         """Logits ``b t v`` of the token after each of ``target``; with return_weights also the weights ``b t s``."""
         encoder_rng, decoder_rng = split(rng, 2)
         state = self.encoder(source, source_valid_lens, rng=encoder_rng)

@@ -1,7 +1,7 @@
 """PyTorch's initial parameters: each layer's own distribution, which is not Flax's."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +14,8 @@ from jattn.nn.torch.transformer import Transformer
 
 __all__ = ["initialize"]
 
+Initialized = TypeVar("Initialized")
+
 _Distribution = Callable[[Array, tuple[int, ...], Any], Array]  # of a key, a shape and a dtype
 
 
@@ -25,7 +27,7 @@ class _Draw(NamedTuple):
     fans: tuple[int, int] | None = None
 
 
-def initialize(module: Any, *, rngs: nnx.Rngs) -> Any:
+def initialize(module: Initialized, *, rngs: nnx.Rngs) -> Initialized:
     """Draw all parameters of ``module`` anew, in place, from the distributions that PyTorch gives such layers.
 
     =========================  ==================================================================================

@@ -4,7 +4,7 @@ Masks are `MultiheadAttention`'s: ``True`` where a query may **not** attend. ``r
 does not have, also returns the weights of each layer and head, ``b h t s``, from before dropout.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -65,7 +65,8 @@ class _Layer(nnx.Module):
         if self._attends_to_memory:
             self.norm3 = norm()
         self.dropout = Dropout(dropout)
-        self.activation, self.norm_first = activation, norm_first
+        self.activation: Activation = activation
+        self.norm_first = norm_first
 
     def _attend(
         self,
@@ -130,6 +131,40 @@ class TransformerEncoderLayer(_Layer):
 
     _attends_to_memory = False
 
+    @overload
+    def __call__(
+        self,
+        src: Array,
+        src_mask: TorchMask | None = None,
+        src_key_padding_mask: TorchMask | None = None,
+        is_causal: bool = False,
+        *,
+        return_weights: Literal[True],
+        rng: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "*bt m"], Array]: ...
+    @overload
+    def __call__(
+        self,
+        src: Array,
+        src_mask: TorchMask | None = None,
+        src_key_padding_mask: TorchMask | None = None,
+        is_causal: bool = False,
+        *,
+        return_weights: Literal[False] = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*bt m"]: ...
+    @overload
+    def __call__(
+        self,
+        src: Array,
+        src_mask: TorchMask | None = None,
+        src_key_padding_mask: TorchMask | None = None,
+        is_causal: bool = False,
+        *,
+        return_weights: bool,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*bt m"] | tuple[Float[Array, "*bt m"], Array]: ...
+
     def __call__(
         self,
         src: Float[Array, "*bt m"],
@@ -139,7 +174,7 @@ class TransformerEncoderLayer(_Layer):
         *,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "*bt m"] | Any:
+    ) -> Float[Array, "*bt m"] | tuple[Float[Array, "*bt m"], Array]:
         """Run the layer.
 
         Args:
@@ -158,7 +193,7 @@ class TransformerEncoderLayer(_Layer):
         )
         x, weights = self._attend(self.self_attn, self.norm1, src, None, rngs[:2], masks, "src", return_weights)
         x = self._feed_forward(self.norm2, x, rngs[2:])
-        return (x, weights) if return_weights else x
+        return x if weights is None else (x, weights)
 
 
 class TransformerDecoderLayer(_Layer):
@@ -179,6 +214,52 @@ class TransformerDecoderLayer(_Layer):
 
     _attends_to_memory = True
 
+    @overload
+    def __call__(
+        self,
+        tgt: Array,
+        memory: Array,
+        tgt_mask: TorchMask | None = None,
+        memory_mask: TorchMask | None = None,
+        tgt_key_padding_mask: TorchMask | None = None,
+        memory_key_padding_mask: TorchMask | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+        *,
+        return_weights: Literal[True],
+        rng: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "*bt m"], tuple[Array, Array]]: ...
+    @overload
+    def __call__(
+        self,
+        tgt: Array,
+        memory: Array,
+        tgt_mask: TorchMask | None = None,
+        memory_mask: TorchMask | None = None,
+        tgt_key_padding_mask: TorchMask | None = None,
+        memory_key_padding_mask: TorchMask | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+        *,
+        return_weights: Literal[False] = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*bt m"]: ...
+    @overload
+    def __call__(
+        self,
+        tgt: Array,
+        memory: Array,
+        tgt_mask: TorchMask | None = None,
+        memory_mask: TorchMask | None = None,
+        tgt_key_padding_mask: TorchMask | None = None,
+        memory_key_padding_mask: TorchMask | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+        *,
+        return_weights: bool,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*bt m"] | tuple[Float[Array, "*bt m"], tuple[Array, Array]]: ...
+
     def __call__(
         self,
         tgt: Float[Array, "*bt m"],
@@ -192,7 +273,7 @@ class TransformerDecoderLayer(_Layer):
         *,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "*bt m"] | Any:
+    ) -> Float[Array, "*bt m"] | tuple[Float[Array, "*bt m"], tuple[Array, Array]]:
         """Run the layer.
 
         Args:
@@ -222,7 +303,7 @@ class TransformerDecoderLayer(_Layer):
             self.multihead_attn, self.norm2, x, memory, rngs[2:4], masks, "tgt", return_weights
         )
         x = self._feed_forward(self.norm3, x, rngs[4:])
-        return (x, (weights, memory_weights)) if return_weights else x
+        return x if weights is None or memory_weights is None else (x, (weights, memory_weights))
 
 
 def _sequence(name: str, x: Any, norm: LayerNorm) -> Array:

@@ -1,7 +1,7 @@
 """PyTorch's transformer, ``torch.nn.Transformer``, and its stacks of layers, which are in layers.py."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -54,6 +54,40 @@ class TransformerEncoder(nnx.Module):
         self.layers = nnx.List(_copies("encoder_layer", encoder_layer, num_layers))
         self.norm = norm
 
+    @overload
+    def __call__(
+        self,
+        src: Array,
+        mask: TorchMask | None = None,
+        src_key_padding_mask: TorchMask | None = None,
+        is_causal: bool | None = None,
+        *,
+        return_weights: Literal[True],
+        rng: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "*bt m"], tuple[Array, ...]]: ...
+    @overload
+    def __call__(
+        self,
+        src: Array,
+        mask: TorchMask | None = None,
+        src_key_padding_mask: TorchMask | None = None,
+        is_causal: bool | None = None,
+        *,
+        return_weights: Literal[False] = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*bt m"]: ...
+    @overload
+    def __call__(
+        self,
+        src: Array,
+        mask: TorchMask | None = None,
+        src_key_padding_mask: TorchMask | None = None,
+        is_causal: bool | None = None,
+        *,
+        return_weights: bool,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*bt m"] | tuple[Float[Array, "*bt m"], tuple[Array, ...]]: ...
+
     def __call__(
         self,
         src: Float[Array, "*bt m"],
@@ -63,7 +97,7 @@ class TransformerEncoder(nnx.Module):
         *,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "*bt m"] | Any:
+    ) -> Float[Array, "*bt m"] | tuple[Float[Array, "*bt m"], tuple[Array, ...]]:
         """Run all layers; arguments as in `TransformerEncoderLayer`, with the weights as a tuple, one for each layer.
 
         ``is_causal=None``, PyTorch's request to find out by itself, is the same as False: the mask decides.
@@ -95,6 +129,52 @@ class TransformerDecoder(nnx.Module):
         self.layers = nnx.List(_copies("decoder_layer", decoder_layer, num_layers))
         self.norm = norm
 
+    @overload
+    def __call__(
+        self,
+        tgt: Array,
+        memory: Array,
+        tgt_mask: TorchMask | None = None,
+        memory_mask: TorchMask | None = None,
+        tgt_key_padding_mask: TorchMask | None = None,
+        memory_key_padding_mask: TorchMask | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+        *,
+        return_weights: Literal[True],
+        rng: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "*bt m"], tuple[tuple[Array, Array], ...]]: ...
+    @overload
+    def __call__(
+        self,
+        tgt: Array,
+        memory: Array,
+        tgt_mask: TorchMask | None = None,
+        memory_mask: TorchMask | None = None,
+        tgt_key_padding_mask: TorchMask | None = None,
+        memory_key_padding_mask: TorchMask | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+        *,
+        return_weights: Literal[False] = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*bt m"]: ...
+    @overload
+    def __call__(
+        self,
+        tgt: Array,
+        memory: Array,
+        tgt_mask: TorchMask | None = None,
+        memory_mask: TorchMask | None = None,
+        tgt_key_padding_mask: TorchMask | None = None,
+        memory_key_padding_mask: TorchMask | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+        *,
+        return_weights: bool,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*bt m"] | tuple[Float[Array, "*bt m"], tuple[tuple[Array, Array], ...]]: ...
+
     def __call__(
         self,
         tgt: Float[Array, "*bt m"],
@@ -108,7 +188,7 @@ class TransformerDecoder(nnx.Module):
         *,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "*bt m"] | Any:
+    ) -> Float[Array, "*bt m"] | tuple[Float[Array, "*bt m"], tuple[tuple[Array, Array], ...]]:
         """Run all layers; arguments as in `TransformerDecoderLayer`, with the weights as a tuple of pairs, one for each
         layer. ``tgt_is_causal=None`` is the same as False: the mask decides.
         """
@@ -192,6 +272,61 @@ class Transformer(nnx.Module):
         self.encoder: Any = custom_encoder
         self.decoder: Any = custom_decoder
 
+    @overload
+    def __call__(
+        self,
+        src: Array,
+        tgt: Array,
+        src_mask: TorchMask | None = None,
+        tgt_mask: TorchMask | None = None,
+        memory_mask: TorchMask | None = None,
+        src_key_padding_mask: TorchMask | None = None,
+        tgt_key_padding_mask: TorchMask | None = None,
+        memory_key_padding_mask: TorchMask | None = None,
+        src_is_causal: bool | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+        *,
+        return_weights: Literal[True],
+        rng: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "*bt m"], tuple[Any, Any]]: ...
+    @overload
+    def __call__(
+        self,
+        src: Array,
+        tgt: Array,
+        src_mask: TorchMask | None = None,
+        tgt_mask: TorchMask | None = None,
+        memory_mask: TorchMask | None = None,
+        src_key_padding_mask: TorchMask | None = None,
+        tgt_key_padding_mask: TorchMask | None = None,
+        memory_key_padding_mask: TorchMask | None = None,
+        src_is_causal: bool | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+        *,
+        return_weights: Literal[False] = False,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*bt m"]: ...
+    @overload
+    def __call__(
+        self,
+        src: Array,
+        tgt: Array,
+        src_mask: TorchMask | None = None,
+        tgt_mask: TorchMask | None = None,
+        memory_mask: TorchMask | None = None,
+        src_key_padding_mask: TorchMask | None = None,
+        tgt_key_padding_mask: TorchMask | None = None,
+        memory_key_padding_mask: TorchMask | None = None,
+        src_is_causal: bool | None = None,
+        tgt_is_causal: bool | None = None,
+        memory_is_causal: bool = False,
+        *,
+        return_weights: bool,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*bt m"] | tuple[Float[Array, "*bt m"], tuple[Any, Any]]: ...
+
     def __call__(
         self,
         src: Float[Array, "*bs m"],
@@ -208,7 +343,7 @@ class Transformer(nnx.Module):
         *,
         return_weights: bool = False,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, "*bt m"] | Any:
+    ) -> Float[Array, "*bt m"] | tuple[Float[Array, "*bt m"], tuple[Any, Any]]:
         """Run encoder and decoder.
 
         Args:
