@@ -311,6 +311,7 @@ def use_decoding(model: models.TextDecoder, x: Array, rng: Array) -> None:
     assert_type(decoding.speculate(model, model, x, max_new_tokens=4), decoding.Speculated)
     assert_type(decoding.serve(model, [decoding.Job([1, 2]), [3]], max_new_tokens=4), Iterator[decoding.Served])
     assert_type(decoding.stream(model, x, max_new_tokens=4), decoding.Stream)
+    assert_type(decoding.attention_of(model, x, generated), decoding.Attended)
     assert_type(decoding.last_of(x, None), Array)
     state = model.new_cache(1, 9)
     assert_type(decoding.grown(state, 12), tuple[jattn.Cache, ...])
