@@ -4,7 +4,6 @@ n is the number of slots, t of new tokens. A cache is a pytree: it is compiled, 
 any other. What its unused slots hold has no effect.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Float32, Int, Int8
 
 from jattn._engine import checks
-from jattn._engine.int8 import dequantized, quantized
+from jattn._engine.int8 import quantized
 from jattn._engine.pytree import Pytree
+from jattn._engine.slots import Slots
 from jattn._mask import DenseMask, Mask
 
 __all__ = ["Appended", "Cache", "Used", "positions_of"]
@@ -25,67 +25,6 @@ UNUSED = -1  # the position of a slot that holds no token
 def positions_of(real: Bool[Array, "*b t"]) -> Int[Array, "*b t"]:
     """Of each token, how many real ones stand before it."""
     return jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0)
-
-
-class _Slots(NamedTuple):
-    """All that has the axis of the slots, or of new tokens on their way there."""
-
-    keys: Any  # *b k n d
-    values: Any  # *b k n e
-    positions: Any  # *b n
-    key_scales: Any  # *b k n, or None
-    value_scales: Any
-
-    def map(self, f: Callable[..., Any], *others: "_Slots") -> "_Slots":
-        """``f(axis, x, *those of others)`` of each that is there, where axis is that of the slots."""
-        nd = self.positions.ndim - 1
-
-        def of(name: str) -> Any:
-            x = getattr(self, name)
-            return None if x is None else f(nd + (name != "positions"), x, *(getattr(y, name) for y in others))
-
-        return _Slots(*map(of, self._fields))
-
-    def read(self, key_dtype: Any, value_dtype: Any) -> tuple[Array, Array]:
-        """Keys and values, heads after slots: of int8 in these dtypes, others as they are."""
-        keys, values = self.keys, self.values
-        if self.key_scales is not None:
-            keys = dequantized(keys, self.key_scales, key_dtype)
-            values = dequantized(values, self.value_scales, value_dtype)
-        return jnp.swapaxes(keys, -3, -2), jnp.swapaxes(values, -3, -2)
-
-    def written(self, at: Int[Array, "*b t"], new: "_Slots") -> "_Slots":
-        """With new entries in these slots; n is nowhere."""
-
-        def of(axis: int, old: Any, x: Array) -> Array:
-            write = _write if axis < at.ndim else jax.vmap(_write, (0, None, 0))  # of each head
-            for _ in at.shape[:-1]:
-                write = jax.vmap(write)
-            return write(old, at, x)
-
-        return self.map(of, new)
-
-    def taken(self, at: Int[Array, "*b t"]) -> "_Slots":
-        """What is in these slots."""
-
-        def of(axis: int, x: Any) -> Array:
-            return jnp.take_along_axis(x, _beside(x, at, axis), axis)
-
-        return self.map(of)
-
-    def without(self, unused: Bool[Array, "*b n"]) -> "_Slots":
-        """With zeros in these slots, but for their positions."""
-
-        def zeroed(axis: int, x: Any) -> Array:
-            return jnp.where(_beside(x, unused, axis), 0, x)
-
-        return self.map(zeroed)._replace(positions=self.positions)
-
-
-def _beside(x: Any, of_slots: Array, axis: int) -> Array:
-    """What is of slots, with the axes of x, which has heads before them or not, and perhaps features after."""
-    aligned = of_slots if axis < of_slots.ndim else of_slots[..., None, :]
-    return aligned.reshape(*aligned.shape, *(1,) * (x.ndim - aligned.ndim))
 
 
 class Used(DenseMask):
@@ -370,8 +309,8 @@ class Cache(Pytree):
         return jax.tree.map(lambda x: jnp.take(x, numbers, axis=0), self)
 
     @property
-    def _slots(self) -> _Slots:
-        return _Slots(self.keys, self.values, self.positions, self.key_scales, self.value_scales)
+    def _slots(self) -> Slots:
+        return Slots(self.keys, self.values, self.positions, self.key_scales, self.value_scales)
 
     def _slots_of(self, real: Bool[Array, "*b t"]) -> Int[Array, "*b t"]:
         """Where each new token goes; n, which is nowhere, for padding and for what a later one replaces."""
@@ -382,15 +321,15 @@ class Cache(Pytree):
         last = rank[..., -1:]
         return jnp.where(real & (last - rank < self.room), number % self.room, self.room)
 
-    def _kept(self, keys: Array, values: Array, positions: Any) -> _Slots:
+    def _kept(self, keys: Array, values: Array, positions: Any) -> Slots:
         """What is kept of new tokens."""
         keys, values = jnp.swapaxes(keys, -3, -2), jnp.swapaxes(values, -3, -2)
         if self.key_scales is None:
-            return _Slots(keys.astype(self.keys.dtype), values.astype(self.values.dtype), positions, None, None)
+            return Slots(keys.astype(self.keys.dtype), values.astype(self.values.dtype), positions, None, None)
         (keys, key_scales), (values, value_scales) = quantized(keys), quantized(values)
-        return _Slots(keys, values, positions, key_scales, value_scales)
+        return Slots(keys, values, positions, key_scales, value_scales)
 
-    def _replaced(self, slots: _Slots, length: Any) -> "Cache":
+    def _replaced(self, slots: Slots, length: Any) -> "Cache":
         """With other slots, of which those that are unused hold what can do no harm."""
         return self._unflatten(self._flatten()[1], (*slots[:3], length, *slots[3:]))
 
@@ -414,10 +353,3 @@ def _check_between(name: str, x: Any, most: Any, what: str) -> None:
         wrong = (x < 0) | (x > most)
         if wrong.any():
             raise ValueError(f"{name} must lie between 0 and {most[wrong][0]}, {what}. Got {x[wrong][0]}.")
-
-
-def _write(held: Array, slots: Int[Array, "t"], new: Array) -> Array:
-    """Of one example, with the new entries in their slots."""
-    if slots.shape[0] == 1:  # XLA would make a slice of a single one, and write it anew, into a copy, where it is read
-        slots, new = jnp.append(slots, len(held)), jnp.concatenate([new, new])
-    return held.at[slots].set(new, mode="drop")

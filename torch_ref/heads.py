@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_ref.nn.multi_head import MultiHeadAttention, WideMultiHeadSelfAttention
+from torch_ref.nn.multi_head import MultiHeadAttention
+from torch_ref.nn.wide_multi_head import WideMultiHeadSelfAttention
 
 
 def layers(model: nn.Module) -> dict[str, Any]:

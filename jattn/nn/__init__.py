@@ -15,7 +15,7 @@ from jattn.nn.experts import MixtureOfExperts, Routing
 from jattn.nn.feed_forward import FeedForward
 from jattn.nn.kernel_regression import NadarayaWatson
 from jattn.nn.layers import LayerNorm, Linear, LinearGeneral, RMSNorm
-from jattn.nn.multi_head import KeysAndValues, MultiHeadAttention, WideMultiHeadSelfAttention
+from jattn.nn.multi_head import KeysAndValues, MultiHeadAttention
 from jattn.nn.norms import Norm
 from jattn.nn.positions import LearnedPositions, SinusoidalPositions, sinusoidal_positions
 from jattn.nn.recurrent import GRU
@@ -32,6 +32,7 @@ from jattn.nn.settings import settings_of
 from jattn.nn.single_head import AdditiveAttention, DotProductAttention
 from jattn.nn.transformer import TransformerBlock
 from jattn.nn.weights import Cached, Outputs
+from jattn.nn.wide_multi_head import WideMultiHeadSelfAttention
 
 __all__ = [
     "GRU",

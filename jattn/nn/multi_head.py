@@ -24,7 +24,7 @@ from jattn.nn.rotary_positions import Rotary
 from jattn.nn.weights import Cached, Outputs, as_pair, outputs
 from jattn.scores import Modified
 
-__all__ = ["KeysAndValues", "MultiHeadAttention", "WideMultiHeadSelfAttention", "attend_per_head"]
+__all__ = ["KeysAndValues", "MultiHeadAttention", "SelfOptions", "attend_per_head"]
 
 
 def attend_per_head(
@@ -461,61 +461,3 @@ def _rotary(rotary: Any, base: float | None) -> Rotary | None:
     if rotary is not None and not isinstance(rotary, Rotary):
         raise ValueError(f"rotary must be a jattn.nn.Rotary. Got {rotary!r:.80}.")
     return rotary if base is None else Rotary(base)
-
-
-_OF_SELF_ATTENTION = ("mask", "bias", "positions", "score", "head_gates", "implementation", "return_weights", "rng")
-
-
-class WideMultiHeadSelfAttention(MultiHeadAttention):
-    """Multi-head self-attention in which every head has the full width, and the output maps heads * width back.
-
-    ``output = concat over heads of softmax(x W_q (x W_k)^T / sqrt(m)) x W_v, times W_o``, all with biases. It is
-    `MultiHeadAttention` with ``qkv_features = num_heads * features``.
-
-    Args:
-        features: m, the width of the input, of each head and of the output.
-        num_heads: how many heads.
-        options: the other arguments of `MultiHeadAttention`.
-
-    Example:
-
-        >>> attend = WideMultiHeadSelfAttention(8, num_heads=3, rngs=nnx.Rngs(0))
-        >>> attend(jnp.ones((2, 5, 8))).shape, attend.out.kernel.shape
-        ((2, 5, 8), (3, 8, 8))
-    """
-
-    def __init__(self, features: int, num_heads: int, *, rngs: nnx.Rngs, **options: Any) -> None:
-        checks.positive_integers(features=features, num_heads=num_heads)
-        super().__init__(
-            num_heads, features, qkv_features=num_heads * features, **{"use_bias": True, **options}, rngs=rngs
-        )
-
-    @overload  # type: ignore[override]
-    def __call__(
-        self,
-        x: Array,
-        valid_lens: int | Array | None = None,
-        *,
-        return_weights: Literal[True],
-        **options: Unpack[SelfOptions],
-    ) -> Outputs: ...
-    @overload
-    def __call__(
-        self,
-        x: Array,
-        valid_lens: int | Array | None = None,
-        *,
-        return_weights: Literal[False] = False,
-        **options: Unpack[SelfOptions],
-    ) -> Float[Array, "*b t m"]: ...
-    @overload
-    def __call__(
-        self, x: Array, valid_lens: int | Array | None = None, *, return_weights: bool, **options: Unpack[SelfOptions]
-    ) -> Float[Array, "*b t m"] | Outputs: ...
-
-    def __call__(
-        self, x: Float[Array, "*b t m"], valid_lens: int | Int[Array, "..."] | None = None, **options: Any
-    ) -> Float[Array, "*b t m"] | Outputs:
-        """Attend within ``x``; the other arguments as in `MultiHeadAttention`, without those of keys and values."""
-        checks.keywords(type(self).__name__, options, _OF_SELF_ATTENTION)
-        return super().__call__(x, valid_lens=valid_lens, **options)

@@ -8,9 +8,9 @@ import numpy as np
 from flax import nnx
 
 from jattn.nn.experts import MixtureOfExperts
-from jattn.nn.multi_head import WideMultiHeadSelfAttention
 from jattn.nn.recurrent import GRU
 from jattn.nn.torch import MultiheadAttention as TorchMultiheadAttention
+from jattn.nn.wide_multi_head import WideMultiHeadSelfAttention
 from jattn.weights.table import Table
 
 __all__ = ["Map", "all_maps", "register_map"]

@@ -128,14 +128,6 @@ def test_a_value_of_masks_is_the_boolean_mask(parity: Parity) -> None:
     )
 
 
-@pytest.mark.parametrize("fixed", [{}, {"valid_lens": valid_lens}], ids=["no rule", "lengths"])
-def test_wide_multi_head_self_attention(parity: Parity, fixed: dict[str, Any]) -> None:
-    modules = both(nn.WideMultiHeadSelfAttention, 6, num_heads=3)
-    inputs = {"x": queries[..., :6]}
-    dtypes = ("float64",) if fixed else DTYPES
-    parity("WideMultiHeadSelfAttention", call_for_weights, call_for_weights, inputs, fixed, **modules, dtypes=dtypes)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # The second witness: PyTorch's own module.
 
