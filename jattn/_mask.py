@@ -121,16 +121,17 @@ def as_mask(mask: Mask | Bool[Array, "..."]) -> Mask:
         raise ValueError(
             f"mask must be a mask or a boolean array. Got the function {mask!r}; call it, or pass jattn.masks.where(f)."
         )
-    array = checks.array("mask", mask)
+    array = checks.array("mask", mask, "a mask of jattn.masks or a boolean array")
     if array.dtype != jnp.bool_:
         raise ValueError(
             f"mask must be boolean, True where a query may attend to a key. Got {array.dtype}. "
             "Compare it (mask != 0), or pass an additive mask as bias."
         )
     if array.ndim < 2:
+        remedy = "For one entry a key, write mask[None, :]." if array.ndim else "None allows all."
         raise ValueError(
             f"mask must have the axes t s, with heads and batch in front where it has them. Got shape "
-            f"{array.shape}. For one entry a key, write mask[None, :]."
+            f"{array.shape}. {remedy}"
         )
     return DenseMask(array)
 

@@ -56,10 +56,10 @@ def as_bias(bias: Bias | Float[Array, "..."]) -> Bias:
         raise ValueError(
             f"bias must be a bias or an array. Got the function {bias!r}; call it, or pass jattn.biases.where(f)."
         )
-    array = checks.array("bias", bias)
+    array = checks.array("bias", bias, "a bias of jattn.biases or a floating-point array")
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        remedy = " Pass a boolean array as mask." if array.dtype == jnp.bool_ else ""
-        raise ValueError(f"bias must be floating point. Got {array.dtype}.{remedy}")
+        remedy = "Pass a boolean array as mask" if array.dtype == jnp.bool_ else "Convert it with .astype(jnp.float32)"
+        raise ValueError(f"bias must be floating point. Got {array.dtype}. {remedy}.")
     return DenseBias(array)
 
 

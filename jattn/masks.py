@@ -16,6 +16,7 @@ are equal, and hash alike.
 
 import functools
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,17 @@ def _near(x: Any) -> Any:
 _FAR = 2**30
 
 
+_OF_PADDING = "Which tokens are real, *b s, is a mask: masks.dense(real[:, None, None, :] != 0)."
+
+
+def _is_padding(lens: Any) -> bool:
+    """Whether lengths of queries look like numbers that say which token is real."""
+    if not checks.is_concrete(lens) or lens.shape[-1] < 2:
+        return False
+    lens = np.asarray(lens)
+    return bool(((lens == 0) | (lens == 1)).all() and lens.any())
+
+
 def lengths(valid_lens: int | Int[Array, "..."], *, per_query: bool | None = None) -> Mask:
     """Only the first ``valid_lens`` keys are real; the rest is padding that nobody attends to, whatever it holds.
 
@@ -128,10 +140,18 @@ def lengths(valid_lens: int | Int[Array, "..."], *, per_query: bool | None = Non
         [[[[1 0 0 0]
            [1 1 1 0]]]]
     """
+    if jnp.result_type(valid_lens) == jnp.bool_:
+        raise ValueError(f"valid_lens must be integers, how many keys are real. Got booleans. {_OF_PADDING}")
     valid_lens = checks.integers("valid_lens", valid_lens)
     ndim = jnp.ndim(valid_lens)
     if per_query is None:
         per_query = ndim >= 2
+        if per_query and _is_padding(valid_lens):
+            warnings.warn(
+                f"valid_lens are only 0 and 1, and taken for how many keys each query sees. {_OF_PADDING} "
+                "If they are lengths, per_query=True says so.",
+                stacklevel=2,
+            )
     if per_query and ndim == 0:
         raise ValueError("valid_lens must have a query axis when per_query=True. Got a single length.")
     if per_query:

@@ -111,6 +111,20 @@ ARRAYS = [
     (lambda: attend(key=KEY > 0), "key must be floating point. Got bool. Convert it with .astype(jnp.float32)."),
     (lambda: attend(value=VALUE + 1j), "value must be floating point. Got complex64."),
     (
+        lambda: attend(query=QUERY.astype(jnp.float8_e4m3fn)),
+        "query must have 16 bits or more. Got float8_e4m3fn. Convert it with .astype(jnp.bfloat16).",
+    ),
+    (lambda: attend(query=QUERY[:, :, :0]), "query must have at least one head, the axis before its last."),
+    (lambda: attend(mask="causal"), "mask must be a mask of jattn.masks or a boolean array. Got str: 'causal'."),
+    (lambda: attend(mask=True), "Got shape (). None allows all."),
+    (lambda: attend(bias="alibi"), "bias must be a bias of jattn.biases or a floating-point array. Got str: 'alibi'."),
+    (lambda: attend(bias=jnp.ones((T, S), int)), "bias must be floating point. Got int32. Convert it with"),
+    (
+        lambda: masks.lengths(jnp.ones((B, S), bool)),
+        "valid_lens must be integers, how many keys are real. Got booleans. Which tokens are real, *b s, is a mask: "
+        "masks.dense(real[:, None, None, :] != 0).",
+    ),
+    (
         lambda: attend(key=KEY[:1]),
         "key must have query's batch axes (2,), in front of its last three. Got shape (1, 7, 2, 3) "
         "(query has shape (2, 5, 4, 3)).",
@@ -231,7 +245,7 @@ MASKS = [
     ),
     (lambda: masks.lengths(jnp.array([1.0])), "valid_lens must be integers. Got float32."),
     (lambda: masks.lengths(2.0), "valid_lens must be integers. Got float32."),
-    (lambda: masks.lengths(True), "valid_lens must be integers. Got bool."),
+    (lambda: masks.lengths(True), "valid_lens must be integers, how many keys are real. Got booleans."),
     (
         lambda: masks.lengths(3, per_query=True),
         "valid_lens must have a query axis when per_query=True. Got a single length.",
@@ -452,9 +466,9 @@ def test_numbers_that_are_known_are_looked_at_inside_jit(name, arguments, right,
     [
         (lambda: attention(None, KEY, VALUE), ("query must be an array", "Got NoneType")),
         (lambda: attention(QUERY, KEY, VALUE, mask=masks.causal), ("mask must be", "call it")),
-        (lambda: attention(QUERY, KEY, VALUE, mask="causal"), ("mask must be an array", "'causal'")),
+        (lambda: attention(QUERY, KEY, VALUE, mask="causal"), ("mask must be a mask of jattn.masks or a boolean array", "'causal'")),
         (lambda: masks.lengths(None), ("valid_lens must be an array", "Got NoneType")),
-        (lambda: masks.causal() & None, ("mask must be an array", "Got NoneType")),
+        (lambda: masks.causal() & None, ("mask must be a mask of jattn.masks or a boolean array", "Got NoneType")),
         (lambda: masks.causal() and masks.prefix(2), ("no truth value", "&, | and ~")),
         (lambda: attention(QUERY, KEY, VALUE, head_gates=1j * jnp.ones(H)), ("head_gates must be real", "complex64")),
         (lambda: attention(QUERY, KEY, VALUE, logits_soft_cap=jnp.inf), ("logits_soft_cap must be finite", "inf")),
@@ -474,6 +488,11 @@ def test_numbers_that_are_known_are_looked_at_inside_jit(name, arguments, right,
 def test_one_clear_error(call, phrases):
     with raises(*phrases):
         call()
+
+
+def test_a_part_of_a_name_is_completed():
+    with pytest.raises(TypeError, match=r"argument 'rng'\. Did you mean 'dropout_rng'\?"):
+        attend(rng=jax.random.key(0))
 
 
 @pytest.mark.parametrize(("t", "s"), [("a", 3), (-1, 3), (2, 2.0), (True, 3)])

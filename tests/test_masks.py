@@ -1,5 +1,7 @@
 """Every mask as a matrix written out by hand."""
 
+import warnings
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,6 +86,16 @@ def test_lengths_per_example():
 def test_lengths_per_query():
     expected = examples(matrix("1000", "1110", "0000"), matrix("1111", "1100", "1000"))
     assert_allows(lengths(jnp.array([[1, 3, 0], [4, 2, 1]])), expected)
+
+
+def test_padding_given_as_lengths_is_pointed_at():
+    real = jnp.array([[1, 1, 1, 0], [1, 0, 0, 0]])
+    with pytest.warns(UserWarning, match=r"valid_lens are only 0 and 1, .* masks.dense\(real\[:, None, None, :\]"):
+        lengths(real)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lengths(real, per_query=True)
+        lengths(real + 1)
 
 
 def test_lengths_per_query_of_one_example():

@@ -41,6 +41,7 @@ __all__ = [
     "query_and_key",
     "query_key_value",
     "real",
+    "rngs",
     "scalar",
     "score",
     "selection",
@@ -77,8 +78,8 @@ def at_most(name: str, n: Any, most_name: str, most: int) -> None:
         raise ValueError(f"{name} must have at most {most_name} = {most} positions. Got {n}.")
 
 
-def array(name: str, x: Any) -> Array:
-    """``x`` as an array."""
+def array(name: str, x: Any, what: str = "an array") -> Array:
+    """``x`` as an array, where ``what`` is what the caller may give."""
     if getattr(x, "is_nested", False):
         raise ValueError(
             f"{name} must be one array. Got a nested tensor. Pad it (torch.nested.to_padded_tensor), and say by a mask "
@@ -87,7 +88,7 @@ def array(name: str, x: Any) -> Array:
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be an array. Got {type(x).__name__}: {x!r:.80}.") from error
+        raise ValueError(f"{name} must be {what}. Got {type(x).__name__}: {x!r:.80}.") from error
 
 
 def no_other(name: str, x: Any) -> None:
@@ -101,7 +102,7 @@ def keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
     """No argument that the function does not have; Python's own error would name the one that it calls."""
     for name in given:
         if name not in (known := tuple(known)):
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name, known, 1) or [one for one in known if one.endswith(f"_{name}")]
             remedy = f" Did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}.{remedy}")
 
@@ -117,7 +118,10 @@ def floating(name: str, x: Any, axes: str, min_ndim: int) -> Array:
     """``x`` as a floating-point array with at least ``min_ndim`` axes, which ``axes`` names in the error."""
     x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name} must be floating point. Got {x.dtype}. Convert it with .astype(jnp.float32).")
+        remedy = "" if jnp.issubdtype(x.dtype, jnp.complexfloating) else " Convert it with .astype(jnp.float32)."
+        raise ValueError(f"{name} must be floating point. Got {x.dtype}.{remedy}")
+    if jnp.finfo(x.dtype).bits < 16:
+        raise ValueError(f"{name} must have 16 bits or more. Got {x.dtype}. Convert it with .astype(jnp.bfloat16).")
     if x.ndim < min_ndim:
         raise ValueError(f"{name} must have the axes {axes}. Got shape {x.shape}.")
     return x
@@ -162,6 +166,8 @@ def _same_batch(name: str, x: Array, query: Array, heads: bool) -> None:
 
 def _grouped_heads(query: Array, key: Array) -> None:
     h, k = query.shape[-2], key.shape[-2]
+    if h == 0:
+        raise ValueError(f"query must have at least one head, the axis before its last. Got shape {query.shape}.")
     if k == 0 or h % k:
         raise ValueError(
             f"key must have a number of heads that divides the query's {h}. Got {k}. The layout is *b s k d: "
@@ -243,6 +249,15 @@ def check_rng(name: str, x: Any) -> None:
     if not new and not (dtype == jnp.uint32 and _is_raw_key(x)):
         remedy = " Pass rngs.dropout()." if hasattr(x, "dropout") else ""
         raise ValueError(f"{name} must be a jax.random.key. Got {x!r:.80}.{remedy}")
+
+
+def rngs(x: Any) -> None:
+    """Flax's streams of keys."""
+    from flax import nnx  # which functions do without
+
+    if not isinstance(x, nnx.Rngs):
+        remedy = f"Pass nnx.Rngs({x})." if is_count(x) else "Pass nnx.Rngs(0)."
+        raise ValueError(f"rngs must be a flax.nnx.Rngs. Got {x!r:.80}. {remedy}")
 
 
 def _is_raw_key(x: Any) -> bool:

@@ -57,6 +57,7 @@ class Conv(nnx.Conv):
         rngs: nnx.Rngs,
         **options: Any,
     ) -> None:
+        checks.rngs(rngs)
         checks.positive_integers(
             in_features=in_features, out_features=out_features, feature_group_count=feature_group_count
         )

@@ -58,6 +58,7 @@ class Embed(nnx.Embed):
         rngs: nnx.Rngs,
         **options: Any,
     ) -> None:
+        checks.rngs(rngs)
         checks.positive_integers(num_embeddings=num_embeddings, features=features)
         if padding_idx is not None:
             padding_idx = int(checks.selection("padding_idx", padding_idx, num_embeddings)[0])

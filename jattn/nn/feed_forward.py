@@ -89,6 +89,7 @@ class FeedForward(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        checks.rngs(rngs)
         checks.positive_integers(features=features, hidden_features=hidden_features)
         checks.flag("use_bias", use_bias)
         options: dict[str, Any] = dict(

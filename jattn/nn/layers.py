@@ -59,6 +59,7 @@ class LayerNorm(nnx.LayerNorm):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        checks.rngs(rngs)
         _check_norm(features, epsilon, use_scale=use_scale, use_bias=use_bias)
         super().__init__(
             features,
@@ -139,6 +140,7 @@ class RMSNorm(nnx.RMSNorm):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        checks.rngs(rngs)
         _check_norm(features, epsilon, use_scale=use_scale)
         scale_offset = checks.number("scale_offset", scale_offset, "(-inf, inf)")
         if scale_offset and not use_scale:

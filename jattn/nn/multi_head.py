@@ -150,7 +150,12 @@ class MultiHeadAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        checks.rngs(rngs)
         checks.positive_integers(num_heads=num_heads, num_kv_heads=num_kv_heads, in_features=in_features)
+        if num_heads > in_features and qkv_features is None:
+            raise ValueError(
+                f"num_heads, which comes first, must be at most in_features, {in_features}. Got {num_heads}."
+            )
         checks.positive_integers(qkv_features=qkv_features, key_features=key_features, value_features=value_features)
         checks.positive_integers(value_head_features=value_head_features, out_features=out_features)
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads

@@ -71,6 +71,7 @@ class GRU(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        checks.rngs(rngs)
         checks.positive_integers(in_features=in_features, hidden_features=hidden_features, num_layers=num_layers)
         options: dict[str, Any] = dict(
             kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs

@@ -136,6 +136,7 @@ class AdditiveAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        checks.rngs(rngs)
         checks.positive_integers(
             query_features=query_features, key_features=key_features, hidden_features=hidden_features
         )

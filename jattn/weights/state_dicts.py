@@ -70,6 +70,7 @@ def load_state_dict(
     if not isinstance(state_dict, Mapping):
         raise ValueError(
             f"state_dict must be a mapping of names to tensors, or a path. Got {type(state_dict).__name__}."
+            f"{' Pass its .state_dict().' if hasattr(state_dict, 'state_dict') else ''}"
         )
     if alien := [repr(name) for name in state_dict if not isinstance(name, str)]:
         raise ValueError(f"{subject} must have names that are strings. Got {', '.join(alien)}.")

@@ -118,7 +118,6 @@ def run(module: Any, inputs: dict[str, Any]) -> Forward:
     return run_torch(torch_copy(module, "float64"), arguments(inputs), "float64")
 
 
-@pytest.mark.every_case
 @pytest.mark.parametrize("name", MODELS)
 def test_models_of_transformers_run_in_float64(name: str) -> None:
     """Eager attention casts its softmax and the other doesn't, so that they agree only if no cast is left."""

@@ -42,6 +42,7 @@ def test_as_many_are_found_as_is_said() -> None:
     assert sum(one.named for one in found) >= 0.95 * len(found), [one for one in found if not one.named]
 
 
+@pytest.mark.whole
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["Mistral", "BLOOM"])
 def test_training_is_the_same_for_50_steps(name: str) -> None:

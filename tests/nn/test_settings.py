@@ -58,6 +58,7 @@ def test_what_is_no_layer() -> None:
         (nn.LearnedPositions, (0, 4), "max_length must be an integer in [1, inf). Got 0."),
         (nn.MultiHeadAttention, (0, 4), "num_heads must be an integer in [1, inf). Got 0."),
         (nn.MultiHeadAttention, (3, 4), "num_heads must be a positive divisor of qkv_features, 4. Got 3."),
+        (nn.MultiHeadAttention, (8, 4), "num_heads, which comes first, must be at most in_features, 4. Got 8."),
         (nn.MultiHeadAttention, (2, 4, {"logits_soft_cap": -1.0}), "logits_soft_cap must be positive. Got -1.0."),
         (nn.WideMultiHeadSelfAttention, (2, "x"), "num_heads must be an integer in [1, inf). Got 'x'."),
         (nn.TransformerBlock, (4, 0, 8), "features must be an integer in [1, inf). Got 0."),
@@ -81,6 +82,25 @@ def test_errors_of_construction(layer: Any, arguments: tuple[Any, ...], message:
     options = arguments[-1] if isinstance(arguments[-1], dict) else {}
     with raises(message):
         layer(*(x for x in arguments if not isinstance(x, dict)), **options, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("layer", "sizes"),
+    [
+        (nn.MultiHeadAttention, (2, 4)),
+        (nn.AdditiveAttention, (3, 4, 5)),
+        (nn.FeedForward, (4, 8)),
+        (nn.Embed, (4, 2)),
+        (nn.Conv, (3, 4, 3)),
+        (nn.GRU, (3, 4)),
+        (nn.LayerNorm, (4,)),
+        (nn.RMSNorm, (4,)),
+    ],
+)
+def test_a_number_for_the_streams_of_keys(layer: Any, sizes: tuple[int, ...]) -> None:
+    with raises("rngs must be a flax.nnx.Rngs. Got 7. Pass nnx.Rngs(7)."):
+        layer(*sizes, rngs=7)
 
 
 @pytest.mark.usefixtures("unchecked")

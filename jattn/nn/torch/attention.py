@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jattn._engine import checks
+from jattn.masks import Mask
 from jattn.nn.dropout import Dropout
 from jattn.nn.layers import Initializer, Linear, LinearGeneral, default_bias_init, default_kernel_init
 from jattn.nn.multi_head import attend_per_head
@@ -280,6 +281,11 @@ def _append(x: Float[Array, "*b s h d"], last: Float[Array, "h d"]) -> Float[Arr
 
 def _mask_array(name: str, x: Any, shapes: dict[str, tuple[int, ...]]) -> Array:
     """A boolean or floating-point array of one of the shapes, which are named by their axes."""
+    if isinstance(x, Mask):
+        raise ValueError(
+            f"{name} must be an array, True where a query may not attend. Got a mask, {x!r:.80}. "
+            "Pass ~mask.as_array(t, s) of it."
+        )
     x = checks.array(name, x)
     if x.dtype != jnp.bool_ and not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
