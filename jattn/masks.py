@@ -140,16 +140,14 @@ def lengths(valid_lens: int | Int[Array, "..."], *, per_query: bool | None = Non
         [[[[1 0 0 0]
            [1 1 1 0]]]]
     """
-    if jnp.result_type(valid_lens) == jnp.bool_:
-        raise ValueError(f"valid_lens must be integers, how many keys are real. Got booleans. {_OF_PADDING}")
-    valid_lens = checks.integers("valid_lens", valid_lens)
+    valid_lens = checks.integers("valid_lens", valid_lens, f" {_OF_PADDING}")
     ndim = jnp.ndim(valid_lens)
     if per_query is None:
         per_query = ndim >= 2
         if per_query and _is_padding(valid_lens):
             warnings.warn(
                 f"valid_lens are only 0 and 1, and taken for how many keys each query sees. {_OF_PADDING} "
-                "If they are lengths, per_query=True says so.",
+                "If they are lengths, masks.lengths(..., per_query=True) says so.",
                 stacklevel=2,
             )
     if per_query and ndim == 0:

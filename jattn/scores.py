@@ -212,8 +212,10 @@ class Modification(FunctionRule):
     def check_formula(self, name: str, shape: Shape, what: str, dtype: Any) -> None:
         ndim = len(shape.batch) + 3
         part = self.aligned(len(shape.batch)).rows(0, 1).columns(0, 1)
-        x = jax.ShapeDtypeStruct((*shape.batch, shape.h, 1, 1), jnp.float32)
-        jax.eval_shape(lambda x, part: part.formula_of(x, grid_of(1, 1, ndim=ndim)), x, part)
+        for rule, lead in ((part, (*shape.batch, shape.h)), (part.of_one(len(shape.batch)), (1,) * (ndim - 2))):
+            x = jax.ShapeDtypeStruct((*lead, 1, 1), jnp.float32)
+            with self.fitting(name):
+                jax.eval_shape(lambda x, rule: rule.formula_of(x, grid_of(1, 1, ndim=ndim)), x, rule)
 
     def formula_of(self, x: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
         """The logits of a grid, modified."""
@@ -221,7 +223,7 @@ class Modification(FunctionRule):
         if jnp.shape(result) != x.shape or not jnp.issubdtype(jnp.result_type(result), jnp.floating):
             raise ValueError(
                 f"f must return floating-point logits of the shape {x.shape} that it is given. Got shape "
-                f"{jnp.shape(result)}, {jnp.result_type(result)}. {OF_POSITIONS}"
+                f"{jnp.shape(result)}, {jnp.result_type(result)}. {OF_POSITIONS}{self.declared}"
             )
         return result
 

@@ -175,13 +175,13 @@ def _grouped_heads(query: Array, key: Array) -> None:
         )
 
 
-def integers(name: str, x: Any) -> int | Array:
-    """Integers: a Python one as it is, anything else as an array."""
+def integers(name: str, x: Any, remedy: str = "") -> int | Array:
+    """Integers: a Python one as it is, anything else as an array; ``remedy`` is what booleans may be meant for."""
     if isinstance(x, int | np.integer) and not isinstance(x, bool):
         return int(x)
     x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise ValueError(f"{name} must be integers. Got {x.dtype}.")
+        raise ValueError(f"{name} must be integers. Got {x.dtype}.{remedy * (x.dtype == jnp.bool_)}")
     return x.astype(int)  # as positions are, which it is added to and compared with
 
 

@@ -22,6 +22,8 @@ class FunctionRule(Rule):
     arrays: dict[str, Any]
     axes: tuple[tuple[str, str | None], ...]  # of each array, by name
 
+    declared = 'name=("h", array).'
+
     @property
     def by_caller(self) -> str:
         return "f"

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, dataclass_transform
 import jax
 import numpy as np
 
+from jattn._engine.captured import as_seen
+
 __all__ = ["Known", "Pytree", "is_structure"]
 
 _Structure = tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]
@@ -52,7 +54,7 @@ class Pytree:
         names = getattr(self, "_children", None)  # known of a rebuilt value, whose leaves may be of any type
         if names is None:
             names = tuple(name for name, value in fields.items() if not is_structure(value))
-        structure = tuple((name, value) for name, value in fields.items() if name not in names)
+        structure = tuple((name, as_seen(value)) for name, value in fields.items() if name not in names)
         return [(jax.tree_util.GetAttrKey(name), fields[name]) for name in names], (names, structure)
 
     @classmethod

@@ -16,9 +16,10 @@ Axes: b batch, any number of them · h query head · t query position · s key p
 own, which come last.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import jax
@@ -41,7 +42,7 @@ Self = TypeVar("Self", bound="Rule")
 
 OF_POSITIONS = (
     "What is asked for is a part of all pairs, so compute it from the positions that are given, and give an array with "
-    'an entry for each example, head, query or key with its axes, as in name=("h", array).'
+    "an entry for each example, head, query or key with its axes, as in "
 )
 
 
@@ -51,6 +52,8 @@ class Rule(Pytree):
 
     # What a formula of the caller's must return, in words and as a dtype; None: it is not looked at.
     gives: ClassVar[tuple[str, Any] | None] = None
+
+    declared: ClassVar[str] = 'name: Array = over("h").'  # how the axes of an array are said
 
     @property
     def by_caller(self) -> str | None:
@@ -122,24 +125,43 @@ class Rule(Pytree):
         """Raise ValueError where the formula gives something else, for a single pair or for all of them."""
         batch = (1,) * self.lead() if shape.batch is None else shape.batch
 
-        def formula(rule: Rule, t: Any, s: Any) -> Any:
-            part = rule.aligned(len(batch)).rows(0, t).columns(0, s)
-            with as_part_of_a_program(name):
+        def formula(rule: Rule, t: Any, s: Any) -> Any:  # of an aligned rule
+            part = rule.rows(0, t).columns(0, s)
+            with as_part_of_a_program(name), self.fitting(name):
                 result = part.formula(grid_of(t, s, ndim=len(batch) + 3))
             return an_array(name, result, what)
 
         # An `if` fails with JAX's own error for a single pair, with NumPy's for several; shapes say more for all pairs.
-        single = jax.eval_shape(functools.partial(formula, t=1, s=1), self)
-        whole = jax.eval_shape(functools.partial(formula, t=shape.t, s=shape.s), self)
-        for result, t, s in ((whole, shape.t, shape.s), (single, 1, 1)):
-            full = (*batch, shape.h, t, s)
-            known = shape.batch is not None and shape.h is not None
-            fits = len(result.shape) >= 2 and (not known or checks.broadcasts_to(result.shape, full))
-            if not jnp.issubdtype(result.dtype, dtype) or not fits:
+        aligned = jax.eval_shape(lambda rule: rule.aligned(len(batch)), self)
+        single = jax.eval_shape(functools.partial(formula, t=1, s=1), aligned)
+        whole = jax.eval_shape(functools.partial(formula, t=shape.t, s=shape.s), aligned)
+        part = jax.eval_shape(lambda rule: formula(rule.of_one(len(batch)), t=1, s=1), aligned)
+        of_all, of_one = (*batch, shape.h), (1,) * (len(batch) + 1)
+        for result, full in ((whole, (*of_all, shape.t, shape.s)), (single, (*of_all, 1, 1)), (part, (*of_one, 1, 1))):
+            if not jnp.issubdtype(result.dtype, dtype):
+                remedy = "Compare it, as in x != 0." if dtype == jnp.bool_ else "Convert it with .astype(jnp.float32)."
+                raise ValueError(f"{name} must return {what}. Got {result.dtype}. {remedy}")
+            known = None not in full
+            if len(result.shape) < 2 or (known and not checks.broadcasts_to(result.shape, full)):
                 raise ValueError(
                     f"{name} must return {what} that broadcast to {full}, the axes *b h t s. "
-                    f"Got {result.dtype}, shape {result.shape}. {OF_POSITIONS}"
+                    f"Got {result.dtype}, shape {result.shape}. {OF_POSITIONS}{self.declared}"
                 )
+
+    @contextlib.contextmanager
+    def fitting(self, name: str) -> Iterator[None]:
+        """Around a formula of the caller's: an error about shapes says how an array is given its axes."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            if "broadcast" not in str(error):
+                raise
+            raise ValueError(f"{name} must fit its arrays. {OF_POSITIONS}{self.declared} Got: {error}") from error
+
+    def of_one(self: Self, batch: int) -> Self:
+        """Of an aligned rule with so many batch axes, the part for one example and one head."""
+        cut = (slice(0, 1),) * (batch + 1)
+        return self.map_fields(lambda name, axes, x: x if axes is None else x[cut])
 
     def name_of(self, field: str) -> str:
         """What the caller knows a field as."""

@@ -176,7 +176,7 @@ class Importance:
             result.add_section()
             shown = [f"{agreement[m]:.2f}" if np.isfinite(agreement.get(m, np.nan)) else "-" for m in self.metrics]
             result.add_row("rank correlation with leave_one_out", "", *shown)
-        console = Console(width=140, color_system=None)
+        console = Console(width=140, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(result)
         return capture.get()

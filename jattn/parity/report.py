@@ -128,7 +128,7 @@ class Findings:
         yield Text(self.finding, style="green" if self.equal else "red")
 
     def __str__(self) -> str:
-        console = Console(width=110, color_system=None)
+        console = Console(width=110, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
