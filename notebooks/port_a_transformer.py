@@ -341,7 +341,7 @@ report.assert_equal()
 
 # %% [markdown]
 # Equal, for whole digits: the outputs, the gradients of the input and of every parameter, in float64 and in float32,
-# where the port may be off by as much as PyTorch itself is off from float64. Now with padding again:
+# where what is allowed goes by PyTorch's own distance from float64. Now with padding again:
 
 # %%
 errors["mask inverted"] = by_layer(padded)
@@ -375,7 +375,7 @@ mended, norm, activation = (norm, activation), jattn.nn.LayerNorm, jax.nn.gelu
 accuracies["with the first epsilon and GELU"] = port_accuracy()
 norm, activation = mended
 
-print(f"{'the original':32} {torch_accuracy:.1%}")
+print(f"{'the original':42} {torch_accuracy:.1%}")
 for name, share in accuracies.items():
     print(f"{'the port, ' + name:42} {share:.1%}")
 assert accuracies["mended"] == torch_accuracy
