@@ -148,8 +148,8 @@ def where(f: Callable[..., Any], /, **arrays: Any) -> Bias:
 
     Args:
         f: from integer arrays of query and key positions, which broadcast against each other, to floating-point
-            numbers that broadcast to ``*b h t s``. It is compiled once, so what changes is given as an array, not
-            captured.
+            numbers that broadcast to ``*b h t s``. It is compiled with what it captures, anew where that has
+            changed.
         arrays: what f is given beside the positions, by name: an array as it is, to be indexed by positions; or
             ``(axes, array)`` with axes among ``b h t s`` for one that has an entry for each example, head, query or
             key, which arrives broadcast to ``*b h t s``. For a table by head, give the heads' numbers too,

@@ -238,8 +238,8 @@ def where(f: Callable[..., Any], /, *, span: Callable[..., Any] | None = None, *
 
     Args:
         f: from integer arrays of query and key positions, which broadcast against each other, to booleans that
-            broadcast to ``*b h t s``. It is compiled once, so what changes is given as an array, not captured; and it
-            is also called while tracing, with NumPy's arrays.
+            broadcast to ``*b h t s``. It is compiled together with what it captures, anew where that has changed, so
+            give what changes often as an array; and it is also called while tracing, with NumPy's arrays.
         span: which keys may be in reach, if that can be said: from the first and the last position of some queries to
             those of the keys, both included, as in ``lambda first, last: (first - 64, last)``. What lies outside is
             skipped, so it must include every key that f allows, or the result depends on the implementation.

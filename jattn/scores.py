@@ -183,7 +183,7 @@ def modified(f: Callable[..., Any], /, score: Score | None = None, **arrays: Any
 
     Args:
         f: ``f(logit, query, key)`` from logits and integer arrays of positions, which broadcast against each other and
-            to ``*b h t s``, to logits. It is compiled once, so what changes is given as an array, not captured.
+            to ``*b h t s``, to logits. It is compiled with what it captures, anew where that has changed.
         score: what is modified; ``DotProduct()`` by default.
         arrays: what f is given beside them, by name: an array as it is, to be indexed by positions; or ``(axes,
             array)`` with axes among ``b h t s`` for one that has an entry for each example, head, query or key, which

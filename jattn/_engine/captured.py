@@ -5,6 +5,7 @@ only where all of that is as it was: the numbers, lists and arrays in its closur
 names, the attributes of objects among these, and of the object that a method is bound to.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -45,8 +46,10 @@ class Function:
 
 def as_seen(value: Any) -> Any:
     """A function of the caller's as a `Function`; anything else as it is."""
+    if not callable(value):
+        return value
     is_own = isinstance(value, types.FunctionType | types.MethodType) or _is_partial(value) or _is_plain_object(value)
-    return Function(value) if is_own and callable(value) and not _is_of_a_library(value) else value
+    return Function(value) if is_own and not _is_of_a_library(value) else value
 
 
 def _is_of_a_library(value: Any) -> bool:
@@ -102,8 +105,19 @@ def _seen(x: Any, met: dict[int, int]) -> Any:
         besides = (x.__defaults__, x.__kwdefaults__, *(_content(cell) for cell in x.__closure__ or ()), *_globals_of(x))
         return x.__code__, id(x.__globals__), *(_seen(part, met) for part in besides)
     if _is_plain_object(x):
-        return _Itself(x), _seen(vars(x), met)
+        return _Itself(x), _seen(dict(_attributes(x)), met)
     return _Itself(x)
+
+
+def _attributes(x: Any) -> Iterator[tuple[str, Any]]:
+    """Those in slots as well, as Flax's variables have them."""
+    yield from vars(x).items()
+    for owner in type(x).__mro__:
+        slots = owner.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if isinstance(descriptor := owner.__dict__.get(name), types.MemberDescriptorType):
+                with contextlib.suppress(AttributeError):  # it has none yet
+                    yield name, descriptor.__get__(x)
 
 
 def _content(cell: Any) -> Any:

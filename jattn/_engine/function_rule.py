@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,6 +52,8 @@ def function_and_arrays(
 ) -> tuple[Any, dict[str, Any], tuple[tuple[str, str | None], ...]]:
     """A function of the caller's, its arrays, and the axes of each that is given as a pair ``(axes, array)``."""
     takes("f", f, positions, tuple(arrays))
+    if not jax.tree_util.all_leaves([f]):  # a module, say, whose arrays are no fields of the rule with axes to be cut
+        f = f.__call__
     axes: dict[str, str | None] = {}
     for array, x in arrays.items():
         axes[array] = x[0] if isinstance(x, tuple) else None

@@ -477,8 +477,8 @@ def test_sinks_by_hand():
         ),
         (dict(bias=lambda q, k: q), "bias must be a bias or an array. Got the function .* jattn.biases.where"),
         (dict(mask=masks.where(lambda q, k: k[0, 0, 0] < 3)), r"f must return booleans .* shape \(50,\)"),
-        (dict(bias=biases.where(lambda q, k: q - k)), "f must return floating-point numbers .* Got int"),
-        (dict(mask=masks.where(lambda q, k: q - k)), "f must return booleans .* Got int"),
+        (dict(bias=biases.where(lambda q, k: q - k)), "f must return floating-point numbers. Got int"),
+        (dict(mask=masks.where(lambda q, k: q - k)), "f must return booleans. Got int"),
         (
             dict(mask=masks.where(lambda q, k, n: k < n, n=("h", jnp.zeros(3)))),
             r"n must broadcast to \(4,\), the axes h",
