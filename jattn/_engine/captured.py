@@ -46,10 +46,8 @@ class Function:
 
 def as_seen(value: Any) -> Any:
     """A function of the caller's as a `Function`; anything else as it is."""
-    if not callable(value):
-        return value
     is_own = isinstance(value, types.FunctionType | types.MethodType) or _is_partial(value) or _is_plain_object(value)
-    return Function(value) if is_own and not _is_of_a_library(value) else value
+    return Function(value) if is_own and callable(value) and not _is_of_a_library(value) else value
 
 
 def _is_of_a_library(value: Any) -> bool:

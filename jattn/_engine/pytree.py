@@ -54,7 +54,9 @@ class Pytree:
         names = getattr(self, "_children", None)  # known of a rebuilt value, whose leaves may be of any type
         if names is None:
             names = tuple(name for name, value in fields.items() if not is_structure(value))
-        structure = tuple((name, as_seen(value)) for name, value in fields.items() if name not in names)
+        structure = tuple(
+            (name, as_seen(value) if callable(value) else value) for name, value in fields.items() if name not in names
+        )
         return [(jax.tree_util.GetAttrKey(name), fields[name]) for name in names], (names, structure)
 
     @classmethod

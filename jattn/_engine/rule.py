@@ -18,7 +18,6 @@ own, which come last.
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -132,12 +131,13 @@ class Rule(Pytree):
             return an_array(name, result, what)
 
         # An `if` fails with JAX's own error for a single pair, with NumPy's for several; shapes say more for all pairs.
-        aligned = jax.eval_shape(lambda rule: rule.aligned(len(batch)), self)
-        single = jax.eval_shape(functools.partial(formula, t=1, s=1), aligned)
-        whole = jax.eval_shape(functools.partial(formula, t=shape.t, s=shape.s), aligned)
-        part = jax.eval_shape(lambda rule: formula(rule.of_one(len(batch)), t=1, s=1), aligned)
-        of_all, of_one = (*batch, shape.h), (1,) * (len(batch) + 1)
-        for result, full in ((whole, (*of_all, shape.t, shape.s)), (single, (*of_all, 1, 1)), (part, (*of_one, 1, 1))):
+        whole = jax.eval_shape(lambda rule: formula(rule.aligned(len(batch)), shape.t, shape.s), self)
+        single = jax.eval_shape(lambda rule: formula(rule.aligned(len(batch)), 1, 1), self)
+        asked = [(whole, (*batch, shape.h, shape.t, shape.s)), (single, (*batch, shape.h, 1, 1))]
+        if any(n not in (0, 1) for n in single.shape[:-2]):  # of examples or heads: those that are asked for?
+            part = jax.eval_shape(lambda rule: formula(rule.aligned(len(batch)).of_one(len(batch)), 1, 1), self)
+            asked.append((part, (1,) * (len(batch) + 3)))
+        for result, full in asked:
             if not jnp.issubdtype(result.dtype, dtype):
                 remedy = "Compare it, as in x != 0." if dtype == jnp.bool_ else "Convert it with .astype(jnp.float32)."
                 raise ValueError(f"{name} must return {what}. Got {result.dtype}. {remedy}")
