@@ -103,11 +103,11 @@ def _seen(x: Any, met: dict[int, int]) -> Any:
         besides = (x.__defaults__, x.__kwdefaults__, *(_content(cell) for cell in x.__closure__ or ()), *_globals_of(x))
         return x.__code__, id(x.__globals__), *(_seen(part, met) for part in besides)
     if _is_plain_object(x):
-        return _Itself(x), _seen(dict(_attributes(x)), met)
+        return _Itself(x), _seen(dict(_state_of(x)), met)
     return _Itself(x)
 
 
-def _attributes(x: Any) -> Iterator[tuple[str, Any]]:
+def _state_of(x: Any) -> Iterator[tuple[str, Any]]:
     """Those in slots as well, as Flax's variables have them."""
     yield from vars(x).items()
     for owner in type(x).__mro__:
