@@ -103,7 +103,7 @@ def _seen(x: Any, met: dict[int, int]) -> Any:
         besides = (x.__defaults__, x.__kwdefaults__, *(_content(cell) for cell in x.__closure__ or ()), *_globals_of(x))
         return x.__code__, id(x.__globals__), *(_seen(part, met) for part in besides)
     if _is_plain_object(x):
-        return _Itself(x), _seen(dict(_state_of(x)), met)
+        return type(x), _seen(dict(_state_of(x)), met)
     return _Itself(x)
 
 

@@ -108,6 +108,15 @@ ALTERATIONS: list[tuple[Diagnosis, dict[str, Any]]] = [
     ),
     (
         Diagnosis(
+            "another weight decay",
+            "The port's parameters decay by 1e-4 of themselves times the rate.",
+            "That is optax.adamw's default; torch.optim.AdamW's is 1e-2.",
+            "Give both the same, or use jattn.training.adamw, which has PyTorch's default.",
+        ),
+        {"decay": lambda r: 1e-4},
+    ),
+    (
+        Diagnosis(
             "no bias correction",
             "The port's moments are not divided by 1 - b**step.",
             "Without it the first steps of Adam are of another size.",

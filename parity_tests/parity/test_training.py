@@ -63,6 +63,7 @@ OPTIMISERS: dict[str, tuple[Any, Any, str | None]] = {
         "weight decay: decoupled for L2",
     ),
     "no decay": (optax.sgd(1e-2), functools.partial(torch.optim.SGD, lr=1e-2, weight_decay=0.1), "no weight decay"),
+    "decay by default": (optax.adamw(1e-2), functools.partial(torch.optim.AdamW, lr=1e-2), "another weight decay"),
     "epsilon": (
         optax.adam(1e-2, eps=0.0, eps_root=1e-8),
         functools.partial(torch.optim.Adam, lr=1e-2),

@@ -1,5 +1,6 @@
 """A function of the caller's is compiled once as long as what it sees is the same, and anew where that has changed."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,14 @@ class Slope(nnx.Module):
 
     def __call__(self, q: Any, k: Any) -> Any:
         return self.rule(q, k)
+
+
+@dataclasses.dataclass
+class Shift:
+    n: int
+
+    def __call__(self, q: Any, k: Any) -> Any:
+        return k <= q + self.n
 
 
 def of_global(q: Any, k: Any) -> Any:
@@ -136,6 +145,9 @@ def test_equal_and_not() -> None:
     assert as_seen(jnp.tanh) is jnp.tanh
     assert as_seen(as_seen(of(1))) == as_seen(of(1))
     assert masks.where(of(3)) == masks.where(of(3))
+    assert as_seen(Shift(1)) == as_seen(Shift(1))
+    assert as_seen(Shift(1)) != as_seen(Shift(2))
+    assert as_seen(Shift(1).__call__) == as_seen(Shift(1).__call__)
 
 
 def test_what_refers_to_itself() -> None:

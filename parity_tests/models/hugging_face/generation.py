@@ -45,7 +45,8 @@ def assert_continues_alike(kind: Any, hf: Any) -> None:
         else:
             raise AssertionError("hf must say more than 4 tokens with some seed to show anything")
         ours = kind.from_hugging_face(hf.config.to_dict(), hf.state_dict())
-        whole = models.greedy_continuation(ours, jnp.asarray(TOKENS), max_new_tokens=n)
+        all_real = jnp.full_like(jnp.asarray(LENS), 7)  # the program that padded prompts run as well
+        whole = models.greedy_continuation(ours, jnp.asarray(TOKENS), all_real, max_new_tokens=n)
         np.testing.assert_array_equal(whole.tokens, theirs)
 
         padded = models.greedy_continuation(ours, jnp.asarray(TOKENS), jnp.asarray(LENS), max_new_tokens=n)
