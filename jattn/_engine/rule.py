@@ -131,8 +131,8 @@ class Rule(Pytree):
             return an_array(name, result, what)
 
         # An `if` fails with JAX's own error for a single pair, with NumPy's for several; shapes say more for all pairs.
-        whole = jax.eval_shape(lambda rule: formula(rule.aligned(len(batch)), shape.t, shape.s), self)
         single = jax.eval_shape(lambda rule: formula(rule.aligned(len(batch)), 1, 1), self)
+        whole = jax.eval_shape(lambda rule: formula(rule.aligned(len(batch)), shape.t, shape.s), self)
         asked = [(whole, (*batch, shape.h, shape.t, shape.s)), (single, (*batch, shape.h, 1, 1))]
         if any(n not in (0, 1) for n in single.shape[:-2]):  # of examples or heads: those that are asked for?
             part = jax.eval_shape(lambda rule: formula(rule.aligned(len(batch)).of_one(len(batch)), 1, 1), self)

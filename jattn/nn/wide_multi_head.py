@@ -25,6 +25,7 @@ class WideMultiHeadSelfAttention(MultiHeadAttention):
 
     Example:
 
+        >>> import jax.numpy as jnp
         >>> attend = WideMultiHeadSelfAttention(8, num_heads=3, rngs=nnx.Rngs(0))
         >>> attend(jnp.ones((2, 5, 8))).shape, attend.out.kernel.shape
         ((2, 5, 8), (3, 8, 8))

@@ -146,13 +146,14 @@ def trace_flax(module: nnx.Module, run: Callable[[], Any]) -> tuple[Any, Trace]:
     paths = {id(m): path for path, m in submodules(module)}
     with contextlib.ExitStack() as stack:
         for cls in {type(m) for _, m in submodules(module) if callable(m)}:
-            stack.enter_context(_recording(cls, paths, trace))
+            for name in ("__call__", *getattr(cls, "_called_as", ())):
+                stack.enter_context(_recording(cls, name, paths, trace))
         return run(), trace
 
 
 @contextlib.contextmanager
-def _recording(cls: Any, paths: dict[int, str], trace: Trace) -> Iterator[None]:
-    own, original = "__call__" in vars(cls), cls.__call__
+def _recording(cls: Any, name: str, paths: dict[int, str], trace: Trace) -> Iterator[None]:
+    own, original = name in vars(cls), getattr(cls, name)
 
     def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
         if id(self) not in paths or trace.calling(self):  # the latter is a call of super()
@@ -162,14 +163,14 @@ def _recording(cls: Any, paths: dict[int, str], trace: Trace) -> Iterator[None]:
         trace.end(result)
         return result
 
-    cls.__call__ = recorded
+    setattr(cls, name, recorded)
     try:
         yield
     finally:
         if own:
-            cls.__call__ = original
+            setattr(cls, name, original)
         else:
-            del cls.__call__
+            delattr(cls, name)
 
 
 def submodules(module: nnx.Module) -> list[tuple[str, nnx.Module]]:

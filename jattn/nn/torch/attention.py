@@ -100,6 +100,7 @@ class MultiheadAttention(nnx.Module):
         self.add_zero_attn, self.batch_first, self.empty_rows = add_zero_attn, batch_first, empty_rows
 
     _attend = staticmethod(attend_per_head)
+    _called_as = ("with_head_weights",)  # for those who record what a module is called with
 
     def __call__(
         self,

@@ -65,13 +65,16 @@ class _Layer(nnx.Module):
         if self._attends_to_memory:
             self.norm3 = norm()
         self.dropout = Dropout(dropout)
+        self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
+        if self._attends_to_memory:
+            self.dropout3 = Dropout(dropout)
         self.activation: Activation = activation
         self.norm_first = norm_first
 
     def _attend(
         self,
+        i: int,
         attend: MultiheadAttention,
-        norm: LayerNorm,
         x: Array,
         memory: Array | None,
         rngs: list[PRNGKeyArray | None],
@@ -79,27 +82,30 @@ class _Layer(nnx.Module):
         name: str,
         return_weights: bool,
     ) -> tuple[Array, Array | None]:
-        """x with an attention to memory, or to itself, added, and weights if asked for; masks by the caller's names."""
-        query = self._before(norm, x)
+        """x with an attention to memory, or to itself, added, and weights if asked for; masks by the caller's names.
+
+        i is the number of the sublayer, of its norm and of its dropout.
+        """
+        query = self._before(i, x)
         key = query if memory is None else memory
         arguments: dict[str, Any] = dict(zip(_MASKS, masks.values(), strict=True), return_weights=return_weights)
         names = {"query": name, "key": "memory", "value": "memory", **dict(zip(_MASKS, masks, strict=True))}
         y, weights = attend.with_head_weights(query, key, key, names=names, rng=rngs[0], **arguments)
-        return self._after(norm, x, y, rngs[1]), weights
+        return self._after(i, x, y, rngs[1]), weights
 
-    def _feed_forward(self, norm: LayerNorm, x: Array, rngs: list[PRNGKeyArray | None]) -> Array:
+    def _feed_forward(self, i: int, x: Array, rngs: list[PRNGKeyArray | None]) -> Array:
         """x with the two-layer network's output added."""
-        y = self.dropout(activation_function(self.activation)(self.linear1(self._before(norm, x))), rngs[0])
-        return self._after(norm, x, self.linear2(y), rngs[1])
+        y = self.dropout(activation_function(self.activation)(self.linear1(self._before(i, x))), rngs[0])
+        return self._after(i, x, self.linear2(y), rngs[1])
 
-    def _before(self, norm: LayerNorm, x: Array) -> Array:
+    def _before(self, i: int, x: Array) -> Array:
         """What a sublayer sees of x."""
-        return norm(x) if self.norm_first else x
+        return getattr(self, f"norm{i}")(x) if self.norm_first else x
 
-    def _after(self, norm: LayerNorm, x: Array, y: Array, rng: PRNGKeyArray | None) -> Array:
+    def _after(self, i: int, x: Array, y: Array, rng: PRNGKeyArray | None) -> Array:
         """x with a sublayer's output y added."""
-        x = x + self.dropout(y, rng)
-        return x if self.norm_first else norm(x)
+        x = x + getattr(self, f"dropout{i}")(y, rng)
+        return x if self.norm_first else getattr(self, f"norm{i}")(x)
 
 
 class TransformerEncoderLayer(_Layer):
@@ -191,8 +197,8 @@ class TransformerEncoderLayer(_Layer):
             src_key_padding_mask=src_key_padding_mask,
             is_causal=is_causal,
         )
-        x, weights = self._attend(self.self_attn, self.norm1, src, None, rngs[:2], masks, "src", return_weights)
-        x = self._feed_forward(self.norm2, x, rngs[2:])
+        x, weights = self._attend(1, self.self_attn, src, None, rngs[:2], masks, "src", return_weights)
+        x = self._feed_forward(2, x, rngs[2:])
         return x if weights is None else (x, weights)
 
 
@@ -293,16 +299,14 @@ class TransformerDecoderLayer(_Layer):
             tgt_key_padding_mask=tgt_key_padding_mask,
             tgt_is_causal=tgt_is_causal,
         )
-        x, weights = self._attend(self.self_attn, self.norm1, tgt, None, rngs[:2], masks, "tgt", return_weights)
+        x, weights = self._attend(1, self.self_attn, tgt, None, rngs[:2], masks, "tgt", return_weights)
         masks = dict(
             memory_mask=memory_mask,
             memory_key_padding_mask=memory_key_padding_mask,
             memory_is_causal=memory_is_causal,
         )
-        x, memory_weights = self._attend(
-            self.multihead_attn, self.norm2, x, memory, rngs[2:4], masks, "tgt", return_weights
-        )
-        x = self._feed_forward(self.norm3, x, rngs[4:])
+        x, memory_weights = self._attend(2, self.multihead_attn, x, memory, rngs[2:4], masks, "tgt", return_weights)
+        x = self._feed_forward(3, x, rngs[4:])
         return x if weights is None or memory_weights is None else (x, (weights, memory_weights))
 
 
