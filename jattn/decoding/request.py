@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Int
 from jattn._engine import checks
 from jattn._engine.axes import Shape
 from jattn._engine.buckets import bucket
+from jattn._engine.captured import as_seen
+from jattn._engine.of_caller import takes
 from jattn.cache import Cache
 from jattn.decoding.decodable import Decodable
 from jattn.decoding.loop import Beginning, Parts, Setup, Structure, started
@@ -84,9 +86,12 @@ class Request:
             checks.number("eos", token, f"[0, {v})", integer=True)
         if pad is not None:
             checks.number("pad", pad, "(-inf, inf)", integer=True)
+        if not isinstance(processors, Sequence):
+            raise ValueError(f"processors must be a list of functions. Got {processors!r:.80}. Write [...] around it.")
         for f in processors:
             if not callable(f):
                 raise ValueError(f"processors must be functions of logits and transcript. Got {f!r}.")
+            takes("each of processors", f, ("logits", "transcript"))
         width = t if t == 1 else bucket(max(t, 8))  # one token alone is what most encoder-decoders start with
         if width > t:
             lens = jnp.full(b, t, jnp.int32) if lens is None else lens
@@ -102,7 +107,7 @@ class Request:
             int(max_new_tokens),
             np.array(ends, np.int32),
             pad,
-            tuple(f if _is_pytree(f) else jax.tree_util.Partial(f) for f in processors),
+            tuple(f if _is_pytree(f) else jax.tree_util.Partial(as_seen(f)) for f in processors),
             v,
         )
 

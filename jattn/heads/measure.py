@@ -111,7 +111,7 @@ def checked_settings(
     loss: Any, batch_size: Any, metrics: Any, seed: Any, progress: Any
 ) -> tuple[int, tuple[str, ...], int]:
     """The batch size, metrics and seed of a measurement, as Python's own, found to fit like the rest."""
-    arguments.function("loss", loss, "model, batch and rng")
+    arguments.function("loss", loss, "model", "batch", "rng")
     batch_size = checks.number("batch_size", batch_size, "[1, inf)", integer=True)
     seed = checks.number("seed", seed, "[0, 4294967296)", integer=True)
     checks.flag("progress", progress)

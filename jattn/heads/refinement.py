@@ -51,7 +51,7 @@ def refine(
     check_task(task)
     check_can_be_pruned(model)
     rounds = checks.number("rounds", rounds, "[1, inf)", integer=True)
-    arguments.function("fine_tune", fine_tune, "model and train")
+    arguments.function("fine_tune", fine_tune, "model", "train")
     checks.one_of("metric", metric, tuple(METRICS))
     total, in_all = sum(counts(model).values()), number_of_heads("share", share, model)
     task = dataclasses.replace(task, metrics=(metric,))

@@ -50,7 +50,7 @@ class Task:
 
     def __post_init__(self) -> None:
         batch_size, metrics, seed = checked_settings(self.loss, self.batch_size, self.metrics, self.seed, self.progress)
-        arguments.function("score", self.score, "model and data")
+        arguments.function("score", self.score, "model", "data")
         random_draws = checks.number("random_draws", self.random_draws, "[0, inf)", integer=True)
         known = dict(batch_size=batch_size, metrics=metrics, seed=seed, random_draws=random_draws)
         for name, value in known.items():

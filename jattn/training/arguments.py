@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, PyTree
 
 from jattn._engine import checks
+from jattn._engine.of_caller import takes
 
 __all__ = ["examples", "function", "functions", "not_traced", "predicate", "trainable", "variable_at"]
 
@@ -71,17 +72,19 @@ def functions(loss: Any, metrics: Any, optimizer: Any) -> None:
     """What is compiled, and kept with what was compiled."""
     if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
         raise ValueError(f'metrics must be functions by name, such as {{"accuracy": accuracy}}. Got {metrics!r:.80}.')
-    function("loss", loss, "model, batch and rng")
+    function("loss", loss, "model", "batch", "rng")
     for name, metric in metrics.items():
-        function(f"metrics[{name!r}]", metric, "model and batch")
+        function(f"metrics[{name!r}]", metric, "model", "batch")
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ValueError(f"optimizer must be an optax GradientTransformation. Got {optimizer!r:.80}.")
 
 
-def function(name: str, x: Any, arguments: str) -> None:
+def function(name: str, x: Any, *arguments: str) -> None:
     """A function of these arguments, which is hashable, so that it can be kept with what was compiled."""
     if not callable(x):
-        raise ValueError(f"{name} must be a function of {arguments}. Got {x!r:.80}.")
+        raise ValueError(f"{name} must be a function of {', '.join(arguments)}. Got {x!r:.80}.")
+    if not isinstance(x, type):
+        takes(name, x, arguments)
     try:
         hash(x)
     except TypeError as error:

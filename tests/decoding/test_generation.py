@@ -229,6 +229,11 @@ def test_a_model_that_is_a_pytree() -> None:
         ({"prompt_attention_mask": jnp.array([[1, 1, 1], [0, 0, 0]])}, ("must be 1 at least once", "one without")),
         ({"eos": [1, 7]}, ("eos must be an integer in [0, 7)", "Got 7")),
         ({"processors": [3]}, ("processors must be functions of logits and transcript", "Got 3")),
+        (
+            {"processors": decoding.processors.top_k(3)},
+            ("processors must be a list of functions. Got", "Write [...] around it."),
+        ),
+        ({"processors": [lambda logits: logits]}, ("each of processors must be a function of logits, transcript",)),
         ({"rng": 3}, ("rng must be a jax.random.key", "Got 3")),
         (
             {"rng": jax.random.split(jax.random.key(0), 3)},
@@ -258,3 +263,15 @@ def test_what_needs_a_running_program() -> None:
         inside(jnp.ones((2, 3), int), stop="a", decode=str)
     with raises("stream must not be called under jit"):
         jax.jit(lambda x: next(decoding.stream(drawn(), x, max_new_tokens=2)))(jnp.ones((2, 3), int))
+
+
+def test_a_processor_of_ones_own_sees_what_has_changed() -> None:
+    model, chosen = made("gpt2"), [1]
+
+    def only(logits: Any, transcript: Any) -> Any:
+        return jnp.where(jnp.arange(logits.shape[-1]) == chosen[0], logits, -jnp.inf)
+
+    for token in (1, 3):
+        chosen[0] = token
+        found = decoding.generate(model, PROMPT, LENS, max_new_tokens=2, processors=[only])
+        np.testing.assert_array_equal(found.tokens, token)

@@ -291,7 +291,7 @@ def test_every_metric_is_described() -> None:
         ({"metrics": ("entropie",)}, r"metrics must be some of l1, .* Got entropie\."),
         ({"metrics": ()}, r"metrics must be some of l1, .* Got none\."),
         ({"batch_size": 0}, r"batch_size must be an integer in \[1, inf\)\. Got 0"),
-        ({"loss": 1}, r"loss must be a function of model, batch and rng\. Got 1"),
+        ({"loss": 1}, r"loss must be a function of model, batch, rng\. Got 1"),
         ({"loss": lambda model, batch, rng: model(batch[0])}, r"loss must return one number, the mean over the batch"),
         ({"loss": lambda model, batch, rng: batch[0].mean()}, r"loss must run every layer .* never ran it"),
         (

@@ -171,7 +171,7 @@ def test_what_refinement_and_folds_refuse() -> None:
         ({"share": 1.5}, r"share must be a number in \[0, 1\)\. Got 1\.5\."),
         ({"share": 0.9}, r"share must leave each of 1 layers a head: at most 3 of 4 heads\. Got 0\.9, which is 4\."),
         ({"metric": "l3"}, r"metric must be one of 'l1', .* Got 'l3'\."),
-        ({"fine_tune": None}, r"fine_tune must be a function of model and train\. Got None\."),
+        ({"fine_tune": None}, r"fine_tune must be a function of model, train\. Got None\."),
     ):
         given: dict[str, Any] = dict(task=task(), fine_tune=pytest.fail, share=0.5, metric="l2") | wrong
         with pytest.raises(ValueError, match=message):
@@ -207,8 +207,8 @@ def test_importance_of_a_task() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"loss": 1}, r"loss must be a function of model, batch and rng\. Got 1\."),
-        ({"score": None}, r"score must be a function of model and data\. Got None\."),
+        ({"loss": 1}, r"loss must be a function of model, batch, rng\. Got 1\."),
+        ({"score": None}, r"score must be a function of model, data\. Got None\."),
         ({"batch_size": 0}, r"batch_size must be an integer in \[1, inf\)\. Got 0\."),
         ({"metrics": "entropie"}, r"metrics must be some of l1, .* Got entropie\."),
         ({"metrics": ()}, r"metrics must be some of l1, .* Got none\."),

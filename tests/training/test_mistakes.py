@@ -100,7 +100,11 @@ TWO_RATES = optax.multi_transform(
         ({"model": WithCounter()}, "wrt must select variables that are floating point. Got counter of int32"),
         ({"wrt": nnx.BatchStat}, "wrt must select some of the model's variables"),
         ({"loss": lambda m, batch, rng: (m(batch[0]) - batch[1]) ** 2}, r"loss must return one number.* shape \(8,\)"),
-        ({"loss": "mse"}, "loss must be a function of model, batch and rng. Got 'mse'"),
+        ({"loss": "mse"}, "loss must be a function of model, batch, rng. Got 'mse'"),
+        (
+            {"loss": lambda m, batch: 0.0},
+            r"loss must be a function of model, batch, rng. Got a function of \(m, batch\)",
+        ),
         ({"loss": Unhashable()}, "loss must be hashable. Got Unhashable, which is not. .* eq=False"),
         (
             {"loss": lambda m, batch, rng: squared_error(OUTSIDE, batch, rng)},
@@ -133,7 +137,7 @@ def test_mistakes(changes: dict[str, Any], message: str) -> None:
         ([squared_error], r"metrics must be functions by name, such as .* Got \[<function"),
         (squared_error, "metrics must be functions by name"),
         ("accuracy", "metrics must be functions by name, .* Got 'accuracy'"),
-        ({"a": 3}, r"metrics\['a'\] must be a function of model and batch. Got 3"),
+        ({"a": 3}, r"metrics\['a'\] must be a function of model, batch. Got 3"),
         ({"a": Unhashable()}, r"metrics\['a'\] must be hashable"),
         ({"a": lambda m, batch: 0.0, "b": lambda m, batch: m(batch[0])}, r"metrics\['b'\] must return one number"),
     ],
