@@ -135,7 +135,8 @@ class Rule(Pytree):
         whole = jax.eval_shape(lambda rule: formula(rule.aligned(len(batch)), shape.t, shape.s), self)
         asked = [(whole, (*batch, shape.h, shape.t, shape.s)), (single, (*batch, shape.h, 1, 1))]
         if any(n not in (0, 1) for n in single.shape[:-2]):  # of examples or heads: those that are asked for?
-            part = jax.eval_shape(lambda rule: formula(rule.aligned(len(batch)).of_one(len(batch)), 1, 1), self)
+            aligned = jax.eval_shape(lambda rule: rule.aligned(len(batch)), self)
+            part = jax.eval_shape(lambda rule: formula(rule, 1, 1), aligned.of_one(len(batch)))
             asked.append((part, (1,) * (len(batch) + 3)))
         for result, full in asked:
             if not jnp.issubdtype(result.dtype, dtype):
@@ -159,9 +160,12 @@ class Rule(Pytree):
             raise ValueError(f"{name} must fit its arrays. {OF_POSITIONS}{self.declared} Got: {error}") from error
 
     def of_one(self: Self, batch: int) -> Self:
-        """Of an aligned rule with so many batch axes, the part for one example and one head."""
-        cut = (slice(0, 1),) * (batch + 1)
-        return self.map_fields(lambda name, axes, x: x if axes is None else x[cut])
+        """Of an aligned rule with so many batch axes, the shapes of the part for one example and one head."""
+
+        def of(name: str, axes: str | None, x: Any) -> Any:
+            return x if axes is None else jax.ShapeDtypeStruct((*(1,) * (batch + 1), *x.shape[batch + 1 :]), x.dtype)
+
+        return self.map_fields(of)
 
     def name_of(self, field: str) -> str:
         """What the caller knows a field as."""
