@@ -161,7 +161,7 @@ def test_rewound_is_as_if_no_more_had_come(ring: bool, dtype: Any) -> None:
     empty = Cache.empty((4,), room=4 if ring else 12, num_heads=1, features=4, dtype=dtype, ring=ring)
     before = empty.append(x[:, :5], x[:, :5]).cache
     real = jnp.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]) == 1
-    rejected = jnp.arange(4)[:, None, None] >= jnp.array(kept)[:, None, None, None]
+    rejected = jnp.arange(4)[None, :, None, None] >= jnp.array(kept)[:, None, None, None]
     wrong = jnp.where(rejected, jnp.nan, x[:, 5:])
     back = before.append(wrong, wrong, real=real).cache.rewound(before, jnp.array(kept), since=4)
     expected = before.append(x[:, 5:], x[:, 5:], real=~rejected[..., 0, 0]).cache
