@@ -162,7 +162,7 @@ def test_rewound_is_as_if_no_more_had_come(ring: bool, dtype: Any) -> None:
     before = empty.append(x[:, :5], x[:, :5]).cache
     real = jnp.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]]) == 1
     rejected = jnp.arange(4)[None, :, None, None] >= jnp.array(kept)[:, None, None, None]
-    wrong = jnp.where(rejected, jnp.nan, x[:, 5:])
+    wrong = jnp.where(rejected, 1e9, x[:, 5:])
     back = before.append(wrong, wrong, real=real).cache.rewound(before, jnp.array(kept), since=4)
     expected = before.append(x[:, 5:], x[:, 5:], real=~rejected[..., 0, 0]).cache
     np.testing.assert_array_equal(back.length, [5, 6, 7, 8])
