@@ -44,15 +44,18 @@ class Function:
         return repr(self.function)
 
 
-def as_seen(value: Any) -> Any:
-    """A function of the caller's as a `Function`; anything else as it is."""
-    is_own = isinstance(value, types.FunctionType | types.MethodType) or _is_partial(value) or _is_plain_object(value)
-    return Function(value) if is_own and callable(value) and not _is_of_a_library(value) else value
+def as_seen(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the caller's as a `Function`; one of a library's as it is."""
+    is_own = isinstance(f, types.FunctionType | types.MethodType) or _is_partial(f) or _is_plain_object(f)
+    return Function(f) if is_own and not _is_of_a_library(f) else f
 
 
-def _is_of_a_library(value: Any) -> bool:
-    module = getattr(value, "__module__", None) or ""
-    return not inspect.ismethod(value) and module.partition(".")[0] in _OF_LIBRARIES
+def _is_of_a_library(f: Any) -> bool:
+    return not inspect.ismethod(f) and _package(getattr(f, "__module__", None)) in _OF_LIBRARIES
+
+
+def _package(module: str | None) -> str:
+    return (module or "").partition(".")[0]
 
 
 def _is_partial(value: Any) -> bool:
@@ -65,7 +68,7 @@ def _is_plain_object(value: Any) -> bool:
         hasattr(value, "__dict__")
         and not isinstance(value, type | types.ModuleType | types.FunctionType | types.MethodType | Function)
         and not isinstance(value, jax.Array | np.ndarray)
-        and type(value).__module__.partition(".")[0] not in ("jax", "jaxlib", "numpy")
+        and _package(type(value).__module__) not in ("jax", "jaxlib", "numpy")
     )
 
 
@@ -93,6 +96,8 @@ def _seen(x: Any, met: dict[int, int]) -> Any:
     met = {**met, id(x): len(met)}
     if isinstance(x, tuple | list):
         return type(x), tuple(_seen(part, met) for part in x)
+    if isinstance(x, set | frozenset):
+        return type(x), frozenset(_seen(part, met) for part in x)
     if isinstance(x, Mapping):
         return type(x), tuple((_seen(key, met), _seen(value, met)) for key, value in x.items())
     if isinstance(x, types.MethodType):

@@ -55,6 +55,10 @@ def of_array(array: np.ndarray) -> Callable[..., Any]:
     return lambda q, k: -array[0] * abs(q - k)
 
 
+def of_set(allowed: set[float]) -> Callable[..., Any]:
+    return lambda q, k: -max(allowed) * abs(q - k)
+
+
 def of_partial(values: list[float]) -> Callable[..., Any]:
     return functools.partial(lambda values, q, k: -values[0] * abs(q - k), values)
 
@@ -64,7 +68,7 @@ def change_global() -> None:
     slope = 3.0
 
 
-module, array, values = Slope(), np.ones(1), [1.0]
+module, array, values, allowed = Slope(), np.ones(1), [1.0], {1.0}
 CHANGES: dict[str, tuple[Any, Callable[[], Any]]] = {
     "a method": (module.rule, lambda: module.slope.set_value(jnp.array(3.0))),
     "a module": (module, lambda: module.slope.set_value(jnp.array(3.0))),
@@ -72,6 +76,7 @@ CHANGES: dict[str, tuple[Any, Callable[[], Any]]] = {
     "a dictionary": (of_dictionary, lambda: settings.update(slope=3.0)),
     "through a helper": (of_helper, change_global),
     "an array of NumPy's": (of_array(array), lambda: array.fill(3.0)),
+    "a set": (of_set(allowed), lambda: allowed.add(3.0)),
     "a partial": (of_partial(values), lambda: values.__setitem__(0, 3.0)),
 }
 
@@ -81,6 +86,7 @@ def as_at_first() -> None:
     global slope
     slope = settings["slope"] = values[0] = 1.0
     array.fill(1.0)
+    allowed.discard(3.0)
     module.slope.set_value(jnp.array(1.0))
 
 
